@@ -1,0 +1,485 @@
+//! Certificates as files: reading PEM, what a leaf says, and whether it can work for a node.
+//!
+//! The checks use the verifiers that peers use, so what passes here passes there. Private keys are read by
+//! [`read_key`] alone; only `mesh-proxy` (and `meshctl`, which makes them) calls it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::config::Config;
+use crate::identity::{Identity, IdentityError};
+use crate::name::NodeName;
+
+/// What is wrong with a certificate, a key or one of their files.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it, and the fields are its parts
+pub enum MaterialError {
+    #[error("{what} {}: {source}", path.display())]
+    Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{what} {}: not valid PEM ({reason})", path.display())]
+    Pem { what: &'static str, path: PathBuf, reason: String },
+    #[error("{what} {}: holds no {expected}", path.display())]
+    Empty { what: &'static str, path: PathBuf, expected: &'static str },
+    #[error("{}: {source}", path.display())]
+    Parse { path: PathBuf, source: LeafError },
+    #[error("trust bundle {}: certificate {position} cannot be a trust anchor: {reason}", path.display())]
+    Anchor { path: PathBuf, position: usize, reason: String },
+    #[error("revocation list {}: {reason}", path.display())]
+    Crl { path: PathBuf, reason: String },
+    #[error(
+        "certificate {}: CN {cn:?} names {found}, but mesh.node_name is {node}; \
+         they must be the same (correct node_name, or issue a certificate for {node})",
+        path.display()
+    )]
+    OtherNode { path: PathBuf, cn: String, found: String, node: NodeName },
+    #[error("certificate {}: {reason}", path.display())]
+    Untrusted { path: PathBuf, reason: String },
+    #[error(
+        "certificate {}: no subject alternative name {node}.mesh (it has {names}); peers verify that name, \
+         so issue the certificate anew with it",
+        path.display()
+    )]
+    NoMeshName { path: PathBuf, node: NodeName, names: String },
+    #[error("private key {}: does not belong to the certificate {}", path.display(), certificate.display())]
+    KeyMismatch { path: PathBuf, certificate: PathBuf },
+    #[error("private key {}: {reason}", path.display())]
+    Key { path: PathBuf, reason: String },
+}
+
+/// Why a leaf certificate names nobody in the mesh. In words that follow `certificate …:`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LeafError {
+    #[error("it is no X.509 certificate ({0})")]
+    Der(String),
+    #[error("its subject has no common name")]
+    NoCommonName,
+    #[error("its subject has {0} common names; exactly one is allowed")]
+    SeveralCommonNames(usize),
+    #[error("its common name is no text")]
+    NotText,
+    #[error("its {0}")]
+    Identity(#[from] IdentityError),
+}
+
+/// What a leaf certificate says. Nothing here is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// The only common name, as it stands.
+    pub common_name: String,
+    /// Whom the common name names.
+    pub identity: Identity,
+    /// DNS subject alternative names.
+    pub dns_names: Vec<String>,
+    /// Address subject alternative names.
+    pub addresses: Vec<IpAddr>,
+    /// Start of validity, epoch seconds.
+    pub not_before: i64,
+    /// End of validity, epoch seconds.
+    pub not_after: i64,
+}
+
+impl Leaf {
+    /// Reads a certificate.
+    ///
+    /// # Errors
+    /// Anything but exactly one common name that names a node, an agent or a device.
+    pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, LeafError> {
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|error| LeafError::Der(error.to_string()))?;
+        let names: Vec<_> = parsed.subject().iter_common_name().collect();
+        let common_name = match names.as_slice() {
+            [one] => one.as_str().map_err(|_| LeafError::NotText)?.to_owned(),
+            [] => return Err(LeafError::NoCommonName),
+            several => return Err(LeafError::SeveralCommonNames(several.len())),
+        };
+        let identity = common_name.parse()?;
+        let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+        let alternative = parsed.subject_alternative_name().ok().flatten();
+        for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+        let validity = parsed.validity();
+        Ok(Self {
+            common_name,
+            identity,
+            dns_names,
+            addresses,
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+        })
+    }
+
+    /// Whole days until the end of validity; negative once it has passed.
+    pub fn days_left(&self, now: UnixTime) -> i64 {
+        (self.not_after - now.as_secs() as i64).div_euclid(86_400)
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
+/// The public parts of a node's credentials, read together.
+#[derive(Debug, Clone)]
+pub struct Material {
+    /// The certificate's file, for messages.
+    pub cert_path: PathBuf,
+    /// The leaf first, then what else the file holds.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// What the leaf says.
+    pub leaf: Leaf,
+    /// Every certificate of the trust bundle as an anchor.
+    pub roots: Arc<RootCertStore>,
+    /// Revocation lists; empty where none are configured.
+    pub crls: Vec<CertificateRevocationListDer<'static>>,
+}
+
+impl Material {
+    /// Reads certificate, trust bundle and, where configured, revocation lists.
+    ///
+    /// # Errors
+    /// The first file that cannot be used. Fails closed: a revocation list that is configured must load.
+    pub fn load(config: &Config) -> Result<Self, MaterialError> {
+        let tls = &config.mesh.tls;
+        let chain = read_certificates("certificate", &tls.cert_path)?;
+        let leaf = Leaf::parse(&chain[0])
+            .map_err(|source| MaterialError::Parse { path: tls.cert_path.clone(), source })?;
+        Ok(Self {
+            cert_path: tls.cert_path.clone(),
+            chain,
+            leaf,
+            roots: Arc::new(read_trust_bundle(&tls.ca_path)?),
+            crls: config.proxy.crl_path.as_deref().map(read_crls).transpose()?.unwrap_or_default(),
+        })
+    }
+
+    /// Checks that the CN names `node` itself.
+    ///
+    /// # Errors
+    /// A certificate of somebody else, an agent or a device.
+    pub fn names_node(&self, node: &NodeName) -> Result<(), MaterialError> {
+        if self.leaf.identity == Identity::Node(node.clone()) {
+            return Ok(());
+        }
+        Err(MaterialError::OtherNode {
+            path: self.cert_path.clone(),
+            cn: self.leaf.common_name.clone(),
+            found: match &self.leaf.identity {
+                Identity::Node(other) => format!("node {other}"),
+                Identity::Agent(agent, other) => format!("agent {agent} on {other}"),
+                Identity::Device(device) => format!("device {device}"),
+            },
+            node: node.clone(),
+        })
+    }
+
+    /// Checks that peers will accept the certificate, as a client and as the server `<node>.mesh`.
+    ///
+    /// # Errors
+    /// No chain to the trust bundle, not valid now, revoked, wrong usage, or without the mesh name.
+    pub fn accepted_by_peers(&self, node: &NodeName, now: UnixTime) -> Result<(), MaterialError> {
+        let untrusted = |reason: String| MaterialError::Untrusted { path: self.cert_path.clone(), reason };
+        let described = |error: rustls::Error, role| untrusted(describe(&error, role));
+        let provider = provider();
+        let client = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .with_crls(self.crls.clone())
+            .build()
+            .map_err(|error| untrusted(error.to_string()))?;
+        let server = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider)
+            .with_crls(self.crls.clone())
+            .build()
+            .map_err(|error| untrusted(error.to_string()))?;
+        let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
+        client.verify_client_cert(leaf, rest, now).map_err(|error| described(error, Role::Client))?;
+        let name = ServerName::try_from(node.mesh_host())
+            .map_err(|error| untrusted(format!("{node}.mesh is no server name: {error}")))?;
+        match server.verify_server_cert(leaf, rest, &name, &[], now) {
+            Ok(_) => Ok(()),
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Err(MaterialError::NoMeshName {
+                path: self.cert_path.clone(),
+                node: node.clone(),
+                names: match self.leaf.dns_names.as_slice() {
+                    [] => "no DNS name".into(),
+                    names => names.join(", "),
+                },
+            }),
+            Err(error) => Err(described(error, Role::Server)),
+        }
+    }
+
+    /// Joins the chain with its private key.
+    ///
+    /// # Errors
+    /// A key that cannot be read or used, or of another certificate.
+    pub fn with_key(&self, path: &Path) -> Result<CertifiedKey, MaterialError> {
+        let key = read_key(path)?;
+        let fail = |reason: String| MaterialError::Key { path: path.into(), reason };
+        let signer = provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|error| fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key")))?;
+        let certified = CertifiedKey::new(self.chain.clone(), signer);
+        match certified.keys_match() {
+            Ok(()) => Ok(certified),
+            Err(rustls::Error::InconsistentKeys(_)) => Err(MaterialError::KeyMismatch {
+                path: path.into(),
+                certificate: self.cert_path.clone(),
+            }),
+            Err(error) => Err(fail(error.to_string())),
+        }
+    }
+}
+
+/// The cryptography of all programs here.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Which side of a connection a certificate is used on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It dials.
+    Client,
+    /// It is dialled.
+    Server,
+}
+
+/// A failed verification in words that follow "certificate …:" or "TLS handshake failed from …:".
+pub fn describe(error: &rustls::Error, role: Role) -> String {
+    use CertificateError as E;
+    let rustls::Error::InvalidCertificate(cause) = error else {
+        return error.to_string();
+    };
+    match cause {
+        E::UnknownIssuer => "certificate is from an unknown issuer (no chain to the mesh CA)".into(),
+        E::Expired | E::ExpiredContext { .. } => "certificate has expired".into(),
+        E::NotValidYet | E::NotValidYetContext { .. } => {
+            "certificate is not valid yet (is a clock wrong?)".into()
+        }
+        E::Revoked => "certificate is revoked".into(),
+        E::UnknownRevocationStatus => {
+            "certificate's issuer is covered by no revocation list (proxy.crl_path needs one for each CA)".into()
+        }
+        E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => {
+            "the revocation list has expired; publish a new one".into()
+        }
+        E::BadSignature => "certificate has a bad signature".into(),
+        E::BadEncoding => "certificate cannot be read".into(),
+        E::NotValidForName | E::NotValidForNameContext { .. } => {
+            "certificate is not for the name that was dialled".into()
+        }
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => match role {
+            Role::Client => "certificate is not for TLS clients (extended key usage clientAuth)".into(),
+            Role::Server => "certificate is not for TLS servers (extended key usage serverAuth)".into(),
+        },
+        E::Other(other) => format!("certificate refused: {}", other.0),
+        other => format!("certificate refused: {other:?}"),
+    }
+}
+
+/// Reads all certificates of a PEM file, at least one.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read_certificates(
+    what: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    read_pem(what, path, "-----BEGIN CERTIFICATE-----")
+}
+
+/// Reads the trust bundle; every certificate in it is an anchor, so a peer may send its leaf alone.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
+    let mut roots = RootCertStore::empty();
+    for (i, certificate) in read_certificates("trust bundle", path)?.into_iter().enumerate() {
+        roots.add(certificate).map_err(|error| MaterialError::Anchor {
+            path: path.into(),
+            position: i + 1,
+            reason: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
+    read_pem("revocation list", path, "-----BEGIN X509 CRL-----")
+}
+
+/// Reads a private key: PKCS#8, PKCS#1 or SEC1 in PEM.
+///
+/// # Errors
+/// An unreadable or malformed file, an encrypted key, or none in it.
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
+    let what = "private key";
+    let pem = read(what, path)?;
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(key) => Ok(key),
+        Err(pem::Error::NoItemsFound) => {
+            let encrypted = String::from_utf8_lossy(&pem).contains("ENCRYPTED");
+            let expected = match encrypted {
+                true => "usable private key; it is encrypted, so write it out without a passphrase and protect the file",
+                false => "-----BEGIN PRIVATE KEY-----",
+            };
+            Err(MaterialError::Empty { what, path: path.into(), expected })
+        }
+        Err(error) => Err(MaterialError::Pem { what, path: path.into(), reason: error.to_string() }),
+    }
+}
+
+fn read_pem<T: PemObject>(
+    what: &'static str,
+    path: &Path,
+    expected: &'static str,
+) -> Result<Vec<T>, MaterialError> {
+    let pem = read(what, path)?;
+    let items: Vec<T> = T::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| MaterialError::Pem { what, path: path.into(), reason: error.to_string() })?;
+    match items.is_empty() {
+        true => Err(MaterialError::Empty { what, path: path.into(), expected }),
+        false => Ok(items),
+    }
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError> {
+    std::fs::read(path).map_err(|source| MaterialError::Unreadable { what, path: path.into(), source })
+}
+
+/// One line of a `check` command's report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was looked at and what was found.
+    pub text: String,
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Works, but not for long or not as meant.
+    Warning,
+    /// Cannot work.
+    Failed,
+    /// Not looked at here.
+    Skipped,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.outcome {
+            Outcome::Ok => "ok  ",
+            Outcome::Warning => "warn",
+            Outcome::Failed => "FAIL",
+            Outcome::Skipped => "skip",
+        };
+        write!(f, "{mark} {}", self.text)
+    }
+}
+
+/// Everything about a configuration that can be known without starting, a line each.
+///
+/// `read_key` says whether this program may read the private key.
+pub fn check(config: &Config, read_key: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut push = |outcome, text: String| checks.push(Check { outcome, text });
+    for warning in &config.warnings {
+        push(Outcome::Warning, warning.to_string());
+    }
+    match config.mesh.enabled {
+        true => push(Outcome::Ok, format!("mesh is enabled, this is node {}", config.mesh.node_name)),
+        false => push(Outcome::Failed, "mesh.enabled is false: nothing will start".into()),
+    }
+    push(Outcome::Ok, format!("backend {} is loopback", config.proxy.backend.address));
+
+    let tls = &config.mesh.tls;
+    let material = match Material::load(config) {
+        Ok(material) => material,
+        Err(error) => {
+            push(Outcome::Failed, error.to_string());
+            return checks;
+        }
+    };
+    let now = UnixTime::now();
+    let (node, path) = (&config.mesh.node_name, tls.cert_path.display());
+    let mut judge = |result: Result<String, MaterialError>| match result {
+        Ok(text) => push(Outcome::Ok, text),
+        Err(error) => push(Outcome::Failed, error.to_string()),
+    };
+    judge(material.names_node(node).map(|()| format!("certificate {path}: CN names node {node}")));
+    judge(material.accepted_by_peers(node, now).map(|()| {
+        format!("certificate {path}: chains to {}, is for {node}.mesh, client and server", tls.ca_path.display())
+    }));
+    match read_key {
+        true => judge(
+            material.with_key(&tls.key_path).map(|_| format!("private key {} belongs to it", tls.key_path.display())),
+        ),
+        false => push(
+            Outcome::Skipped,
+            format!("private key {}: only mesh-proxy reads it (mesh-proxy check)", tls.key_path.display()),
+        ),
+    }
+    let days = material.leaf.days_left(now);
+    let outcome = if days < 14 { Outcome::Warning } else { Outcome::Ok };
+    push(outcome, format!("certificate {path}: {days} days to expiry"));
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+
+    use super::*;
+
+    fn leaf_with(names: &[&str]) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["ct110.mesh".into()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in names {
+            params.distinguished_name.push(DnType::CommonName, *name);
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_leaf_names_exactly_one_identity() {
+        let leaf = Leaf::parse(&leaf_with(&["ct110.mesh"])).unwrap();
+        assert_eq!(leaf.identity, Identity::Node("ct110".parse().unwrap()));
+        assert_eq!(leaf.dns_names, ["ct110.mesh"]);
+        assert_eq!(Leaf::parse(&leaf_with(&[])), Err(LeafError::NoCommonName));
+        assert!(matches!(Leaf::parse(&leaf_with(&["a b"])), Err(LeafError::Identity(_))));
+        assert!(matches!(Leaf::parse(&CertificateDer::from(vec![1, 2])), Err(LeafError::Der(_))));
+    }
+}

@@ -1,0 +1,189 @@
+//! The `proxy:` section: the sidecar. Every key has a default that works.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::yaml::{Item, Section, repeated};
+use crate::address::LoopbackAddr;
+use crate::identity::Identity;
+use crate::name::NodeName;
+
+/// The section, checked.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Where peers come in.
+    pub inbound: Inbound,
+    /// Where this host's programs go out.
+    pub outbound: Outbound,
+    /// The agent's server.
+    pub backend: Backend,
+    /// How much one client may take.
+    pub limits: Limits,
+    /// How long one client may take.
+    pub timeouts: Timeouts,
+    /// Which peers may come in.
+    pub policy: Policy,
+    /// Where to serve `/healthz`, `/readyz` and `/metrics`; `None`: nowhere.
+    pub admin: Option<LoopbackAddr>,
+    /// Revocation lists (PEM) to enforce in both directions; `None`: there are none.
+    pub crl_path: Option<PathBuf>,
+    /// Where the last known roster is kept for the next start.
+    pub state_dir: PathBuf,
+    /// How many characters of a task its log line shows; 0: none.
+    pub task_preview_chars: usize,
+}
+
+/// Where peers come in.
+#[derive(Debug, Clone)]
+pub struct Inbound {
+    /// The address to listen on; the port is `mesh.agent_channel_port`. `::` stands for all, IPv4 too.
+    pub address: IpAddr,
+}
+
+/// Where this host's programs go out.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    /// Plain HTTP for all destinations.
+    pub listen: LoopbackAddr,
+    /// Plain HTTP for one node each.
+    pub listeners: Vec<OutboundListener>,
+}
+
+/// A listener whose requests all go to one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundListener {
+    /// Where to listen.
+    pub listen: LoopbackAddr,
+    /// Where everything goes.
+    pub node: NodeName,
+}
+
+/// The agent's server.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Plain HTTP/1.1.
+    pub address: LoopbackAddr,
+}
+
+/// How much one client may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
+    /// Largest header block, in bytes.
+    pub max_header_bytes: u32,
+    /// Most inbound connections at once.
+    pub max_connections: usize,
+    /// Most requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
+}
+
+/// How long one client may take.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// TCP connect and TLS handshake, each way.
+    pub handshake: Duration,
+    /// Until a request's header block is complete.
+    pub header: Duration,
+    /// How long an unused connection to a peer or the backend is kept.
+    pub pool_idle: Duration,
+    /// How long requests in flight may go on after SIGTERM.
+    pub drain: Duration,
+}
+
+/// Which peers may come in: all that the CA vouches for, unless narrowed here.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Only these; `None`: every one.
+    pub allow: Option<Vec<Identity>>,
+    /// Never these.
+    pub deny: Vec<Identity>,
+}
+
+pub(super) fn read(section: Section<'_>) -> Proxy {
+    let inbound = section.section("inbound");
+    let address = inbound.parsed("address").unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    inbound.finish();
+
+    let outbound = outbound(section.section("outbound"));
+
+    let backend = section.section("backend");
+    let address_of_backend = backend.parsed("address").unwrap_or(LoopbackAddr::v4(8080));
+    backend.finish();
+
+    let limits = section.section("limits");
+    let limits_read = Limits {
+        max_body_bytes: limits.number("max_body_bytes", 1..=1 << 40).unwrap_or(10 * 1024 * 1024),
+        max_header_bytes: limits.number("max_header_bytes", 8192..=1 << 20).unwrap_or(64 * 1024) as u32,
+        max_connections: limits.number("max_connections", 1..=1_000_000).unwrap_or(10_000) as usize,
+        max_streams: limits.number("max_streams", 1..=10_000).unwrap_or(250) as u32,
+    };
+    limits.finish();
+
+    let timeouts = section.section("timeouts");
+    let ms = |key, default| {
+        Duration::from_millis(timeouts.number(key, 10..=86_400_000).unwrap_or(default))
+    };
+    let timeouts_read = Timeouts {
+        handshake: ms("handshake_ms", 10_000),
+        header: ms("header_ms", 30_000),
+        pool_idle: ms("pool_idle_ms", 90_000),
+        drain: ms("drain_ms", 30_000),
+    };
+    timeouts.finish();
+
+    let policy = section.section("policy");
+    let policy_read =
+        Policy { allow: policy.list("allow"), deny: policy.list("deny").unwrap_or_default() };
+    policy.finish();
+
+    let admin = section.section("admin");
+    let admin_listen = admin.parsed("listen");
+    admin.finish();
+
+    let log = section.section("log");
+    let task_preview_chars = log.number("task_preview_chars", 0..=10_000).unwrap_or(100) as usize;
+    log.finish();
+
+    let proxy = Proxy {
+        inbound: Inbound { address },
+        outbound,
+        backend: Backend { address: address_of_backend },
+        limits: limits_read,
+        timeouts: timeouts_read,
+        policy: policy_read,
+        admin: admin_listen,
+        crl_path: section.string("crl_path").map(PathBuf::from),
+        state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
+        task_preview_chars,
+    };
+    let own = [Some(proxy.outbound.listen), proxy.admin].into_iter().flatten();
+    let listening: Vec<_> = own.chain(proxy.outbound.listeners.iter().map(|each| each.listen)).collect();
+    if listening.contains(&proxy.backend.address) {
+        section.mistake("backend", format!("{} is one of the sidecar's own listeners", proxy.backend.address));
+    }
+    for (_, address) in repeated(&listening) {
+        section.mistake("outbound", format!("{address} is used for two listeners"));
+    }
+    section.finish();
+    proxy
+}
+
+fn outbound(section: Section<'_>) -> Outbound {
+    let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
+    let mut listeners = Vec::new();
+    for (i, item) in section.sections("listeners", false).into_iter().enumerate() {
+        let Item::Section(item) = item else { continue };
+        let given = (item.parsed("listen"), item.parsed("node"));
+        let complete = item.has("listen") && item.has("node");
+        item.finish();
+        match given {
+            (Some(listen), Some(node)) => listeners.push(OutboundListener { listen, node }),
+            _ if !complete => section.mistake_at("listeners", i, "expected {listen: 127.0.0.1:3111, node: ct111}"),
+            _ => {}
+        }
+    }
+    section.finish();
+    Outbound { listen, listeners }
+}

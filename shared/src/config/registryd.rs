@@ -1,0 +1,120 @@
+//! The `registryd:` section: what this node says of itself, and the daemon's socket and names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use super::yaml::{Item, Section, repeated};
+use crate::local_api::Agent;
+use crate::name::AgentName;
+
+/// The section, checked.
+#[derive(Debug, Clone)]
+pub struct Registryd {
+    /// The agents that live on this node.
+    pub agents: Vec<Agent>,
+    /// Model providers in use here.
+    pub providers: Vec<String>,
+    /// Models in use here.
+    pub models: Vec<String>,
+    /// What this node can do.
+    pub capabilities: Vec<String>,
+    /// Anything else to publish.
+    pub metadata: Option<Map<String, Value>>,
+    /// `agent` unless said otherwise; only agents heartbeat.
+    pub role: String,
+    /// The unix socket for mesh-proxy and meshctl.
+    pub socket: PathBuf,
+    /// Names.
+    pub dns: Dns,
+}
+
+/// How `.mesh` names are looked up and answered.
+#[derive(Debug, Clone, Default)]
+pub struct Dns {
+    /// Servers to ask for `.mesh` names; empty: the host's resolver.
+    pub upstream: Vec<SocketAddr>,
+    /// Where registryd answers for `.mesh` itself; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+pub(super) fn read(section: Section<'_>) -> Registryd {
+    let agents = agents(&section);
+    let dns = section.section("dns");
+    let dns_read = Dns {
+        upstream: dns.list::<DnsServer>("upstream").unwrap_or_default().into_iter().map(|server| server.0).collect(),
+        listen: dns.parsed("listen"),
+    };
+    dns.finish();
+    let texts = |key| section.list(key).unwrap_or_default();
+    let of_agents = |pick: fn(&Agent) -> &Option<String>| {
+        let mut all: Vec<String> = agents.iter().filter_map(|agent| pick(agent).clone()).collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    let (providers, models) = (texts("providers"), texts("models"));
+    let registryd = Registryd {
+        providers: if providers.is_empty() { of_agents(|agent| &agent.provider) } else { providers },
+        models: if models.is_empty() { of_agents(|agent| &agent.model) } else { models },
+        agents,
+        capabilities: texts("capabilities"),
+        metadata: section.json_map("metadata"),
+        role: section.string("role").unwrap_or_else(|| "agent".into()),
+        socket: section.string("socket").map_or_else(|| "/run/mesh/registryd.sock".into(), PathBuf::from),
+        dns: dns_read,
+    };
+    section.finish();
+    registryd
+}
+
+/// `opus`, or `{name: opus, id: …, provider: anthropic, model: …}`.
+fn agents(section: &Section<'_>) -> Vec<Agent> {
+    let mut agents: Vec<Agent> = Vec::new();
+    for (i, item) in section.sections("agents", true).into_iter().enumerate() {
+        let agent = match item {
+            Item::Text(name) => match name.parse::<AgentName>() {
+                Ok(name) => Agent { id: name.to_string(), name: name.into(), provider: None, model: None },
+                Err(error) => {
+                    section.mistake_at("agents", i, error.to_string());
+                    continue;
+                }
+            },
+            Item::Section(item) => {
+                let name: Option<AgentName> = item.parsed("name");
+                let (id, provider, model) = (item.string("id"), item.string("provider"), item.string("model"));
+                let unnamed = !item.has("name");
+                item.finish();
+                let Some(name) = name else {
+                    if unnamed {
+                        section.mistake_at("agents", i, "expected a name, or {name: opus, provider: anthropic}");
+                    }
+                    continue;
+                };
+                Agent { id: id.unwrap_or_else(|| name.to_string()), name: name.into(), provider, model }
+            }
+        };
+        agents.push(agent);
+    }
+    let names: Vec<_> = agents.iter().map(|agent| agent.name.clone()).collect();
+    for (i, name) in repeated(&names) {
+        section.mistake_at("agents", i, format!("{name} is listed twice"));
+    }
+    agents
+}
+
+/// `192.168.10.1` (port 53) or `127.0.0.1:5353`.
+struct DnsServer(SocketAddr);
+
+impl FromStr for DnsServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<SocketAddr>()
+            .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
+            .map(Self)
+            .map_err(|_| format!("{text:?} is no DNS server address such as 192.168.10.1 or 127.0.0.1:5353"))
+    }
+}

@@ -1,0 +1,19 @@
+//! What `mesh-proxy` and `registryd` must agree on, and nothing else: names and identities, the
+//! configuration file, the `mesh.json` model and the types on the local socket between the two.
+//!
+//! Everything here is parsing and data. There is no runtime, no network and no background work;
+//! the only files read are the configuration and certificates.
+
+pub mod address;
+pub mod certificate;
+pub mod config;
+pub mod identity;
+pub mod local_api;
+pub mod logging;
+pub mod message;
+pub mod name;
+pub mod registry;
+
+pub use address::LoopbackAddr;
+pub use identity::Identity;
+pub use name::{AgentName, NodeName};

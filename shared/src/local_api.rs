@@ -1,0 +1,204 @@
+//! The local socket between `mesh-proxy`, `registryd` and `meshctl`: HTTP/1.1 on a unix socket.
+//!
+//! | Method, path | For | Body |
+//! |---|---|---|
+//! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`Roster`] per line: at once, then after every change |
+//! | PUT [`SIDECAR`] | mesh-proxy | [`SidecarReport`] |
+//! | GET [`STATUS`], PUT [`STATUS`] | meshctl | [`DaemonStatus`], [`StatusChange`] |
+//! | GET [`MESH`], POST [`JOIN`], GET [`AGENTS`] | peers, through the sidecar | see the design |
+//! | GET [`NODES`], [`ROSTER_AGENTS`], [`EVENTS`] | agents, through the sidecar; meshctl | [`NodeView`]s, [`AgentView`]s, server-sent events |
+//!
+//! Peers' requests carry [`PEER_CN`], set by the sidecar from the verified certificate; registryd
+//! trusts it because only this host's mesh group can open the socket.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::name::NodeName;
+use crate::registry::{Node, Status};
+
+/// Stream of [`Roster`]s, one JSON document a line.
+pub const ROSTER_WATCH: &str = "/v1/roster/watch";
+/// What the sidecar tells registryd about itself.
+pub const SIDECAR: &str = "/v1/sidecar";
+/// registryd's own state; changing this node's status.
+pub const STATUS: &str = "/v1/status";
+/// The registry as a JSON array of nodes, for peers.
+pub const MESH: &str = "/api/mesh";
+/// Registration of the calling peer.
+pub const JOIN: &str = "/api/mesh/join";
+/// This node's agents.
+pub const AGENTS: &str = "/api/agents";
+/// All nodes, for agents and people.
+pub const NODES: &str = "/mesh/nodes";
+/// All agents with the nodes that host them.
+pub const ROSTER_AGENTS: &str = "/mesh/agents";
+/// Changes as server-sent events.
+pub const EVENTS: &str = "/mesh/events";
+
+/// Header: the verified CN of the peer that sent a request.
+pub const PEER_CN: &str = "x-mesh-peer-cn";
+/// Header: the agent a request is for.
+pub const MESH_AGENT: &str = "x-mesh-agent";
+/// Header: the node a request is for.
+pub const MESH_NODE: &str = "x-mesh-node";
+/// Header: the stable code of an error that a sidecar or registryd made.
+pub const MESH_ERROR: &str = "x-mesh-error";
+
+/// Who can be reached now: the view from which mesh-proxy routes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Roster {
+    /// Rises with every change while registryd runs.
+    pub revision: u64,
+    /// All nodes with valid names, the own one among them, ordered by name.
+    pub nodes: Vec<RosterNode>,
+}
+
+/// A node as the sidecar needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RosterNode {
+    /// The name to dial and verify.
+    pub name: NodeName,
+    /// The last known state.
+    pub status: Status,
+    /// The agents there.
+    pub agents: Vec<String>,
+    /// What `<name>.mesh` (or else the node's `host`) resolves to, in the order to try.
+    pub addresses: Vec<IpAddr>,
+    /// The inbound port.
+    pub port: u16,
+    /// Why `addresses` is empty, in words for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unresolved: Option<String>,
+}
+
+/// What the sidecar tells registryd, at its start, on every change and every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarReport {
+    /// Where peers reach this node.
+    pub inbound: SocketAddr,
+    /// Where this host's programs reach the mesh.
+    pub outbound: SocketAddr,
+    /// Whether the last contact with the agent's server succeeded; `None` before the first.
+    pub backend_up: Option<bool>,
+    /// When the node's certificate ends, epoch seconds.
+    pub certificate_not_after: i64,
+}
+
+/// registryd's answer to `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonStatus {
+    /// This node.
+    pub node: NodeName,
+    /// The program's version.
+    pub version: String,
+    /// The file in use.
+    pub registry_path: String,
+    /// `static`, `seed`, `mdns` or `none`.
+    pub discovery: String,
+    /// Nodes known.
+    pub nodes: usize,
+    /// Nodes online.
+    pub online: usize,
+    /// What is wrong now, each in a sentence; empty when all is well.
+    pub problems: Vec<String>,
+    /// The sidecar's last report; `None` if none came within its lifetime.
+    pub sidecar: Option<SidecarReport>,
+    /// How long ago the last heartbeat was written, in ms.
+    pub last_heartbeat_age_ms: Option<u64>,
+}
+
+/// Body of `PUT /v1/status`: what the operator wants this node to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusChange {
+    /// `online` or `updating`.
+    pub status: Status,
+}
+
+/// A node as shown to people and programs: the registry's entry and what this reader observed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    /// The entry; its `status` is this reader's judgement.
+    #[serde(flatten)]
+    pub node: Node,
+    /// How long ago this reader saw `lastSeen` move, in ms; `None` if it has not yet.
+    pub age_ms: Option<u64>,
+    /// The node's clock minus this host's, in ms, as far as it can be observed.
+    pub skew_ms: Option<i64>,
+    /// What its name resolves to.
+    pub addresses: Vec<IpAddr>,
+    /// Whether this is the node that answers.
+    pub local: bool,
+}
+
+/// An agent and the nodes that can take its tasks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentView {
+    /// The agent's name.
+    pub name: String,
+    /// Nodes that host it, usable ones first, the local one before others.
+    pub nodes: Vec<AgentNode>,
+}
+
+/// One place where an agent lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentNode {
+    /// The node.
+    pub node: NodeName,
+    /// Its state.
+    pub status: Status,
+    /// Whether it is this host.
+    pub local: bool,
+}
+
+/// One of this node's agents, as in `GET /api/agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Stable identifier; the name unless configured.
+    pub id: String,
+    /// The name to address.
+    pub name: String,
+    /// The model's provider, where known.
+    pub provider: Option<String>,
+    /// The model, where known.
+    pub model: Option<String>,
+}
+
+/// Body of `GET /api/agents`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentList {
+    /// This node's agents.
+    pub agents: Vec<Agent>,
+}
+
+/// Answer to a successful join.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// Always `ok`.
+    pub status: String,
+    /// All nodes known after the join.
+    pub nodes: Vec<Node>,
+}
+
+/// An error that a sidecar or registryd made (RFC 9457, `application/problem+json`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable, for programs; also in the header [`MESH_ERROR`].
+    pub code: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The kind of problem in a few words.
+    pub title: String,
+    /// What failed here and what to do.
+    pub detail: String,
+    /// More for programs, such as the nodes that would have been possible.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, Value>,
+}
