@@ -1,1 +1,54 @@
+//! The harness of the end-to-end tests: real `mesh-proxy`, `registryd` and `meshctl` processes on loopback
+//! addresses of their own, with throw-away certificates, example agents and hand-made peers.
+//!
+//! - [`mesh`]: nodes, their folders, configuration and processes
+//! - [`process`]: child processes with captured logs, ended with the test
+//! - [`ca`]: certificates, good and bad
+//! - [`tls`]: clients and servers that play the other sidecar
+//! - [`agent`]: the backend behind a node
+//! - [`web`]: plain HTTP requests
+//! - [`dns`]: the resolver that nodes ask
+//!
+//! A harness fails by panicking, with what it saw. Deadlines only bound failures.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+pub mod agent;
+pub mod ca;
+pub mod dns;
+pub mod loopback;
+pub mod mesh;
+pub mod process;
+pub mod tls;
+pub mod web;
+
+use std::time::Duration;
+
+/// Bounds every wait; far above what a busy machine needs, so that only a real failure meets it.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `probe` gives a value.
+///
+/// # Panics
+/// With `what` when it does not within [`DEADLINE`].
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = std::time::Instant::now();
+    loop {
+        let left = DEADLINE.saturating_sub(started.elapsed());
+        match tokio::time::timeout(left, probe()).await {
+            Ok(Some(value)) => return value,
+            Ok(None) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(_) => panic!("within {DEADLINE:?} this did not come true: {what}"),
+        }
+    }
+}
+
+/// Waits for `future`.
+///
+/// # Panics
+/// With `what` when it takes longer than [`DEADLINE`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("within {DEADLINE:?} this did not end: {what}"),
+    }
+}

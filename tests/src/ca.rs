@@ -1,0 +1,175 @@
+//! Throw-away certificate authorities in the layout of the reference document.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A root and the intermediate that issues.
+pub struct Ca {
+    root_pem: String,
+    intermediate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a leaf should say. [`Spec::node`] is a good one; the rest is changed for bad ones.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// The common name; `None`: a subject without one.
+    pub cn: Option<String>,
+    /// DNS alternative names.
+    pub dns: Vec<String>,
+    /// Address alternative names.
+    pub ips: Vec<IpAddr>,
+    /// First year of validity.
+    pub from: i32,
+    /// Year in which it ends.
+    pub until: i32,
+    /// Whether it may be used as a client.
+    pub client: bool,
+    /// Whether it may be used as a server.
+    pub server: bool,
+}
+
+impl Spec {
+    /// `CN=<node>`, `SAN=<node>.mesh`, for both sides, valid now.
+    pub fn node(node: &str) -> Self {
+        Self {
+            cn: Some(node.into()),
+            dns: vec![format!("{node}.mesh")],
+            ips: Vec::new(),
+            from: 2024,
+            until: 2090,
+            client: true,
+            server: true,
+        }
+    }
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The leaf in PEM.
+    pub cert_pem: String,
+    /// The leaf and the intermediate in PEM.
+    pub chain_pem: String,
+    /// The key in PEM (PKCS#8).
+    pub key_pem: String,
+}
+
+impl Issued {
+    /// The leaf and the intermediate.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(self.chain_pem.as_bytes()).map(Result::unwrap).collect()
+    }
+
+    /// The leaf alone.
+    pub fn leaf(&self) -> Vec<CertificateDer<'static>> {
+        self.chain().into_iter().take(1).collect()
+    }
+
+    /// The key.
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).unwrap()
+    }
+}
+
+impl Ca {
+    /// Makes a root and an intermediate.
+    pub fn new() -> Self {
+        let authority = |name: &str, path_length| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.use_authority_key_identifier_extension = true;
+            (params, KeyPair::generate().unwrap())
+        };
+        let (root_params, root_key) = authority("Test Mesh Root", 1);
+        let root = root_params.self_signed(&root_key).unwrap();
+        let root_issuer = Issuer::new(root_params, root_key);
+        let (params, key) = authority("Test Mesh Intermediate", 0);
+        let intermediate = params.signed_by(&key, &root_issuer).unwrap();
+        Self { root_pem: root.pem(), intermediate_pem: intermediate.pem(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Issues a leaf.
+    pub fn issue(&self, spec: &Spec) -> Issued {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params(spec).signed_by(&key, &self.issuer).unwrap();
+        Issued {
+            cert_pem: certificate.pem(),
+            chain_pem: certificate.pem() + &self.intermediate_pem,
+            key_pem: key.serialize_pem(),
+        }
+    }
+
+    /// Issues a good leaf for a node.
+    pub fn node(&self, node: &str) -> Issued {
+        self.issue(&Spec::node(node))
+    }
+
+    /// `ca-chain.pem`: intermediate and root.
+    pub fn bundle_pem(&self) -> String {
+        format!("{}{}", self.intermediate_pem, self.root_pem)
+    }
+
+    /// The bundle as anchors.
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(self.bundle_pem().as_bytes()) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        roots
+    }
+
+    /// Writes the bundle where the reference document has it below `folder`.
+    pub fn write(&self, folder: &Path) -> PathBuf {
+        let path = folder.join("intermediate/ca-chain.pem");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, self.bundle_pem()).unwrap();
+        path
+    }
+}
+
+impl Default for Ca {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A leaf that nobody vouches for.
+pub fn self_signed(spec: &Spec) -> Issued {
+    let key = KeyPair::generate().unwrap();
+    let pem = params(spec).self_signed(&key).unwrap().pem();
+    Issued { cert_pem: pem.clone(), chain_pem: pem, key_pem: key.serialize_pem() }
+}
+
+fn params(spec: &Spec) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Test Mesh");
+    if let Some(cn) = &spec.cn {
+        params.distinguished_name.push(DnType::CommonName, cn.as_str());
+    }
+    params.subject_alt_names =
+        spec.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().unwrap())).collect();
+    params.subject_alt_names.extend(spec.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params.not_before = date_time_ymd(spec.from, 1, 1);
+    params.not_after = date_time_ymd(spec.until, 1, 1);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    if spec.client {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    if spec.server {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params
+}

@@ -1,0 +1,84 @@
+//! The DNS server that nodes under test ask for `.mesh` names, so that no test depends on the host's.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Answers A queries from a table, everything else with NXDOMAIN (or no data for known names).
+pub struct Dns {
+    addr: SocketAddr,
+    names: Arc<Mutex<HashMap<String, Ipv4Addr>>>,
+}
+
+impl Dns {
+    /// Listens on `addr`.
+    pub fn start(addr: SocketAddr) -> Self {
+        let socket = UdpSocket::bind(addr).unwrap();
+        let names: Arc<Mutex<HashMap<String, Ipv4Addr>>> = Arc::default();
+        let table = Arc::downgrade(&names);
+        thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let Some(table) = table.upgrade() else { return };
+                if let Some(answer) = answer(&buffer[..length], &table.lock().unwrap()) {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self { addr, names }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Gives a name an address.
+    pub fn set(&self, name: &str, ip: Ipv4Addr) {
+        self.names.lock().unwrap().insert(name.to_ascii_lowercase(), ip);
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        // Wakes the thread, which then sees that nobody is left.
+        self.names = Arc::default();
+        if let Ok(socket) = UdpSocket::bind("127.0.0.1:0") {
+            let _ = socket.send_to(b"bye", self.addr);
+        }
+    }
+}
+
+/// RFC 1035, section 4: the question comes back with a header of ours and at most one address.
+fn answer(query: &[u8], names: &HashMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    const A: u16 = 1;
+    const NXDOMAIN: u8 = 3;
+    let mut labels = Vec::new();
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        labels.push(String::from_utf8_lossy(query.get(at..at + length)?).to_ascii_lowercase());
+        at += length;
+    }
+    let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
+    let question = query.get(HEADER..at + 4)?;
+    let known = names.get(&labels.join("."));
+    let address = known.filter(|_| kind == A);
+    let code = if known.is_some() { 0 } else { NXDOMAIN };
+    // Authoritative answer, recursion available.
+    let mut answer =
+        vec![query[0], query[1], 0x85, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0];
+    answer.extend_from_slice(question);
+    if let Some(ip) = address {
+        // The question's name, class IN, for a second.
+        answer.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        answer.extend_from_slice(&ip.octets());
+    }
+    Some(answer)
+}

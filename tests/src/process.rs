@@ -1,0 +1,213 @@
+//! Child processes: the workspace's own binaries, their logs, their end.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+
+use tokio::sync::watch;
+
+use crate::{DEADLINE, eventually};
+
+/// The path of one of the workspace's binaries, built now if it is not fresh.
+///
+/// Cargo tells a test only of its own package's binaries, so they are built here, once a process, with the
+/// profile and folder that the test itself was built with. `MESH_BIN_DIR` names a folder to use as it is.
+pub fn binary(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(build).join(name)
+}
+
+fn build() -> PathBuf {
+    if let Some(folder) = env::var_os("MESH_BIN_DIR") {
+        return folder.into();
+    }
+    let test = env::current_exe().unwrap();
+    let folder = test.parent().and_then(Path::parent).expect("a test lies in <target>/<profile>/deps");
+    let profile = match folder.file_name().and_then(OsStr::to_str) {
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => panic!("{} has no profile", test.display()),
+    };
+    let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
+        .arg(folder.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(built.success(), "the binaries under test do not build");
+    folder.to_owned()
+}
+
+/// A command for one of the workspace's binaries, without this process's own settings for them.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    command
+        .env_remove("MESH_CONFIG")
+        .env_remove("MESH_LOG")
+        .env_remove("JOURNAL_STREAM")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a command that must succeed and returns its standard output.
+pub fn succeed(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// Bytes as text, for assertions.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A running program whose output is captured. It is killed when this value goes, or its test's thread.
+pub struct Daemon {
+    name: String,
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Counts the lines.
+    grown: watch::Receiver<usize>,
+}
+
+impl Daemon {
+    /// Starts `command`; `name` stands before its lines when a test fails.
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        die_with_this_thread(command);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (grow, grown) = watch::channel(0);
+        let grow = Arc::new(grow);
+        let pipes: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for pipe in pipes {
+            let (lines, grow) = (lines.clone(), grow.clone());
+            thread::spawn(move || {
+                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                    let mut lines = lines.lock().unwrap();
+                    lines.push(text(&line));
+                    grow.send_replace(lines.len());
+                }
+            });
+        }
+        Self { name: name.into(), child, lines, grown }
+    }
+
+    /// Everything written so far, stdout and stderr as they came.
+    pub fn log(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// The lines so far that contain all `parts`.
+    pub fn lines_with(&self, parts: &[&str]) -> Vec<String> {
+        self.log().into_iter().filter(|line| parts.iter().all(|part| line.contains(part))).collect()
+    }
+
+    /// Waits for a line that contains all `parts`, and returns the first such.
+    pub async fn wait_log(&mut self, parts: &[&str]) -> String {
+        self.wait_log_after(0, parts).await
+    }
+
+    /// Waits for a line that contains all `parts` after the first `skip` lines of the log.
+    pub async fn wait_log_after(&mut self, skip: usize, parts: &[&str]) -> String {
+        let lines = self.lines.clone();
+        let matching = move || {
+            let lines = lines.lock().unwrap();
+            lines.iter().skip(skip).find(|line| parts.iter().all(|part| line.contains(part))).cloned()
+        };
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                self.grown.borrow_and_update();
+                if let Some(line) = matching() {
+                    return line;
+                }
+                if self.grown.changed().await.is_err() {
+                    // Both pipes are closed: the program has ended.
+                    return matching()
+                        .unwrap_or_else(|| panic!("{} ended without a line {parts:?}", self.name));
+                }
+            }
+        })
+        .await;
+        found.unwrap_or_else(|_| panic!("{} wrote no line {parts:?} within {DEADLINE:?}", self.name))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: a plain system call; the child is not reaped while `self.child` lives, so the id is its own.
+        #[allow(unsafe_code, reason = "std can only send SIGKILL")]
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "signal {signal} to {}", self.name);
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for its end.
+    pub async fn exited(&mut self) -> ExitStatus {
+        let what = format!("{} ends", self.name);
+        let child = &mut self.child;
+        eventually(&what, async || child.try_wait().unwrap()).await
+    }
+
+    /// Ends it as systemd does and waits.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.signal(libc::SIGTERM);
+        self.exited().await
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- {} wrote:", self.name);
+            for line in self.log() {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}
+
+fn die_with_this_thread(command: &mut Command) {
+    // SAFETY: between fork and exec only one system call is made, which is async-signal-safe.
+    #[allow(unsafe_code, reason = "no other way to end children of a killed test run")]
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+}
