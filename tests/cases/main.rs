@@ -1,4 +1,26 @@
 //! End-to-end tests through the real binaries, a module for each behaviour.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod certificates;
+mod configuration;
+mod handshake;
 mod harness;
+mod peer_api;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use mesh_tests::process::text;
+
+/// Runs a command with this standard input; gives what it wrote.
+fn piped(command: &mut Command, input: &[u8]) -> String {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A program that ends early does not read everything.
+    let _ = stdin.write_all(input);
+    // Kept open: some programs end with their input.
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    text(&output.stdout) + &text(&output.stderr)
+}

@@ -1,11 +1,13 @@
 //! Throw-away certificate authorities in the layout of the reference document.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -61,6 +63,8 @@ pub struct Issued {
     pub chain_pem: String,
     /// The key in PEM (PKCS#8).
     pub key_pem: String,
+    /// The leaf's serial number.
+    pub serial: Vec<u8>,
 }
 
 impl Issued {
@@ -103,11 +107,16 @@ impl Ca {
     /// Issues a leaf.
     pub fn issue(&self, spec: &Spec) -> Issued {
         let key = KeyPair::generate().unwrap();
-        let certificate = params(spec).signed_by(&key, &self.issuer).unwrap();
+        let mut params = params(spec);
+        // Positive, whatever the hash.
+        let serial = (RandomState::new().hash_one(&key.public_key_raw()) >> 1).to_be_bytes().to_vec();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Issued {
             cert_pem: certificate.pem(),
             chain_pem: certificate.pem() + &self.intermediate_pem,
             key_pem: key.serialize_pem(),
+            serial,
         }
     }
 
@@ -119,6 +128,25 @@ impl Ca {
     /// `ca-chain.pem`: intermediate and root.
     pub fn bundle_pem(&self) -> String {
         format!("{}{}", self.intermediate_pem, self.root_pem)
+    }
+
+    /// A revocation list of the intermediate with these certificates in it.
+    pub fn crl_pem(&self, revoked: &[&Issued]) -> String {
+        let revoked_certs = revoked.iter().map(|issued| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&issued.serial),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     /// The bundle as anchors.
@@ -149,7 +177,7 @@ impl Default for Ca {
 pub fn self_signed(spec: &Spec) -> Issued {
     let key = KeyPair::generate().unwrap();
     let pem = params(spec).self_signed(&key).unwrap().pem();
-    Issued { cert_pem: pem.clone(), chain_pem: pem, key_pem: key.serialize_pem() }
+    Issued { cert_pem: pem.clone(), chain_pem: pem, key_pem: key.serialize_pem(), serial: Vec::new() }
 }
 
 fn params(spec: &Spec) -> CertificateParams {

@@ -10,8 +10,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_shared::certificate::provider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, HandshakeKind, ServerConfig, SupportedProtocolVersion};
-use rustls_pki_types::ServerName;
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -31,36 +32,42 @@ pub struct Client {
 impl Client {
     /// Presents a leaf with its intermediate.
     pub fn new(ca: &Ca, identity: &Issued) -> Self {
-        Self::presenting(ca, Some((identity.chain(), identity.key())), rustls::ALL_VERSIONS)
+        Self::build(ca.roots(), Some((identity.chain(), identity.key())), rustls::ALL_VERSIONS)
     }
 
     /// Presents a leaf alone.
     pub fn leaf_alone(ca: &Ca, identity: &Issued) -> Self {
-        Self::presenting(ca, Some((identity.leaf(), identity.key())), rustls::ALL_VERSIONS)
+        Self::build(ca.roots(), Some((identity.leaf(), identity.key())), rustls::ALL_VERSIONS)
     }
 
     /// Presents a leaf and speaks only the given versions.
     pub fn versions(ca: &Ca, identity: &Issued, versions: &[&'static SupportedProtocolVersion]) -> Self {
-        Self::presenting(ca, Some((identity.chain(), identity.key())), versions)
+        Self::build(ca.roots(), Some((identity.chain(), identity.key())), versions)
+    }
+
+    /// Trusts the certificates of a PEM text and presents a leaf.
+    pub fn trusting(bundle_pem: &str, identity: &Issued) -> Self {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(bundle_pem.as_bytes()) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        Self::build(roots, Some((identity.chain(), identity.key())), rustls::ALL_VERSIONS)
     }
 
     /// Presents nothing.
     pub fn anonymous(ca: &Ca) -> Self {
-        Self::presenting(ca, None, rustls::ALL_VERSIONS)
+        Self::build(ca.roots(), None, rustls::ALL_VERSIONS)
     }
 
-    fn presenting(
-        ca: &Ca,
-        identity: Option<(
-            Vec<rustls_pki_types::CertificateDer<'static>>,
-            rustls_pki_types::PrivateKeyDer<'static>,
-        )>,
+    fn build(
+        roots: RootCertStore,
+        identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Self {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .unwrap()
-            .with_root_certificates(ca.roots());
+            .with_root_certificates(roots);
         let config = match identity {
             Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
             None => builder.with_no_client_auth(),
@@ -120,7 +127,7 @@ pub struct PeerOptions {
     /// The protocols it speaks, best first.
     pub alpn: Vec<&'static str>,
     /// Whose clients it accepts.
-    pub clients_of: rustls::RootCertStore,
+    pub clients_of: RootCertStore,
     /// The TLS versions it speaks.
     pub versions: Vec<&'static SupportedProtocolVersion>,
 }

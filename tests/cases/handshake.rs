@@ -1,0 +1,203 @@
+//! Inbound handshakes: who comes in, who does not, and the line that says why.
+
+use http::Method;
+use mesh_tests::ca::{Ca, Issued, Spec, self_signed};
+use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::tls::Client;
+use mesh_tests::web::{self, Answer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const FAILED: &str = "WARN [AgentChannel] TLS handshake failed from 127.0.0.1: ";
+
+async fn sidecar(mesh: &Mesh) -> Node {
+    let mut node = mesh
+        .node("ct110")
+        .with(|config| config["proxy"]["timeouts"]["handshake_ms"] = 1000.into())
+        .prepare()
+        .await;
+    node.start_proxy().await;
+    node
+}
+
+#[tokio::test]
+async fn tls_1_3_and_1_2_with_h2_and_http_1_1() {
+    let mesh = Mesh::new();
+    let node = sidecar(&mesh).await;
+    let identity = mesh.ca.node("ct111");
+    for (version, protocol) in [
+        (&rustls::version::TLS13, "h2"),
+        (&rustls::version::TLS13, "http/1.1"),
+        (&rustls::version::TLS12, "h2"),
+        (&rustls::version::TLS12, "http/1.1"),
+    ] {
+        let client = Client::versions(&mesh.ca, &identity, &[version]).alpn(&[protocol]);
+        let stream = client.connect(node.inbound(), "ct110").await.unwrap();
+        let session = stream.get_ref().1;
+        assert_eq!(session.protocol_version(), Some(version.version));
+        assert_eq!(session.alpn_protocol(), Some(protocol.as_bytes()));
+        let answer = match protocol {
+            "h2" => {
+                let request =
+                    web::request(Method::GET, "https://ct110.mesh/api/mesh/ping").body(web::empty()).unwrap();
+                Answer::read(web::h2(stream).await.send_request(request).await.unwrap()).await.unwrap()
+            }
+            _ => {
+                let request = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+                web::Connection::over(stream).await.send(request).await
+            }
+        };
+        assert_eq!(answer.json()["cn"], "ct111", "{version:?} {protocol}");
+    }
+    // Who can do both gets h2; who asks for nothing gets HTTP/1.1.
+    let both = Client::new(&mesh.ca, &identity).alpn(&["http/1.1", "h2"]);
+    let stream = both.connect(node.inbound(), "ct110").await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+}
+
+#[tokio::test]
+async fn older_versions_of_tls_are_refused() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh).await;
+    let told = super::piped(
+        std::process::Command::new("openssl")
+            .args(["s_client", "-tls1_1", "-cipher", "ALL@SECLEVEL=0", "-connect"])
+            .arg(node.inbound().to_string()),
+        b"",
+    );
+    assert!(!told.contains("Cipher    : ECDHE"), "{told}");
+    node.proxy().wait_log(&[FAILED]).await;
+}
+
+#[tokio::test]
+async fn every_bad_certificate_is_refused_with_one_line_that_says_why() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh).await;
+    let foreign = Ca::new();
+    let issue = |change: fn(&mut Spec)| {
+        let mut spec = Spec::node("ct111");
+        change(&mut spec);
+        mesh.ca.issue(&spec)
+    };
+    let unknown = "certificate is from an unknown issuer (no chain to the mesh CA)";
+    let mut cases: Vec<(&str, Option<Issued>, &str)> = vec![
+        ("none", None, "peer did not return a certificate"),
+        ("foreign CA", Some(foreign.node("ct111")), unknown),
+        ("self-signed", Some(self_signed(&Spec::node("ct111"))), unknown),
+        ("expired", Some(issue(|spec| spec.until = 2025)), "certificate has expired"),
+        (
+            "not yet valid",
+            Some(issue(|spec| spec.from = 2089)),
+            "certificate is not valid yet (is a clock wrong?)",
+        ),
+        (
+            "server only",
+            Some(issue(|spec| spec.client = false)),
+            "certificate is not for TLS clients (extended key usage clientAuth)",
+        ),
+        ("no CN", Some(issue(|spec| spec.cn = None)), "no common name"),
+        ("unusable CN", Some(issue(|spec| spec.cn = Some("any body".into()))), "\"any body\""),
+        ("dotted CN", Some(issue(|spec| spec.cn = Some("ct111.example.org".into()))), "ct111.example.org"),
+    ];
+    // Signed by an expired or foreign issuer that calls itself like ours.
+    let mut impostor = foreign.node("ct111");
+    impostor.chain_pem = impostor.cert_pem.clone() + &mesh.ca.bundle_pem();
+    cases.push(("foreign leaf in front of our chain", Some(impostor), unknown));
+
+    for (what, identity, reason) in cases {
+        for version in rustls::ALL_VERSIONS {
+            let seen = node.proxy().log().len();
+            let client = match &identity {
+                Some(identity) => Client::versions(&mesh.ca, identity, &[version]),
+                None => Client::anonymous(&mesh.ca),
+            };
+            client.refused(node.inbound(), "ct110").await;
+            node.proxy().wait_log_after(seen, &[FAILED, reason]).await;
+            let lines = node.proxy().log()[seen..].to_vec();
+            assert_eq!(lines.len(), 1, "{what}: more than one line {lines:?}");
+        }
+    }
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_tls_at_all_is_refused_with_a_line() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh).await;
+
+    let told = web::raw(node.inbound(), b"GET /api/mesh/ping HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert!(!told.starts_with("HTTP/1.1 200"), "plain HTTP was answered: {told}");
+    node.proxy().wait_log(&[FAILED, "not a TLS client"]).await;
+
+    let seen = node.proxy().log().len();
+    web::raw(node.inbound(), &[0xff; 300]).await;
+    node.proxy().wait_log_after(seen, &[FAILED, "not a TLS client"]).await;
+
+    // Connects and goes.
+    let seen = node.proxy().log().len();
+    let mut stream = TcpStream::connect(node.inbound()).await.unwrap();
+    stream.write_all(&[0x16, 0x03, 0x01]).await.unwrap();
+    drop(stream);
+    node.proxy().wait_log_after(seen, &[FAILED, "connection closed during the handshake"]).await;
+
+    // Connects and says nothing.
+    let seen = node.proxy().log().len();
+    let silent = TcpStream::connect(node.inbound()).await.unwrap();
+    node.proxy().wait_log_after(seen, &[FAILED, "timed out after 1000 ms"]).await;
+    drop(silent);
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+}
+
+#[tokio::test]
+async fn nodes_agents_and_devices_come_in_under_their_own_names() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh).await;
+    for (cn, shown) in [
+        ("ct111", "peer.cn=ct111 "),
+        ("ct111.mesh", "peer.cn=ct111 "),
+        ("opus@ct111", "peer.cn=opus@ct111 "),
+        ("device:phone", "peer.cn=device:phone "),
+    ] {
+        let seen = node.proxy().log().len();
+        let mut spec = Spec::node("ct111");
+        spec.cn = Some(cn.into());
+        let request = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+        let answer =
+            Client::new(&mesh.ca, &mesh.ca.issue(&spec)).send(node.inbound(), "ct110", request).await;
+        assert_eq!(answer.status, 200, "{cn}");
+        node.proxy()
+            .wait_log_after(seen, &["INFO [AgentChannel] ", shown, "/api/mesh/ping", "status=200"])
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn policy_lets_only_the_listed_peers_in() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["proxy"]["policy"] = serde_json::json!({"allow": ["ct111", "ct112"], "deny": ["ct112"]});
+    });
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/anything").await.status, 200);
+    for refused in ["ct112", "ct113"] {
+        node.get_from_peer(&mesh, refused, "/anything").await.problem(403, "peer_not_allowed");
+    }
+    assert_eq!(node.agent().requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused() {
+    let mesh = Mesh::new();
+    let revoked = mesh.ca.node("ct112");
+    let crl = mesh.folder().join("ca/crl.pem");
+    std::fs::write(&crl, mesh.ca.crl_pem(&[&revoked])).unwrap();
+    let plan =
+        mesh.node("ct110").with(|config| config["proxy"]["crl_path"] = crl.display().to_string().into());
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+    Client::new(&mesh.ca, &revoked).refused(node.inbound(), "ct110").await;
+    node.proxy().wait_log(&[FAILED, "certificate is revoked"]).await;
+}

@@ -1,0 +1,172 @@
+//! What a peer finds on the inbound side besides the backend: ping, the registry, join, the agents.
+
+use http::Method;
+use mesh_tests::eventually;
+use mesh_tests::mesh::{Mesh, entry};
+use mesh_tests::web;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn ping_tells_status_node_tls_and_the_callers_name() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    // Neither registryd nor a backend is needed for it.
+    node.start_proxy().await;
+    let answer = node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.json(),
+        json!({"status": "ok", "ok": true, "node": "ct110", "tls": true, "cn": "ct111"})
+    );
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    node.proxy()
+        .wait_log(&["INFO [AgentChannel] Request peer.cn=ct111 GET /api/mesh/ping status=200 duration_ms="])
+        .await;
+
+    let head = web::request(Method::HEAD, "/api/mesh/ping").body(web::empty()).unwrap();
+    let head = node.from_peer(&mesh, "ct111", head).await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+    let post = web::request(Method::POST, "/api/mesh/ping").body(web::full("x")).unwrap();
+    node.from_peer(&mesh, "ct111", post).await.problem(405, "method_not_allowed");
+}
+
+#[tokio::test]
+async fn the_registry_is_an_array_of_nodes() {
+    let mesh = Mesh::new();
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    mesh.edit_registry(|registry| registry["nodes"]["id-ct150"]["rack"] = json!({"row": 7}));
+    let mut node = mesh.start("ct110", "opus").await;
+    let answer = eventually("both nodes in GET /api/mesh", async || {
+        let answer = node.get_from_peer(&mesh, "ct150", "/api/mesh").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        (answer.json().as_array().unwrap().len() == 2).then_some(answer)
+    })
+    .await;
+    let nodes = answer.json();
+    let find =
+        |name: &str| nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap().clone();
+    let own = find("ct110");
+    assert_eq!(own["agents"], json!(["opus"]));
+    assert_eq!((&own["status"], &own["port"]), (&json!("online"), &json!(3000)));
+    assert_eq!(own["host"], node.ip().to_string());
+    for field in ["id", "version"] {
+        assert!(own[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {own}");
+    }
+    for field in ["providers", "models", "capabilities"] {
+        assert!(own[field].is_array(), "{field}: {own}");
+    }
+    assert!(
+        own["lastSeen"].as_u64() >= own["registeredAt"].as_u64()
+            && own["registeredAt"].as_u64() > Some(1 << 40)
+    );
+    assert_eq!(find("ct150")["rack"]["row"], 7, "an unknown field was lost");
+    node.proxy().wait_log(&["Request peer.cn=ct150 GET /api/mesh status=200"]).await;
+    assert!(node.agent().requests().is_empty(), "the backend was asked");
+}
+
+#[tokio::test]
+async fn the_agents_of_this_node_are_listed() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").with(|config| {
+        config["registryd"]["agents"] =
+            json!(["opus", {"name": "grok", "id": "g1", "provider": "xai", "model": "grok-4"}]);
+    });
+    let node = plan.start().await;
+    let answer = node.get_from_peer(&mesh, "ct111", "/api/agents").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.json(),
+        json!({"agents": [
+            {"id": "opus", "name": "opus", "provider": null, "model": null},
+            {"id": "g1", "name": "grok", "provider": "xai", "model": "grok-4"},
+        ]})
+    );
+}
+
+async fn join(mesh: &Mesh, node: &mesh_tests::mesh::Node, peer: &str, body: &Value) -> web::Answer {
+    let request = web::request(Method::POST, "/api/mesh/join").header("content-type", "application/json");
+    node.from_peer(mesh, peer, request.body(web::full(body.to_string())).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_peer_may_register_itself() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let mut body = entry("ct112", "127.9.9.9", 3000, &["scout"]);
+    body["rack"] = json!(3);
+    let answer = join(&mesh, &node, "ct112", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["status"], "ok");
+    let names: Vec<_> =
+        answer.json()["nodes"].as_array().unwrap().iter().map(|node| node["name"].clone()).collect();
+    assert!(names.contains(&json!("ct110")) && names.contains(&json!("ct112")), "{names:?}");
+    let entered = mesh.entry("ct112").expect("an acknowledged join is in the file");
+    assert_eq!(entered["agents"], json!(["scout"]));
+    assert_eq!(entered["rack"], 3, "an unknown field of the peer's was lost");
+    assert_eq!(entered["host"], "127.9.9.9");
+}
+
+#[tokio::test]
+async fn a_peer_may_register_nobody_else() {
+    let mesh = Mesh::new();
+    let mut node = mesh.start("ct110", "opus").await;
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    let before = mesh.entry("ct150");
+    for body in [
+        entry("ct150", "127.9.9.9", 3000, &["scout"]),
+        entry("ct110", "127.9.9.9", 3000, &["opus"]),
+        // Its own name, but the host of another.
+        entry("ct112", "ct150.mesh", 3000, &["scout"]),
+    ] {
+        let answer = join(&mesh, &node, "ct112", &body).await;
+        answer.problem(403, "join_other_node");
+    }
+    // An agent's or a device's certificate is no node's.
+    assert_eq!(mesh.entry("ct150"), before);
+    assert_eq!(mesh.entry("ct112"), None);
+    node.registryd().wait_log(&["WARN", "ct112", "ct150"]).await;
+}
+
+#[tokio::test]
+async fn a_join_that_is_no_node_is_refused_in_words() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for body in [
+        json!(null),
+        json!([]),
+        json!({}),
+        json!({"name": "ct112"}),
+        json!({"name": "ct112", "host": "a b", "port": 1}),
+    ] {
+        join(&mesh, &node, "ct112", &body).await.problem(400, "bad_node");
+    }
+    let request = web::request(Method::POST, "/api/mesh/join").body(web::full("{not json")).unwrap();
+    node.from_peer(&mesh, "ct112", request).await.problem(400, "bad_node");
+    let huge = json!({"name": "ct112", "host": "127.9.9.9", "port": 3000, "metadata": "x".repeat(2 << 20)});
+    let answer = join(&mesh, &node, "ct112", &huge).await;
+    assert_eq!(answer.status, 413, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn without_registryd_its_paths_say_so() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_proxy().await;
+    for path in ["/api/mesh", "/api/agents"] {
+        node.get_from_peer(&mesh, "ct111", path).await.problem(503, "registry_unavailable");
+    }
+    join(&mesh, &node, "ct111", &entry("ct111", "127.1.1.1", 3000, &[]))
+        .await
+        .problem(503, "registry_unavailable");
+    node.get("/mesh/nodes").await.problem(503, "registry_unavailable");
+}
+
+#[tokio::test]
+async fn the_private_part_of_the_socket_is_no_peers_business() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for path in ["/v1/status", "/v1/sidecar", "/v1/roster/watch", "/mesh/nodes"] {
+        let answer = node.get_from_peer(&mesh, "ct111", path).await;
+        assert_eq!(answer.text(), format!("GET {path}"), "not passed to the backend");
+    }
+}
