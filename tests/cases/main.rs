@@ -1,10 +1,12 @@
 //! End-to-end tests through the real binaries, a module for each behaviour.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod access_line;
 mod certificates;
 mod configuration;
 mod handshake;
 mod harness;
+mod pass_through;
 mod peer_api;
 
 use std::io::Write;
