@@ -16,6 +16,11 @@
 //! `membership` decides and never waits; `state` is the only owner of a `Membership` and publishes what follows
 //! from it; everything else feeds it or reads the published snapshots.
 
+pub mod events;
+pub mod membership;
 pub mod view;
 
 pub mod discovery;
+pub mod dns_server;
+pub mod hosts_file;
+pub mod resolver;

@@ -1,0 +1,127 @@
+//! Changes of the mesh as a stream that a reader can resume: numbered, the last ones kept.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_shared::NodeName;
+use mesh_shared::registry::Status;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+/// Events kept for readers that come back.
+const KEPT: usize = 1000;
+
+/// What happened to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It is new here.
+    Joined,
+    /// It says something else of itself.
+    Updated,
+    /// It said goodbye.
+    Left,
+    /// It fell silent.
+    Stale,
+    /// Its agent does not answer.
+    Degraded,
+    /// It is back, or its agent is.
+    Recovered,
+}
+
+impl Kind {
+    /// The event's name on the stream.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Updated => "updated",
+            Self::Left => "left",
+            Self::Stale => "stale",
+            Self::Degraded => "degraded",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// One change.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event {
+    /// Rises with every event, also across restarts.
+    pub id: u64,
+    /// What happened.
+    pub event: Kind,
+    /// To which node.
+    pub node: NodeName,
+    /// Its state since then.
+    pub status: Status,
+    /// The agents there.
+    pub agents: Vec<String>,
+    /// When it was noticed here, epoch ms.
+    pub at: u64,
+}
+
+/// The log of changes and those who listen to it.
+#[derive(Debug)]
+pub struct EventLog {
+    kept: Mutex<(u64, VecDeque<Arc<Event>>)>,
+    listeners: broadcast::Sender<Arc<Event>>,
+}
+
+impl EventLog {
+    /// An empty log. Its numbers start from the time, so that they keep rising after a restart.
+    pub fn new(epoch_ms: u64) -> Self {
+        let first = epoch_ms.saturating_mul(1000);
+        Self { kept: Mutex::new((first, VecDeque::new())), listeners: broadcast::channel(256).0 }
+    }
+
+    /// Appends an event; its `id` is given here.
+    pub fn push(&self, mut event: Event) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.0 += 1;
+        event.id = kept.0;
+        let event = Arc::new(event);
+        if kept.1.len() == KEPT {
+            kept.1.pop_front();
+        }
+        kept.1.push_back(event.clone());
+        // Fails only when nobody listens.
+        let _ = self.listeners.send(event);
+    }
+
+    /// The kept events after `last_id` (none without one), and all that follow them, without a gap between.
+    pub fn listen(&self, last_id: Option<u64>) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = last_id.map_or_else(Vec::new, |last| {
+            kept.1.iter().filter(|event| event.id > last).cloned().collect()
+        });
+        (missed, self.listeners.subscribe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_resumes_where_it_left() {
+        let log = EventLog::new(7);
+        let event = |name: &str| Event {
+            id: 0,
+            event: Kind::Joined,
+            node: name.parse().unwrap(),
+            status: Status::Online,
+            agents: Vec::new(),
+            at: 0,
+        };
+        for i in 0..KEPT + 10 {
+            log.push(event(&format!("n{i}")));
+        }
+        let (all, _) = log.listen(Some(0));
+        assert_eq!(all.len(), KEPT);
+        let (missed, mut live) = log.listen(Some(all[KEPT - 3].id));
+        assert_eq!(missed.iter().map(|e| e.node.as_str()).collect::<Vec<_>>(), ["n1008", "n1009"]);
+        assert!(log.listen(None).0.is_empty());
+        log.push(event("late"));
+        assert_eq!(live.try_recv().unwrap().node.as_str(), "late");
+    }
+}

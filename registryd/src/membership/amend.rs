@@ -1,0 +1,106 @@
+//! What this node would write into the registry file.
+
+use mesh_shared::registry::{Entry, Node, Registry, Status};
+
+use super::{Membership, Now};
+
+/// A `lastSeen` further ahead than this in the own entry is not caught up with but replaced.
+const MAX_CATCH_UP_MS: u64 = 24 * 3600 * 1000;
+
+impl Membership {
+    /// Brings the registry, as it was read just now under the lock and taken in with [`Membership::read`], up to
+    /// what this node knows. Returns whether anything has to be written; a time stamp alone counts only if a
+    /// heartbeat is `due`.
+    pub fn amend(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
+        let mut changed = self.amend_own(registry, due, now);
+        for (name, member) in &self.members {
+            if *name == self.local {
+                continue;
+            }
+            let listed = registry.id_of(name).map(str::to_owned);
+            let Some(id) = listed else {
+                if member.by_network && member.status != Status::Offline {
+                    let id = free_id(registry, &member.node);
+                    let node = Node { id: id.clone(), status: member.node.status, ..member.node.clone() };
+                    registry.nodes.insert(id, node.into());
+                    changed = true;
+                }
+                continue;
+            };
+            let Some(held) = registry.nodes.get(&id).and_then(Entry::node) else { continue };
+            let ours = &member.node;
+            let replacement = if member.by_network && ours.last_seen > held.last_seen {
+                let mut node = Node { id: id.clone(), registered_at: held.registered_at, ..ours.clone() };
+                for (key, value) in &held.extra {
+                    node.extra.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+                node
+            } else if held.is_agent()
+                && held.status != Status::Offline
+                && member.status == Status::Offline
+                && held.last_seen <= ours.last_seen
+            {
+                // Stale, or an old copy of an entry whose node had said goodbye.
+                let last_seen = if ours.status == Status::Offline { ours.last_seen } else { held.last_seen };
+                Node { status: Status::Offline, last_seen, ..held.clone() }
+            } else {
+                continue;
+            };
+            // A file that only lags behind what was heard is brought up to date at the next heartbeat.
+            if !due && super::same_claims(&replacement, held) && replacement.status == held.status {
+                continue;
+            }
+            registry.nodes.insert(id, replacement.into());
+            changed = true;
+        }
+        if changed {
+            registry.updated_at = now.epoch_ms.max(registry.updated_at);
+        }
+        changed
+    }
+
+    fn amend_own(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
+        let local = self.local.clone();
+        let own = self.own();
+        let id = registry.id_of(&local).map(str::to_owned);
+        let held = id.as_ref().and_then(|id| registry.nodes.get(id)).and_then(Entry::node).cloned();
+        let Some((id, held)) = id.zip(held) else {
+            own.id = free_id(registry, own);
+            if own.registered_at == 0 {
+                own.registered_at = now.epoch_ms;
+            }
+            registry.nodes.insert(own.id.clone(), own.clone().into());
+            return true;
+        };
+        own.id = id.clone();
+        own.registered_at = if held.registered_at > 0 { held.registered_at } else { now.epoch_ms };
+        own.extra = held.extra.clone();
+        let mut wanted = Node { name: held.name.clone(), ..own.clone() };
+        if own.metadata.is_none() {
+            wanted.metadata = held.metadata.clone();
+        }
+        let same = super::same_claims(&wanted, &held)
+            && wanted.status == held.status
+            && wanted.registered_at == held.registered_at
+            && wanted.id == held.id;
+        if same && !due {
+            return false;
+        }
+        // A write for another reason is a heartbeat for free. The stamp moves on even where an earlier process of
+        // this node, or another writer, put one from a clock that was ahead.
+        let catch_up = held.last_seen.saturating_sub(now.epoch_ms) < MAX_CATCH_UP_MS;
+        let after_held = if catch_up { held.last_seen + 1 } else { 0 };
+        own.last_seen = own.last_seen.max(now.epoch_ms).max(after_held);
+        wanted.last_seen = own.last_seen;
+        registry.nodes.insert(id, wanted.into());
+        true
+    }
+}
+
+/// The id under which a node is entered: its own if nothing else has it, else its name, else its name and a
+/// number.
+fn free_id(registry: &Registry, node: &Node) -> String {
+    let free = |id: &String| !id.is_empty() && !registry.nodes.contains_key(id);
+    let numbered = (2..).map(|n: u32| format!("{}-{n}", node.name));
+    [node.id.clone(), node.name.clone()].into_iter().chain(numbered).find(free).unwrap_or_default()
+}

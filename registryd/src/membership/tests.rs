@@ -1,0 +1,229 @@
+use serde_json::json;
+
+use super::*;
+
+/// A mesh seen from ct110, with a clock that the test moves.
+struct Reader {
+    mesh: Membership,
+    now: Now,
+}
+
+impl Reader {
+    fn new() -> Self {
+        let now = Now { instant: Instant::now(), epoch_ms: 1_000_000 };
+        let local: NodeName = "ct110".parse().unwrap();
+        let mut own = Node { name: "ct110".into(), host: "10.0.0.110".into(), port: 3000, ..Node::default() };
+        own.last_seen = now.epoch_ms;
+        Self { mesh: Membership::new(local, own, Duration::from_secs(90), now), now }
+    }
+
+    fn after(&mut self, seconds: u64) -> &mut Self {
+        self.now.instant += Duration::from_secs(seconds);
+        self.now.epoch_ms += seconds * 1000;
+        self
+    }
+
+    /// Reads a file with these nodes, having looked at it all along.
+    fn reads(&mut self, nodes: &[Node]) -> Vec<(Kind, String)> {
+        self.mesh.looked_at = self.now.instant;
+        self.mesh.read(&registry(nodes), self.now);
+        self.judged()
+    }
+
+    fn judged(&mut self) -> Vec<(Kind, String)> {
+        self.mesh.looked_at = self.now.instant;
+        self.mesh.judge().changes.into_iter().map(|change| (change.kind, change.name.to_string())).collect()
+    }
+
+    fn status(&self, name: &str) -> Option<Status> {
+        self.mesh.members.get(name).map(|member| member.status)
+    }
+}
+
+fn registry(nodes: &[Node]) -> Registry {
+    let mut registry = Registry::empty();
+    registry.nodes = nodes.iter().map(|node| (node.id.clone(), node.clone().into())).collect();
+    registry
+}
+
+fn node(name: &str, last_seen: u64) -> Node {
+    Node {
+        id: name.into(),
+        name: name.into(),
+        host: "10.0.0.1".into(),
+        port: 3000,
+        status: Status::Online,
+        last_seen,
+        registered_at: 5,
+        ..Node::default()
+    }
+}
+
+fn offline(name: &str, last_seen: u64) -> Node {
+    Node { status: Status::Offline, ..node(name, last_seen) }
+}
+
+fn named(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+#[test]
+fn silence_is_counted_on_the_readers_clock_whatever_the_stamp_says() {
+    for stamp in [0, 1_000_000, 1_000_000 + 3_600_000] {
+        let mut reader = Reader::new();
+        assert!(reader.reads(&[node("ct111", stamp)]).is_empty(), "the first reading is no event");
+        reader.after(80).reads(&[node("ct111", stamp + 1)]);
+        reader.after(90).reads(&[node("ct111", stamp + 1)]);
+        assert_eq!(reader.status("ct111"), Some(Status::Online));
+        assert_eq!(reader.after(1).judged(), [(Kind::Stale, "ct111".into())]);
+        assert_eq!(reader.status("ct111"), Some(Status::Offline));
+        assert_eq!(reader.after(9).reads(&[node("ct111", stamp + 2)]), [(Kind::Recovered, "ct111".into())]);
+        assert_eq!(reader.status("ct111"), Some(Status::Online));
+    }
+}
+
+#[test]
+fn skew_is_shown_by_the_least_delayed_stamp() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1)]);
+    assert_eq!(reader.mesh.members["ct111"].skew_ms(), None);
+    reader.after(10).reads(&[node("ct111", 1_010_000 + 3_600_000 - 900)]);
+    reader.after(10).reads(&[node("ct111", 1_020_000 + 3_600_000 - 5)]);
+    assert_eq!(reader.mesh.members["ct111"].skew_ms(), Some(3_600_000 - 5));
+}
+
+#[test]
+fn an_old_copy_brings_nobody_back_to_life() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 100)]);
+    assert_eq!(reader.after(1).reads(&[offline("ct111", 200)]), [(Kind::Left, "ct111".into())]);
+    for old in [100, 150, 160, 170, 200] {
+        reader.after(1).reads(&[node("ct111", old)]);
+        assert_eq!(reader.status("ct111"), Some(Status::Offline), "lastSeen {old}");
+    }
+    // The copy is put right in the file.
+    let mut file = registry(&[node("ct111", 170)]);
+    assert!(reader.mesh.amend(&mut file, false, reader.now));
+    let entry = file.nodes["ct111"].node().unwrap();
+    assert_eq!((entry.status, entry.last_seen), (Status::Offline, 200));
+    // Removed altogether, then an old copy again; only a newer beat counts.
+    reader.after(1).reads(&[]);
+    assert_eq!(reader.status("ct111"), None);
+    reader.after(1).reads(&[node("ct111", 100)]);
+    assert_eq!(reader.status("ct111"), Some(Status::Offline));
+    assert_eq!(reader.after(1).reads(&[node("ct111", 201)]), [(Kind::Recovered, "ct111".into())]);
+}
+
+#[test]
+fn a_clock_that_was_set_back_is_followed() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 900_000)]);
+    for beat in 0..5 {
+        reader.after(30).reads(&[node("ct111", 10_000 + beat * 30_000)]);
+    }
+    assert_eq!(reader.status("ct111"), Some(Status::Online));
+    assert_eq!(reader.mesh.members["ct111"].node.last_seen, 130_000);
+}
+
+#[test]
+fn time_without_sight_is_held_against_nobody() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1)]);
+    reader.after(60).judged();
+    reader.after(3600);
+    assert!(reader.mesh.judge().changes.is_empty(), "blind, so nothing is judged");
+    reader.mesh.looked(reader.now);
+    assert!(reader.mesh.judge().changes.is_empty());
+    assert!(reader.after(29).judged().is_empty());
+    assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct111".into())]);
+}
+
+#[test]
+fn an_entry_that_an_overwriting_program_lost_is_kept_until_it_is_silent() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1)]);
+    assert!(reader.after(10).reads(&[]).is_empty());
+    assert_eq!(reader.status("ct111"), Some(Status::Online));
+    assert_eq!(reader.after(91).judged(), [(Kind::Stale, "ct111".into())]);
+    assert_eq!(reader.status("ct111"), None);
+}
+
+#[test]
+fn only_agents_go_stale() {
+    let mut reader = Reader::new();
+    reader.reads(&[Node { role: Some("datahub".into()), ..node("hub", 1) }]);
+    assert!(reader.after(100_000).judged().is_empty());
+    assert_eq!(reader.status("hub"), Some(Status::Online));
+}
+
+#[test]
+fn the_own_entry_keeps_its_id_and_what_others_added() {
+    let mut reader = Reader::new();
+    let mut held = node("CT110", 400);
+    held.id = "node-7".into();
+    held.extra.insert("rack".into(), json!(3));
+    held.metadata = Some(json!({"owner": "rivet"}));
+    let mut file = registry(&[held]);
+    assert!(reader.mesh.amend(&mut file, false, reader.now));
+    let own = file.nodes["node-7"].node().unwrap().clone();
+    assert_eq!((own.id.as_str(), own.host.as_str(), own.registered_at), ("node-7", "10.0.0.110", 5));
+    assert_eq!((&own.extra["rack"], &own.metadata), (&json!(3), &Some(json!({"owner": "rivet"}))));
+    assert_eq!(file.nodes.len(), 1);
+
+    // Nothing to say until the next beat is due.
+    reader.after(5);
+    assert!(!reader.mesh.amend(&mut file, false, reader.now));
+    reader.mesh.beat(reader.now);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    assert_eq!(file.nodes["node-7"].node().unwrap().last_seen, reader.now.epoch_ms);
+
+    // A clock set back does not stop the stamp.
+    reader.now.epoch_ms -= 3_600_000;
+    reader.mesh.beat(reader.now);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    assert_eq!(file.nodes["node-7"].node().unwrap().last_seen, reader.now.epoch_ms + 3_600_000 + 1);
+}
+
+#[test]
+fn an_id_that_another_has_is_not_taken() {
+    let mut reader = Reader::new();
+    let mut file = registry(&[Node { id: "ct110".into(), ..node("other", 1) }]);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    assert_eq!(file.nodes["ct110"].node().unwrap().name, "other");
+    assert_eq!(file.nodes["ct110-2"].node().unwrap().name, "ct110");
+}
+
+#[test]
+fn others_are_believed_only_that_a_node_lives() {
+    let mut reader = Reader::new();
+    let (ct111, ct112) = (named("ct111"), named("ct112"));
+    reader.mesh.looked(reader.now);
+    assert_eq!(reader.mesh.hear_of(&ct111, &node("ct111", 10), reader.now), Hearsay::Ask);
+    assert_eq!(reader.mesh.hear_of(&ct112, &offline("ct112", 10), reader.now), Hearsay::Settled);
+    assert!(reader.mesh.hear_itself(&ct111, node("ct111", 10), reader.now));
+    reader.judged();
+    assert_eq!(reader.mesh.hear_of(&ct111, &node("ct111", 20), reader.now), Hearsay::Settled);
+    assert_eq!(reader.mesh.members["ct111"].node.last_seen, 20);
+    let moved = Node { host: "10.6.6.6".into(), ..node("ct111", 30) };
+    assert_eq!(reader.mesh.hear_of(&ct111, &moved, reader.now), Hearsay::Ask);
+    assert_eq!(reader.mesh.hear_of(&ct111, &offline("ct111", 30), reader.now), Hearsay::Ask);
+    assert_eq!(reader.status("ct111"), Some(Status::Online));
+    assert_eq!(reader.mesh.members["ct111"].node.host, "10.0.0.1");
+}
+
+#[test]
+fn what_was_heard_is_written_and_what_lags_waits_for_the_beat() {
+    let mut reader = Reader::new();
+    let mut file = registry(&[]);
+    reader.mesh.hear_itself(&named("ct111"), node("ct111", 10), reader.now);
+    reader.judged();
+    assert!(reader.mesh.amend(&mut file, false, reader.now));
+    assert_eq!(file.nodes["ct111"].node().unwrap().last_seen, 10);
+    reader.mesh.read(&file, reader.now);
+    assert!(!reader.mesh.hear_itself(&named("ct111"), node("ct111", 20), reader.now));
+    assert!(!reader.mesh.amend(&mut file, false, reader.now));
+    let now = reader.after(1).now;
+    reader.mesh.beat(now);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    assert_eq!(file.nodes["ct111"].node().unwrap().last_seen, 20);
+}
