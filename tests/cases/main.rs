@@ -4,8 +4,11 @@
 mod access_line;
 mod certificates;
 mod configuration;
+mod destinations;
+mod guards;
 mod handshake;
 mod harness;
+mod outbound_errors;
 mod pass_through;
 mod peer_api;
 

@@ -1,0 +1,117 @@
+//! What the outbound side refuses, so that nothing but mesh nodes is reached and no web page uses the node.
+
+use http::{Method, Request};
+use mesh_tests::mesh::Mesh;
+use mesh_tests::web::{self, Body};
+
+fn get(target: &str, headers: &[(&str, &str)]) -> Request<Body> {
+    let mut request = web::request(Method::GET, target);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(web::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn hosts_outside_the_mesh_are_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for (target, host) in [
+        ("http://example.org/", None),
+        ("http://example.org/nodes/ct110/", None),
+        ("http://192.168.1.1/", None),
+        ("http://ct111.mesh.example.org/", None),
+        ("/", Some("example.org")),
+        ("/nodes/ct110/", Some("example.org")),
+        ("/mesh/nodes", Some("rebound.example.org:3001")),
+        ("/", Some("169.254.169.254")),
+        ("http://ct110.mesh/", Some("example.org")),
+    ] {
+        let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
+        let answer = web::send(node.outbound(), get(target, &headers)).await;
+        let detail = answer.problem(403, "not_in_mesh");
+        assert!(detail.contains("mesh"), "{detail}");
+    }
+    assert!(node.agent().requests().is_empty());
+}
+
+#[tokio::test]
+async fn requests_of_web_pages_are_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for headers in [
+        [("origin", "https://evil.example"), ("x", "y")],
+        [("origin", "null"), ("x", "y")],
+        [("origin", "http://127.0.0.1:3001"), ("x", "y")],
+        [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
+        [("sec-fetch-site", "same-site"), ("x", "y")],
+    ] {
+        for target in ["/nodes/ct110/x", "/mesh/nodes", "/mesh/events", "http://ct110.mesh/"] {
+            let answer = web::send(node.outbound(), get(target, &headers)).await;
+            answer.problem(403, "browser_request");
+            assert_eq!(answer.header("access-control-allow-origin"), None);
+        }
+    }
+    // A preflight is refused in the same way.
+    let preflight = web::request(Method::OPTIONS, "/nodes/ct110/x")
+        .header("origin", "https://evil.example")
+        .header("access-control-request-method", "POST");
+    web::send(node.outbound(), preflight.body(web::empty()).unwrap()).await.problem(403, "browser_request");
+    // A person who types the address into a browser is not a page.
+    let typed = web::send(node.outbound(), get("/mesh/nodes", &[("sec-fetch-site", "none")])).await;
+    assert_eq!(typed.status, 200);
+    assert!(node.agent().requests().is_empty());
+}
+
+#[tokio::test]
+async fn requests_without_a_usable_destination_are_refused_in_words() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let detail = node.get("/").await.problem(400, "no_destination");
+    assert!(detail.contains("/nodes/<node>/") && detail.contains("x-mesh-agent"), "{detail}");
+    node.get("/api/message").await.problem(400, "no_destination");
+    for target in ["/nodes/", "/nodes/a_b/", "/agents//x", "/nodes/%2e%2e/"] {
+        node.get(target).await.problem(400, "bad_destination");
+    }
+    for headers in [[("x-mesh-node", "a b")], [("x-mesh-agent", "../x")]] {
+        web::send(node.outbound(), get("/", &headers)).await.problem(400, "bad_destination");
+    }
+}
+
+#[tokio::test]
+async fn connect_is_refused_and_the_way_out_told() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let told = web::raw(
+        node.outbound(),
+        b"CONNECT ct110.mesh:443 HTTP/1.1\r\nhost: ct110.mesh:443\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(told.starts_with("HTTP/1.1 405"), "{told}");
+    assert!(told.contains("x-mesh-error: connect_not_supported") && told.contains("http://"), "{told}");
+}
+
+#[tokio::test]
+async fn an_agent_cannot_speak_for_somebody_else() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let node = mesh.start("ct110", "opus").await;
+    let spoofed = [
+        ("x-mesh-peer-cn", "ct999"),
+        ("x-forwarded-client-cert", "Subject=\"CN=ct999\""),
+        ("x-forwarded-for", "10.9.9.9"),
+        ("x-kept", "1"),
+    ];
+    assert_eq!(web::send(node.outbound(), get("/nodes/ct150/x", &spoofed)).await.status, 200);
+    let seen = peer.example.last();
+    for name in ["x-mesh-peer-cn", "x-forwarded-client-cert", "x-forwarded-for"] {
+        assert!(seen.all(name).is_empty(), "{name} left the node: {:?}", seen.headers);
+    }
+    assert_eq!(seen.all("x-kept"), ["1"]);
+    // Nor towards its own registryd.
+    let answer = web::send(node.outbound(), get("/mesh/nodes", &spoofed)).await;
+    assert_eq!(answer.status, 200);
+    let join = web::request(Method::POST, "/api/mesh/join").header("x-mesh-peer-cn", "ct999");
+    let answer = web::send(node.outbound(), join.body(web::full("{}")).unwrap()).await;
+    assert_ne!(answer.status, 200);
+}
