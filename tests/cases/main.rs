@@ -4,6 +4,7 @@
 mod access_line;
 mod certificates;
 mod configuration;
+mod connections;
 mod destinations;
 mod guards;
 mod handshake;
@@ -11,6 +12,7 @@ mod harness;
 mod outbound_errors;
 mod pass_through;
 mod peer_api;
+mod streaming;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -52,6 +52,8 @@ impl Recorded {
 /// - `/upload`: takes a body whose pieces the test sees ([`Example::upload`]), answers at its end
 /// - `/hang`: nothing, until the client goes ([`Example::gone`])
 /// - `/break`: half an answer
+/// - `/close`: 200, and the end of an HTTP/1.1 connection
+/// - `/trailers`: the body back, with `grpc-status: 0` behind it
 /// - an `Upgrade` request: 101, then every byte in upper case
 /// - anything else: 200 with `method target`
 pub struct Example {
@@ -182,6 +184,23 @@ impl Example {
                 }
                 let _tell = TellOnDrop(self);
                 std::future::pending().await
+            }
+            "/close" => Ok(Response::builder().header("connection", "close").body(web::full("closed"))?),
+            "/trailers" => {
+                let content = request.headers().get("content-type").cloned();
+                let received = request.into_body().collect().await?.to_bytes();
+                let (sender, body) = web::channel();
+                let _ = sender.send(web::piece(received));
+                let trailers = HeaderMap::from_iter([(
+                    HeaderName::from_static("grpc-status"),
+                    HeaderValue::from_static("0"),
+                )]);
+                let _ = sender.send(Ok(Frame::trailers(trailers)));
+                // HTTP/1.1 writes only the trailers that it announced.
+                let response = Response::builder().header("trailer", "grpc-status");
+                Ok(response
+                    .header("content-type", content.unwrap_or(HeaderValue::from_static("text/plain")))
+                    .body(body)?)
             }
             "/break" => {
                 let (sender, body) = web::channel();

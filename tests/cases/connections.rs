@@ -1,0 +1,197 @@
+//! What lies between two sidecars: connections that are used again, sessions that are resumed, h2 where both
+//! speak it, and http/1.1 with a peer that does not.
+
+use std::process::Command;
+
+use http::Method;
+use mesh_tests::eventually;
+use mesh_tests::loopback::Loopback;
+use mesh_tests::mesh::Mesh;
+use mesh_tests::process::Daemon;
+use mesh_tests::tls::{Client, PeerOptions};
+use mesh_tests::web;
+use rustls::HandshakeKind;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test]
+async fn sidecars_speak_h2_on_one_connection() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    for _ in 0..30 {
+        assert_eq!(node.post("/nodes/ct150/echo", &json!(1)).await.text(), "1");
+    }
+    let accepted = peer.accepted();
+    assert_eq!(accepted.len(), 1, "{accepted:?}");
+    assert_eq!(accepted[0].alpn.as_deref(), Some("h2"));
+    assert_eq!(accepted[0].server_name.as_deref(), Some("ct150.mesh"));
+}
+
+#[tokio::test]
+async fn many_requests_at_once_share_the_h2_connection() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    let outbound = node.outbound();
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        waiting.spawn(async move {
+            let request = web::request(Method::GET, "/nodes/ct150/hang").body(web::empty()).unwrap();
+            web::open(outbound, request).await
+        });
+    }
+    eventually("all 50 arrive together", async || {
+        let arrived = peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
+        (arrived == 50).then_some(())
+    })
+    .await;
+    assert_eq!(peer.accepted().len(), 1);
+    // And all of them are cancelled when their clients go.
+    drop(waiting);
+    for _ in 0..50 {
+        peer.example.gone().await;
+    }
+}
+
+#[tokio::test]
+async fn with_a_peer_that_speaks_only_http_1_1_connections_are_pooled() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { alpn: vec!["http/1.1"], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    for _ in 0..30 {
+        assert_eq!(node.post("/nodes/ct150/echo", &json!(1)).await.text(), "1");
+    }
+    let accepted = peer.accepted();
+    assert!(accepted.len() <= 3, "{} handshakes for 30 requests one after the other", accepted.len());
+    assert_eq!(accepted[0].alpn.as_deref(), Some("http/1.1"));
+}
+
+#[tokio::test]
+async fn a_peer_without_alpn_is_spoken_to_in_http_1_1() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { alpn: vec![], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (_peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    assert_eq!(node.comes_to("/nodes/ct150/x", None).await.text(), "GET /x");
+}
+
+#[tokio::test]
+async fn sessions_with_a_peer_are_resumed() {
+    for version in rustls::ALL_VERSIONS {
+        let mesh = Mesh::new();
+        let options = PeerOptions {
+            alpn: vec!["http/1.1"],
+            versions: vec![version],
+            ..PeerOptions::good(&mesh.ca, "ct150")
+        };
+        let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
+        let node = mesh.start("ct110", "opus").await;
+        node.comes_to("/nodes/ct150/close", None).await;
+        for _ in 0..3 {
+            assert_eq!(node.get("/nodes/ct150/close").await.text(), "closed");
+        }
+        let resumed: Vec<_> = peer.accepted().iter().map(|accepted| accepted.resumed).collect();
+        assert!(resumed.len() >= 4 && !resumed[0], "{version:?}: {resumed:?}");
+        assert!(resumed[1..].iter().filter(|resumed| **resumed).count() >= 2, "{version:?}: {resumed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peers_session_with_us_is_resumed_and_keeps_its_identity() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_proxy().await;
+    for version in rustls::ALL_VERSIONS {
+        let client = Client::versions(&mesh.ca, &mesh.ca.node("ct111"), &[version]);
+        let mut kinds = Vec::new();
+        for _ in 0..3 {
+            let mut stream = client.connect(node.inbound(), "ct110").await.unwrap();
+            kinds.push(stream.get_ref().1.handshake_kind());
+            stream
+                .write_all(b"GET /api/mesh/ping HTTP/1.1\r\nhost: ct110.mesh\r\nconnection: close\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            let answer = mesh_tests::process::text(&answer);
+            assert!(answer.contains("\"cn\":\"ct111\""), "{answer}");
+        }
+        assert_eq!(kinds[0], Some(HandshakeKind::Full), "{version:?}");
+        assert!(kinds[1..].contains(&Some(HandshakeKind::Resumed)), "{version:?}: {kinds:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_plain_nodejs_https_server_is_a_peer_and_its_client_too() {
+    let mesh = Mesh::new();
+    let address = Loopback::take();
+    let identity = mesh.ca.node("ct150");
+    let folder = mesh.folder().join("nodejs");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("node.crt"), &identity.chain_pem).unwrap();
+    std::fs::write(folder.join("node.key"), &identity.key_pem).unwrap();
+    let node = mesh.start("ct110", "opus").await;
+
+    let mut command = Command::new("node");
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/cases/peer.js"))
+        .args([address.ip().to_string(), "3000".into()])
+        .args([folder.join("node.crt"), folder.join("node.key"), mesh.bundle_path()])
+        .args([node.ip().to_string(), "3000".into()]);
+    let mut nodejs = Daemon::start("nodejs", &mut command);
+    nodejs.wait_log(&["listening"]).await;
+    mesh.register("ct150", &address.ip().to_string(), 3000, &["scout"]);
+    node.comes_to("/nodes/ct150/hello", None).await;
+
+    let body = json!({"fromAgent": "opus", "message": "Grüße"});
+    let answer = node.post("/nodes/ct150/api/message?x=1", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let told = answer.json();
+    assert_eq!(told["cn"], "ct110", "{told}");
+    assert_eq!(
+        (&told["method"], &told["url"], &told["http"]),
+        (&json!("POST"), &json!("/api/message?x=1"), &json!("1.1"))
+    );
+    assert_eq!(told["body"], body.to_string());
+
+    // Streams from it arrive chunk by chunk too.
+    let request = web::request(Method::GET, "/nodes/ct150/stream").body(web::empty()).unwrap();
+    let mut response = web::open(node.outbound(), request).await.unwrap();
+    web::expect_data(response.body_mut(), "data: 1\n\n").await;
+    // It sends the rest only when asked.
+    assert_eq!(node.get("/nodes/ct150/release").await.status, 200);
+    web::expect_data(response.body_mut(), "data: 2\n\n").await;
+
+    // Its own https client, with rejectUnauthorized, reaches our inbound side.
+    let answer = node.get("/nodes/ct150/dial-back").await.json();
+    assert_eq!((&answer["status"], &answer["cn"]), (&json!("ok"), &json!("ct150")), "{answer}");
+}
+
+#[tokio::test]
+async fn new_certificates_are_used_after_sighup() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let mut node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    let renewed = mesh.ca.node("ct110");
+    std::fs::write(node.folder().join("node.crt"), &renewed.chain_pem).unwrap();
+    // Half of a renewal is not used.
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy()
+        .wait_log(&["ERROR", "certificates not reloaded", "does not belong to the certificate"])
+        .await;
+    assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+    std::fs::write(node.folder().join("node.key"), &renewed.key_pem).unwrap();
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy().wait_log(&["INFO", "certificates reloaded"]).await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    let stream = client.connect(node.inbound(), "ct110").await.unwrap();
+    assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], renewed.leaf()[0]);
+    assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+    assert_eq!(peer.accepted().len(), 2, "the old connection was used with the new certificate");
+}
