@@ -102,12 +102,10 @@ async fn an_agent_that_is_offline_here_is_taken_from_where_it_is_online() {
     let (_near, _b) = mesh.peer("ct151", &["scout"]).await;
     let node = mesh.start("ct110", "opus").await;
     for away in ["ct150", "ct151"] {
-        mesh.edit_registry(|registry| {
-            for name in ["ct150", "ct151"] {
-                let status = if name == away { "offline" } else { "online" };
-                registry["nodes"][format!("id-{name}")]["status"] = json!(status);
-            }
-        });
+        for name in ["ct150", "ct151"] {
+            let status = if name == away { "offline" } else { "online" };
+            mesh.amend(name, |entry| entry["status"] = json!(status));
+        }
         node.comes_to(&format!("/nodes/{away}/"), Some("node_offline")).await;
         let other = if away == "ct150" { "ct151" } else { "ct150" };
         node.comes_to(&format!("/nodes/{other}/"), None).await;

@@ -25,7 +25,7 @@ async fn a_node_or_agent_that_is_offline() {
     let mesh = Mesh::new();
     let node = mesh.start("ct110", "opus").await;
     mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
-    mesh.edit_registry(|registry| registry["nodes"]["id-ct150"]["status"] = json!("offline"));
+    mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
     let answer = node.comes_to("/nodes/ct150/x", Some("node_offline")).await;
     let detail = answer.problem(503, "node_offline");
     assert!(detail.contains("ct150"), "{detail}");
@@ -92,7 +92,7 @@ async fn names_are_resolved_by_dns_before_the_registrys_host() {
     let (peer, address) = mesh.peer("ct150", &[]).await;
     let std::net::IpAddr::V4(ip) = address.ip() else { panic!("no IPv4") };
     mesh.dns.set("ct150.mesh", ip);
-    mesh.edit_registry(|registry| registry["nodes"]["id-ct150"]["host"] = json!("127.1.2.3"));
+    mesh.amend("ct150", |entry| entry["host"] = json!("127.1.2.3"));
     let node = mesh.start("ct110", "opus").await;
     node.comes_to("/nodes/ct150/x", None).await;
     assert_eq!(peer.example.requests().len(), 1);

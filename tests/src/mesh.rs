@@ -91,6 +91,15 @@ impl Mesh {
         });
     }
 
+    /// Changes the entry of a registered node as its owner would, with a newer `lastSeen`.
+    pub fn amend(&self, node: &str, change: impl FnOnce(&mut Value)) {
+        self.edit_registry(|registry| {
+            let entry = &mut registry["nodes"][format!("id-{node}")];
+            change(entry);
+            entry["lastSeen"] = (entry["lastSeen"].as_u64().unwrap() + 1).max(epoch_ms()).into();
+        });
+    }
+
     /// A node to be started.
     pub fn node(&self, name: &str) -> Plan {
         let identity = self.ca.node(name);
@@ -163,6 +172,15 @@ pub fn edit_registry(path: &Path, change: impl FnOnce(&mut Value)) {
     registry["updatedAt"] = epoch_ms().into();
     let new = path.with_extension("json.test");
     fs::write(&new, serde_json::to_vec_pretty(&registry).unwrap()).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+/// Replaces a `mesh.json` whatever it holds, under its lock, by renaming.
+pub fn replace_registry(path: &Path, content: Value) {
+    let lock = File::options().create(true).append(true).open(path.with_extension("json.lock")).unwrap();
+    lock.lock().unwrap();
+    let new = path.with_extension("json.test");
+    fs::write(&new, content.to_string()).unwrap();
     fs::rename(&new, path).unwrap();
 }
 

@@ -1,0 +1,127 @@
+//! Nodes without a shared file find each other: by a seed, by a list, always through their sidecars.
+
+use std::net::IpAddr;
+
+use mesh_tests::eventually;
+use mesh_tests::mesh::{Mesh, Node, Plan, read_json};
+use serde_json::json;
+
+fn own_entry(node: &Node, name: &str) -> Option<serde_json::Value> {
+    let path = node.folder().join("storage/mesh.json");
+    if !path.exists() {
+        return None;
+    }
+    read_json(&path)["nodes"].as_object()?.values().find(|entry| entry["name"] == name).cloned()
+}
+
+async fn knows(node: &Node, name: &str, agent: &str) {
+    eventually(&format!("{} knows {name} with {agent}", node.name), async || {
+        let entry = own_entry(node, name)?;
+        (entry["agents"] == json!([agent]) && entry["status"] == "online").then_some(())
+    })
+    .await;
+}
+
+/// Gives the node's name an address, as dnsmasq does in the reference document.
+fn in_dns(mesh: &Mesh, plan: &Plan, name: &str) {
+    let IpAddr::V4(ip) = plan.ip() else { panic!("no IPv4") };
+    mesh.dns.set(&format!("{name}.mesh"), ip);
+}
+
+fn seeded(mesh: &Mesh, name: &str, agent: &str) -> Plan {
+    let plan = mesh.node(name).agent(agent).own_storage();
+    in_dns(mesh, &plan, name);
+    plan.with(|config| {
+        config["mesh"]["discovery"] = json!({"mode": "seed", "seed_host": "ct110.mesh", "seed_port": 3000});
+    })
+}
+
+#[tokio::test]
+async fn a_seed_brings_nodes_together_that_share_no_file() {
+    let mesh = Mesh::new();
+    let seed_plan = seeded(&mesh, "ct110", "opus");
+    let (two, three) = (seeded(&mesh, "ct111", "grok"), seeded(&mesh, "ct112", "scout"));
+    // The others are there before the seed: they keep trying.
+    let mut two = two.prepare().await;
+    two.start_registryd().await;
+    two.start_proxy().await;
+    two.registryd().wait_log(&["[Discovery]", "ct110"]).await;
+    let seed = seed_plan.start().await;
+    let three = three.start().await;
+    for (node, others) in [
+        (&seed, [("ct111", "grok"), ("ct112", "scout")]),
+        (&two, [("ct110", "opus"), ("ct112", "scout")]),
+        (&three, [("ct110", "opus"), ("ct111", "grok")]),
+    ] {
+        for (other, agent) in others {
+            knows(node, other, agent).await;
+            node.reaches(other).await;
+        }
+    }
+    let answer = two.comes_to("/agents/scout/x", None).await;
+    assert_eq!(answer.header("x-agent"), Some("scout"));
+    // The seed was asked through the sidecars: its log names the peer.
+    let mut seed = seed;
+    seed.proxy().wait_log(&["Request peer.cn=ct111 POST /api/mesh/join status=200"]).await;
+}
+
+#[tokio::test]
+async fn a_mesh_goes_on_and_grows_without_its_seed() {
+    let mesh = Mesh::new();
+    let mut seed = seeded(&mesh, "ct110", "opus").start().await;
+    let two = seeded(&mesh, "ct111", "grok").start().await;
+    let three = seeded(&mesh, "ct112", "scout").start().await;
+    knows(&two, "ct112", "scout").await;
+    knows(&three, "ct111", "grok").await;
+    seed.proxy().kill();
+    seed.registryd().kill();
+    // Heartbeats go on between those that are left: lastSeen of the other keeps moving.
+    for (node, other) in [(&two, "ct112"), (&three, "ct111")] {
+        for _ in 0..2 {
+            let seen = own_entry(node, other).unwrap()["lastSeen"].as_u64();
+            eventually(&format!("{} still hears of {other}", node.name), async || {
+                own_entry(node, other).filter(|entry| entry["lastSeen"].as_u64() > seen)
+            })
+            .await;
+        }
+    }
+    assert_eq!(two.get("/agents/scout/x").await.status, 200);
+}
+
+#[tokio::test]
+async fn static_peers_are_asked_for_their_agents() {
+    let mesh = Mesh::new();
+    let (one, two) =
+        (mesh.node("ct110").agent("opus").own_storage(), mesh.node("ct111").agent("grok").own_storage());
+    let peers = |name: &str, ip: IpAddr| {
+        let peers = json!([{"name": name, "host": ip.to_string(), "port": 3000}]);
+        move |config: &mut serde_json::Value| {
+            config["mesh"]["peers"] = peers;
+            config["mesh"]["discovery"] = json!({"mode": "static"});
+        }
+    };
+    let (to_two, to_one) = (peers("ct111", two.ip()), peers("ct110", one.ip()));
+    let (one, two) = (one.with(to_two).start().await, two.with(to_one).start().await);
+    knows(&one, "ct111", "grok").await;
+    knows(&two, "ct110", "opus").await;
+    let task = json!({"fromAgent": "opus", "message": "hello"});
+    let answer = one.post("/agents/grok/api/message", &task).await;
+    assert_eq!(answer.json()["response"], "grok heard: hello");
+}
+
+#[tokio::test]
+async fn a_static_peer_that_is_somebody_else_is_not_used() {
+    let mesh = Mesh::new();
+    let impostor = mesh_tests::loopback::Loopback::take();
+    let options = mesh_tests::tls::PeerOptions::good(&mesh.ca, "ct666");
+    let peer = mesh_tests::tls::Peer::start(impostor.port(3000), "grok", options).await;
+    let plan = mesh.node("ct110").agent("opus").own_storage().with(|config| {
+        config["mesh"]["peers"] = json!([{"name": "ct111", "host": impostor.ip().to_string()}]);
+        config["mesh"]["discovery"] = json!({"mode": "static"});
+    });
+    let mut node = plan.start().await;
+    node.registryd().wait_log(&["ct111"]).await;
+    eventually("the impostor was dialled", async || (peer.example.connections() > 0).then_some(())).await;
+    assert!(peer.example.requests().is_empty());
+    assert_ne!(node.get("/nodes/ct111/x").await.status, 200);
+}

@@ -1,0 +1,312 @@
+//! registryd and mesh.json: registration, heartbeats, staleness, goodbye, and what it never does to the file.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use http::Method;
+use mesh_tests::mesh::{Mesh, Node, entry, epoch_ms};
+use mesh_tests::{eventually, web};
+use serde_json::{Value, json};
+
+/// A node of which only registryd runs.
+async fn registryd(mesh: &Mesh, name: &str) -> Node {
+    let mut node =
+        mesh.node(name).with(|config| config["registryd"]["agents"] = json!(["opus"])).prepare().await;
+    node.start_registryd().await;
+    node
+}
+
+async fn registered(mesh: &Mesh, name: &str) -> Value {
+    eventually(&format!("{name} is online in mesh.json"), async || {
+        mesh.entry(name).filter(|entry| entry["status"] == "online")
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_node_registers_itself_with_everything_it_is() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").with(|config| {
+        config["registryd"]["agents"] =
+            json!(["opus", {"name": "grok", "provider": "xai", "model": "grok-4"}]);
+        config["registryd"]["capabilities"] = json!(["gpu"]);
+        config["registryd"]["metadata"] = json!({"rack": 3});
+    });
+    let mut node = plan.prepare().await;
+    node.start_registryd().await;
+    let entry = registered(&mesh, "ct110").await;
+    assert_eq!(entry["agents"], json!(["opus", "grok"]));
+    assert_eq!((&entry["providers"], &entry["models"]), (&json!(["xai"]), &json!(["grok-4"])));
+    assert_eq!((&entry["capabilities"], &entry["metadata"]["rack"]), (&json!(["gpu"]), &json!(3)));
+    assert_eq!((&entry["host"], &entry["port"]), (&json!(node.ip().to_string()), &json!(3000)));
+    let registry = mesh.registry();
+    assert_eq!(registry["version"], 1);
+    assert!(registry["updatedAt"].as_u64() > Some(1 << 40));
+    assert_eq!(registry["nodes"][entry["id"].as_str().unwrap()], entry, "the id is the key of the entry");
+}
+
+#[tokio::test]
+async fn the_id_is_kept_across_restarts_and_kills() {
+    let mesh = Mesh::new();
+    let mut node = registryd(&mesh, "ct110").await;
+    let first = registered(&mesh, "ct110").await;
+    for kill in [false, true] {
+        match kill {
+            true => node.registryd().kill(),
+            false => assert!(node.registryd().stop().await.success()),
+        }
+        let seen = mesh.entry("ct110").unwrap()["lastSeen"].as_u64();
+        node.start_registryd().await;
+        let again = eventually("registered anew", async || {
+            mesh.entry("ct110")
+                .filter(|entry| entry["status"] == "online" && entry["lastSeen"].as_u64() > seen)
+        })
+        .await;
+        assert_eq!((&again["id"], &again["registeredAt"]), (&first["id"], &first["registeredAt"]));
+    }
+    assert_eq!(mesh.registry()["nodes"].as_object().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn heartbeats_move_last_seen_and_nothing_else() {
+    let mesh = Mesh::new();
+    let _node = registryd(&mesh, "ct110").await;
+    let mut before = registered(&mesh, "ct110").await;
+    for _ in 0..3 {
+        let after = eventually("a heartbeat", async || {
+            mesh.entry("ct110").filter(|entry| entry["lastSeen"].as_u64() > before["lastSeen"].as_u64())
+        })
+        .await;
+        before["lastSeen"] = after["lastSeen"].clone();
+        assert_eq!(before, after);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_is_marked_offline_and_comes_back() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(200);
+        config["mesh"]["stale_threshold_ms"] = json!(2000);
+    };
+    let (mut one, mut two) =
+        (mesh.node("ct110").with(quick).prepare().await, mesh.node("ct111").with(quick).prepare().await);
+    one.start_registryd().await;
+    two.start_registryd().await;
+    registered(&mesh, "ct111").await;
+    two.registryd().kill();
+    eventually("ct111 is marked offline", async || {
+        (mesh.entry("ct111")?["status"] == "offline").then_some(())
+    })
+    .await;
+    let nodes = one.local("/mesh/nodes?node=ct111").await.unwrap().json();
+    assert_eq!(nodes[0]["status"], "offline", "{nodes}");
+    two.start_registryd().await;
+    registered(&mesh, "ct111").await;
+    assert_eq!(mesh.entry("ct110").unwrap()["status"], "online");
+    one.registryd().wait_log(&["ct111", "offline"]).await;
+}
+
+#[tokio::test]
+async fn nodes_that_are_no_agents_never_go_stale() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(200);
+        config["mesh"]["stale_threshold_ms"] = json!(1000);
+    };
+    mesh.register("ct150", "127.1.2.3", 3000, &[]);
+    mesh.edit_registry(|registry| {
+        let mut stale = entry("ct151", "127.1.2.4", 3000, &[]);
+        stale["role"] = json!("agent");
+        registry["nodes"]["id-ct151"] = stale;
+    });
+    let mut node = mesh.node("ct110").with(quick).prepare().await;
+    node.start_registryd().await;
+    eventually("the silent agent is marked offline", async || {
+        (mesh.entry("ct151")?["status"] == "offline").then_some(())
+    })
+    .await;
+    assert_eq!(mesh.entry("ct150").unwrap()["status"], "online", "a service does not heartbeat");
+}
+
+#[tokio::test]
+async fn a_node_says_goodbye_on_sigterm() {
+    let mesh = Mesh::new();
+    let mut node = registryd(&mesh, "ct110").await;
+    registered(&mesh, "ct110").await;
+    assert!(node.registryd().stop().await.success());
+    assert_eq!(mesh.entry("ct110").unwrap()["status"], "offline");
+    assert!(!node.socket().exists(), "the socket was left behind");
+}
+
+#[tokio::test]
+async fn what_other_programs_wrote_is_kept() {
+    let mesh = Mesh::new();
+    fs::write(
+        mesh.registry_path(),
+        json!({
+            "version": 1, "updatedAt": 1.7e12, "owner": {"team": "rivet"},
+            "nodes": {
+                "old": {"name": "ct120", "host": "127.1.1.1", "gpu": {"vram": 24}, "agents": null, "status": "online",
+                        "lastSeen": 5, "role": "service"},
+                "note": {"comment": "not a node at all", "list": [1, 2]},
+                "ours": {"id": "ours", "name": "ct110", "host": "127.9.9.9", "port": 1, "custom": "kept", "registeredAt": 7},
+            },
+        })
+        .to_string(),
+    )
+    .unwrap();
+    let mut node = registryd(&mesh, "ct110").await;
+    let own = eventually("a heartbeat of the existing entry", async || {
+        mesh.entry("ct110").filter(|entry| entry["lastSeen"].as_u64() > Some(0))
+    })
+    .await;
+    assert_eq!(own["custom"], "kept");
+    assert_eq!((&own["id"], &own["registeredAt"]), (&json!("ours"), &json!(7)));
+    assert_eq!(own["host"], node.ip().to_string());
+    node.registryd().stop().await;
+    let registry = mesh.registry();
+    assert_eq!(registry["owner"]["team"], "rivet");
+    assert_eq!(registry["nodes"]["note"], json!({"comment": "not a node at all", "list": [1, 2]}));
+    assert_eq!(registry["nodes"]["old"]["gpu"]["vram"], 24);
+}
+
+/// Whether this content lies in the registry's folder, under whatever name.
+fn still_there(mesh: &Mesh, content: &str) -> bool {
+    let folder = mesh.registry_path();
+    fs::read_dir(folder.parent().unwrap())
+        .unwrap()
+        .any(|file| fs::read(file.unwrap().path()).is_ok_and(|found| found == content.as_bytes()))
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_parse_at_the_start_is_never_overwritten() {
+    for (content, told) in [
+        (r#"[{"id": "a", "name": "ct110", "host": "x"}]"#, "flat-array"),
+        (r#"{"version": 1, "nodes": {"a": {"na"#, "not valid JSON"),
+        (r#"{"version": 2, "nodes": {}}"#, "version"),
+        ("", "not valid JSON"),
+    ] {
+        let mesh = Mesh::new();
+        fs::write(mesh.registry_path(), content).unwrap();
+        let mut node = registryd(&mesh, "ct110").await;
+        let line = node.registryd().wait_log(&["mesh.json", told]).await;
+        assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
+        eventually("registryd reports the problem", async || {
+            let status = node.local("/v1/status").await?.json();
+            (!status["problems"].as_array()?.is_empty()).then_some(())
+        })
+        .await;
+        assert!(still_there(&mesh, content), "{content:?} is gone");
+        // Put right, it is used, without a restart.
+        mesh_tests::mesh::replace_registry(
+            &mesh.registry_path(),
+            json!({"version": 1, "nodes": {}, "keep": 1}),
+        );
+        registered(&mesh, "ct110").await;
+        assert_eq!(mesh.registry()["keep"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_while_running_costs_nothing() {
+    let mesh = Mesh::new();
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    mesh.edit_registry(|registry| registry["nodes"]["id-ct150"]["gpu"] = json!("kept"));
+    let mut node = registryd(&mesh, "ct110").await;
+    registered(&mesh, "ct110").await;
+    let good = fs::read_to_string(mesh.registry_path()).unwrap();
+    let half = &good[..good.len() / 2];
+    fs::write(mesh.registry_path(), half).unwrap();
+    node.registryd().wait_log(&["mesh.json", "not valid JSON"]).await;
+    assert!(still_there(&mesh, half), "the broken content is gone");
+    // The last good view is still served.
+    let nodes = node.local("/mesh/nodes?node=ct150").await.unwrap().json();
+    assert_eq!(nodes[0]["agents"], json!(["scout"]));
+    let whole: Value = serde_json::from_str(&good).unwrap();
+    mesh_tests::mesh::replace_registry(&mesh.registry_path(), whole);
+    let seen = epoch_ms();
+    eventually("heartbeats go on", async || {
+        mesh.entry("ct110").filter(|entry| entry["lastSeen"].as_u64() > Some(seen))
+    })
+    .await;
+    assert_eq!(mesh.entry("ct150").unwrap()["gpu"], "kept");
+}
+
+#[tokio::test]
+async fn the_socket_is_for_the_owner_and_the_group_only() {
+    let mesh = Mesh::new();
+    let node = registryd(&mesh, "ct110").await;
+    assert_eq!(fs::metadata(node.socket()).unwrap().permissions().mode() & 0o777, 0o660);
+}
+
+#[tokio::test]
+async fn a_socket_left_by_a_kill_does_not_keep_registryd_from_starting() {
+    let mesh = Mesh::new();
+    let mut node = registryd(&mesh, "ct110").await;
+    node.registryd().kill();
+    assert!(node.socket().exists());
+    node.start_registryd().await;
+}
+
+#[tokio::test]
+async fn a_second_registryd_of_the_same_node_is_refused() {
+    let mesh = Mesh::new();
+    let node = registryd(&mesh, "ct110").await;
+    let second = mesh_tests::process::run(&mut node.command("registryd"));
+    assert!(!second.status.success());
+    let told = mesh_tests::process::text(&second.stdout) + &mesh_tests::process::text(&second.stderr);
+    assert!(told.contains("registryd.sock"), "{told}");
+    assert!(node.local("/v1/status").await.is_some(), "the first one was harmed");
+}
+
+#[tokio::test]
+async fn a_change_of_the_registry_reaches_the_sidecar() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    assert_eq!(node.get("/nodes/ct150/x").await.header("x-mesh-error"), Some("unknown_node"));
+    let (peer, _address) = mesh.peer("ct150", &["scout"]).await;
+    node.comes_to("/agents/scout/x", None).await;
+    mesh.amend("ct150", |entry| entry["agents"] = json!(["ranger"]));
+    node.comes_to("/agents/scout/x", Some("unknown_agent")).await;
+    node.comes_to("/agents/ranger/x", None).await;
+    mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
+    node.comes_to("/nodes/ct150/x", Some("node_offline")).await;
+    mesh.amend("ct150", |entry| entry["status"] = json!("online"));
+    node.comes_to("/nodes/ct150/x", None).await;
+    drop(peer);
+}
+
+#[tokio::test]
+async fn an_operator_takes_a_node_out_for_an_update_and_back() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let set = async |status: &str| {
+        let request = web::request(Method::PUT, "/v1/status").header("content-type", "application/json");
+        let request = request.body(web::full(json!({"status": status}).to_string())).unwrap();
+        web::on_socket(&two.socket(), request).await.unwrap()
+    };
+    assert_eq!(set("updating").await.status, 204);
+    eventually("ct111 is updating", async || (mesh.entry("ct111")?["status"] == "updating").then_some(()))
+        .await;
+    one.comes_to("/agents/grok/x", Some("agent_offline")).await;
+    assert_eq!(set("online").await.status, 204);
+    one.comes_to("/agents/grok/x", None).await;
+    assert_eq!(set("offline").await.status, 400);
+}
+
+#[tokio::test]
+async fn events_tell_what_changes() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let request = web::request(Method::GET, "/mesh/events").body(web::empty()).unwrap();
+    let mut response = web::open(node.outbound(), request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    let mut told = String::new();
+    while !(told.contains("joined") && told.contains("ct150")) {
+        let data = web::next_data(response.body_mut()).await.expect("the stream of events ended");
+        told.push_str(&mesh_tests::process::text(&data));
+    }
+}

@@ -1,0 +1,106 @@
+//! kill -9 of each process while requests go on: the data plane outlives the control plane.
+
+use mesh_tests::eventually;
+use mesh_tests::mesh::Mesh;
+use serde_json::json;
+
+#[tokio::test]
+async fn requests_flow_without_registryd_and_across_a_restart_of_the_sidecar() {
+    let mesh = Mesh::new();
+    let (mut one, mut two) = mesh.pair().await;
+    let task = json!({"fromAgent": "opus", "message": "go on"});
+    one.registryd().kill();
+    two.registryd().kill();
+    for _ in 0..20 {
+        assert_eq!(one.post("/agents/grok/api/message", &task).await.status, 200);
+        assert_eq!(two.post("/agents/opus/api/message", &task).await.status, 200);
+    }
+    // What only registryd knows is said to be missing.
+    one.get("/mesh/nodes").await.problem(503, "registry_unavailable");
+
+    // The sidecar too, by kill -9: it starts with the saved roster.
+    one.proxy().kill();
+    one.start_proxy().await;
+    for _ in 0..20 {
+        assert_eq!(one.post("/agents/grok/api/message", &task).await.status, 200);
+    }
+    one.get("/nodes/ct199/x").await.problem(404, "unknown_node");
+
+    // And registryd's return is noticed without a restart of anything.
+    one.start_registryd().await;
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    one.comes_to("/nodes/ct150/x", Some("peer_unreachable")).await;
+    eventually("the registry is served again", async || {
+        (one.get("/mesh/nodes").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_peer_sidecar_is_an_error_until_it_is_back() {
+    let mesh = Mesh::new();
+    let (one, mut two) = mesh.pair().await;
+    two.proxy().kill();
+    let answer = one.get("/nodes/ct111/x").await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert!(
+        matches!(answer.header("x-mesh-error"), Some("peer_unreachable" | "peer_failed")),
+        "{:?}",
+        answer.headers
+    );
+    one.comes_to("/nodes/ct111/x", Some("peer_unreachable")).await;
+    two.start_proxy().await;
+    assert_eq!(one.get("/nodes/ct111/x").await.status, 200, "a sidecar that is back is used at once");
+}
+
+#[tokio::test]
+async fn requests_go_on_while_registryd_is_killed_again_and_again() {
+    let mesh = Mesh::new();
+    let (mut one, two) = mesh.pair().await;
+    let outbound = one.outbound();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let traffic = tokio::spawn(async move {
+        let mut answered = 0;
+        while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            let answer = mesh_tests::web::get(outbound, "/agents/grok/x").await;
+            assert_eq!(answer.status, 200, "after {answered} answers: {}", answer.text());
+            answered += 1;
+        }
+        answered
+    });
+    for _ in 0..5 {
+        one.registryd().kill();
+        one.start_registryd().await;
+    }
+    stop.send(()).unwrap();
+    assert!(traffic.await.unwrap() > 5);
+    drop(two);
+}
+
+#[tokio::test]
+async fn a_saved_roster_that_is_broken_is_told_and_not_used() {
+    let mesh = Mesh::new();
+    let (mut one, _two) = mesh.pair().await;
+    let saved = one.folder().join("state/roster.json");
+    eventually("the roster is saved", async || saved.exists().then_some(())).await;
+    one.registryd().kill();
+    one.proxy().kill();
+    std::fs::write(&saved, "{\"revision\": 1, \"nod").unwrap();
+    one.start_proxy().await;
+    one.get("/nodes/ct111/x").await.problem(503, "no_roster");
+    one.proxy().wait_log(&["WARN", "roster.json"]).await;
+    one.start_registryd().await;
+    one.reaches("ct111").await;
+}
+
+#[tokio::test]
+async fn agents_that_restart_are_used_again_at_once() {
+    let mesh = Mesh::new();
+    let (one, mut two) = mesh.pair().await;
+    for _ in 0..3 {
+        assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
+        two.agent = None;
+        two.agent = Some(mesh_tests::agent::Agent::start(two.backend(), "grok").await);
+        assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
+    }
+}
