@@ -109,7 +109,7 @@ impl Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = params(spec);
         // Positive, whatever the hash.
-        let serial = (RandomState::new().hash_one(&key.public_key_raw()) >> 1).to_be_bytes().to_vec();
+        let serial = (RandomState::new().hash_one(key.public_key_raw()) >> 1).to_be_bytes().to_vec();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Issued {
