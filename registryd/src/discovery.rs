@@ -28,3 +28,9 @@ pub enum Sighting {
     /// A node said goodbye. Not authenticated: registryd asks the node itself before it believes it.
     Goodbye(NodeName),
 }
+
+mod engine;
+pub mod seed;
+pub mod static_peers;
+
+pub use engine::{farewell, run};

@@ -16,11 +16,19 @@
 //! `membership` decides and never waits; `state` is the only owner of a `Membership` and publishes what follows
 //! from it; everything else feeds it or reads the published snapshots.
 
-pub mod events;
-pub mod membership;
-pub mod view;
-
+pub mod addresses;
+pub mod app;
+pub mod ctl;
 pub mod discovery;
 pub mod dns_server;
+pub mod events;
+pub mod heartbeat;
 pub mod hosts_file;
+pub mod jitter;
+pub mod membership;
+pub mod peer_client;
 pub mod resolver;
+pub mod socket;
+pub mod state;
+pub mod store;
+pub mod view;

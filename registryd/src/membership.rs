@@ -44,6 +44,8 @@ pub struct Membership {
     /// Until when this reader could see whether `lastSeen` moves.
     looked_at: Instant,
     loaded: bool,
+    /// Whether changes are news yet: what the first reading shows is not.
+    announcing: bool,
 }
 
 /// One node.
@@ -97,6 +99,7 @@ impl Membership {
             departed: HashMap::new(),
             looked_at: now.instant,
             loaded: false,
+            announcing: false,
         };
         let mut member = Member::new(&local, own, now);
         member.node.status = Status::Online;
@@ -267,15 +270,14 @@ impl Membership {
     /// Judges everybody anew. Returns what changed since the last time; nothing for the first reading.
     pub fn judge(&mut self) -> Judgement {
         let mut judgement = Judgement::default();
+        self.judge_status();
         for (name, member) in &mut self.members {
-            let silence = self.looked_at.saturating_duration_since(member.moved_at);
-            let stale = *name != self.local && member.node.is_agent() && silence > self.threshold;
-            member.status = if stale { Status::Offline } else { member.node.status };
-            if let Some(kind) = member.news(self.loaded) {
+            if let Some(kind) = member.news(self.announcing) {
                 judgement.changed = true;
                 judgement.changes.extend(kind.map(|kind| Change { kind, name: name.clone(), status: member.status }));
             }
         }
+        self.announcing = self.loaded;
         let (local, departed) = (&self.local, &mut self.departed);
         self.members.retain(|name, member| {
             let keep = member.listed || *name == *local || member.status != Status::Offline || !self.loaded;
@@ -289,6 +291,14 @@ impl Membership {
             departed.clear();
         }
         judgement
+    }
+
+    fn judge_status(&mut self) {
+        for (name, member) in &mut self.members {
+            let silence = self.looked_at.saturating_duration_since(member.moved_at);
+            let stale = *name != self.local && member.node.is_agent() && silence > self.threshold;
+            member.status = if stale { Status::Offline } else { member.node.status };
+        }
     }
 }
 
@@ -353,9 +363,9 @@ impl Member {
     }
 
     /// `None`: nothing new. `Some(None)`: new, but no event.
-    fn news(&mut self, loaded: bool) -> Option<Option<Kind>> {
+    fn news(&mut self, announcing: bool) -> Option<Option<Kind>> {
         let kind = match &self.announced {
-            None if loaded => (self.status != Status::Offline).then_some(Kind::Joined),
+            None if announcing => (self.status != Status::Offline).then_some(Kind::Joined),
             None => None,
             Some((before, _)) if *before != self.status => Some(match (before, self.status) {
                 (_, Status::Offline) if self.said_goodbye => Kind::Left,

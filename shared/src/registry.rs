@@ -168,6 +168,9 @@ pub enum RegistryError {
          Convert it, or move it away and let the nodes register anew"
     )]
     FlatArray,
+    /// A registry of a version that is not known here, so perhaps of a newer program.
+    #[error("has version {0}, and this program knows version {VERSION} only; update it, or move the file away")]
+    Version(Value),
     /// Valid JSON of another shape.
     #[error("is not a mesh registry ({0}); expected {{\"version\": 1, \"nodes\": {{…}}}}")]
     Shape(String),
@@ -190,7 +193,7 @@ impl Registry {
             Value::Object(top) => match top.get("version").map(|v| (v, v.as_u64())) {
                 Some((_, Some(VERSION))) => {}
                 Some((other, _)) => {
-                    return Err(RegistryError::Shape(format!("version is {other}")));
+                    return Err(RegistryError::Version(other.clone()));
                 }
                 None => return Err(RegistryError::Shape("it has no version".into())),
             },

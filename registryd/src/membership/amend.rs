@@ -12,6 +12,7 @@ impl Membership {
     /// what this node knows. Returns whether anything has to be written; a time stamp alone counts only if a
     /// heartbeat is `due`.
     pub fn amend(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
+        self.judge_status();
         let mut changed = self.amend_own(registry, due, now);
         for (name, member) in &self.members {
             if *name == self.local {

@@ -1,0 +1,162 @@
+//! Wiring: starts the parts, says when they are ready, and ends them in order.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_shared::config::{self, Config};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::peer_client::PeerClient;
+use crate::resolver::Resolver;
+use crate::socket::{self, SocketError};
+use crate::state::{State, own_claims};
+use crate::store::Store;
+use crate::store::worker::{self, Writer};
+use crate::{addresses, discovery, heartbeat};
+
+/// How long to wait for the first registration before this node counts as ready all the same.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
+/// How long the goodbyes to the registry and to peers may take, at the same time.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+/// How long a sidecar may stay silent after the start.
+const SIDECAR_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it
+pub enum AppError {
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("cannot watch for signals: {0}")]
+    Signals(#[source] io::Error),
+    #[error("cannot start the storage threads: {0}")]
+    Threads(#[source] io::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// Runs the daemon until it is told to stop.
+pub fn run(config: Config) -> ExitCode {
+    for warning in &config.warnings {
+        tracing::warn!(target: "Config", "{warning}");
+    }
+    if !config.mesh.enabled {
+        tracing::error!(target: "Config", "mesh.enabled is false: registryd does not start");
+        return ExitCode::from(config::EXIT_CODE);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(4)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build();
+    let outcome = runtime.map_err(AppError::Runtime).and_then(|runtime| {
+        let outcome = runtime.block_on(serve(Arc::new(config)));
+        // Storage that hangs must not keep the process.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(target: "Registry", "registryd stops: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Arc<Config>) -> Result<(), AppError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let path = config.registryd.socket.clone();
+    let listener = socket::bind(&path).await?;
+
+    let state = Arc::new(State::new(config.clone(), own_claims(&config)));
+    let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);
+    let (writer, watchdog) = worker::start(store, state.clone()).map_err(AppError::Threads)?;
+    let client = PeerClient::new(config.proxy.outbound.listen);
+    let resolver = Arc::new(Resolver::new(&config.registryd.dns));
+    let (sightings, sighted) = mpsc::channel(64);
+
+    tokio::spawn(watchdog.run(state.clone()));
+    tokio::spawn(heartbeat::run(state.clone(), writer.clone()));
+    tokio::spawn(socket::serve(listener, state.clone(), writer.clone()));
+    tokio::spawn(addresses::run(state.clone(), resolver));
+    tokio::spawn(discovery::run(state.clone(), client.clone(), sighted));
+    tokio::spawn(watch_sidecar(state.clone()));
+    let _sightings = sightings;
+
+    registered(&state).await;
+    tracing::info!(
+        target: "Registry",
+        "registryd ready node={} registry={} socket={}",
+        state.local(),
+        config.mesh.registry_path().display(),
+        path.display()
+    );
+    notify("READY=1");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    notify("STOPPING=1");
+    leave(&state, &writer, &client).await;
+    // Fails only if somebody removed it already.
+    let _ = fs::remove_file(&path);
+    Ok(())
+}
+
+/// Waits for the first heartbeat, within a limit.
+async fn registered(state: &State) {
+    let registered = async {
+        while state.with(|inner, _| inner.last_heartbeat().is_none()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if timeout(REGISTRATION_LIMIT, registered).await.is_err() {
+        tracing::warn!(target: "Registry", "this node is not in the registry yet; it goes on trying");
+    }
+}
+
+async fn leave(state: &State, writer: &Writer, client: &PeerClient) {
+    state.leave();
+    state.with(|inner, now| inner.members.beat(now));
+    tokio::join!(
+        heartbeat::leave(state, writer, GOODBYE_LIMIT),
+        discovery::farewell(state, client, GOODBYE_LIMIT),
+    );
+}
+
+/// Says so while the sidecar does not report.
+async fn watch_sidecar(state: Arc<State>) {
+    tokio::time::sleep(SIDECAR_LIMIT).await;
+    loop {
+        if state.with(|inner, now| inner.sidecar(now).is_none()) {
+            let sentence = "mesh-proxy does not report on this host's socket; is it running?";
+            state.problem("sidecar", sentence.into());
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Tells systemd, where it started this process (`Type=notify`).
+fn notify(message: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = UnixDatagram::unbound().and_then(|socket| match path.to_str().and_then(|path| path.strip_prefix('@')) {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            socket.send_to_addr(message.as_bytes(), &address)
+        }
+        None => socket.send_to(message.as_bytes(), &path),
+    });
+    if let Err(error) = sent {
+        tracing::warn!(target: "Registry", "cannot tell systemd {message}: {error}");
+    }
+}

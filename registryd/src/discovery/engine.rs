@@ -1,0 +1,323 @@
+//! Asking: whom, when, and what to make of the answers.
+//!
+//! In touch are: the seed or the static peers, every interval, with backoff while they are away; where there is no
+//! such peer that answers, the nodes that are online, so that the mesh holds together without it; and, once, any
+//! node that somebody else spoke of, or that has been silent for suspiciously long.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_shared::NodeName;
+use mesh_shared::config::Discovery;
+use mesh_shared::registry::{Node, Status};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Candidate, Sighting, seed, static_peers};
+use crate::jitter;
+use crate::membership::{Hearsay, admission};
+use crate::peer_client::{AskError, PeerClient};
+use crate::state::{State, Wanted};
+
+/// Questions under way at once.
+const AT_ONCE: usize = 8;
+/// Most nodes in touch each round where no configured peer answers. A message reaches 16 × 16 nodes in two rounds.
+const FAN_OUT: usize = 16;
+/// Most nodes from hearsay that wait to be asked.
+const MAX_HEARD: usize = 1000;
+/// How often a node that was merely heard of is asked before it is forgotten.
+const HEARD_ATTEMPTS: u32 = 3;
+/// The first wait after a failure.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait for a configured peer that is away, if the interval is not longer.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// A node to ask.
+#[derive(Debug)]
+struct Target {
+    candidate: Candidate,
+    why: Why,
+    at: Instant,
+    failures: u32,
+    running: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The configuration names it.
+    Configured,
+    /// It was seen or somebody spoke of it; `offline` where they said that it left.
+    Heard { offline: bool },
+    /// A member, to stay in touch or because it is silent.
+    Member,
+}
+
+struct Engine {
+    state: Arc<State>,
+    client: PeerClient,
+    targets: BTreeMap<NodeName, Target>,
+    questions: JoinSet<(NodeName, Result<Vec<Node>, AskError>)>,
+    interval: Duration,
+    round_at: Instant,
+}
+
+/// Finds nodes and stays in touch with them, for as long as the daemon runs.
+pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Receiver<Sighting>) {
+    let mesh = &state.config.mesh;
+    let configured = match &mesh.discovery {
+        Some(Discovery::Static) => static_peers::candidates(mesh),
+        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.node_name).into_iter().collect(),
+        Some(Discovery::Mdns) | None => Vec::new(),
+    };
+    let interval = mesh.heartbeat_interval;
+    let mut engine = Engine {
+        client,
+        targets: BTreeMap::new(),
+        questions: JoinSet::new(),
+        interval,
+        round_at: Instant::now() + interval,
+        state,
+    };
+    for candidate in configured {
+        engine.want(candidate, Why::Configured);
+    }
+    loop {
+        engine.ask_due();
+        let next = engine.next();
+        tokio::select! {
+            Some(done) = engine.questions.join_next() => {
+                if let Ok((name, outcome)) = done {
+                    engine.answered(&name, outcome);
+                }
+            }
+            Some(sighting) = sightings.recv() => match sighting {
+                Sighting::Found(candidate) => engine.want(candidate, Why::Heard { offline: false }),
+                Sighting::Goodbye(name) => engine.check_goodbye(name),
+            },
+            () = sleep_until(next) => {
+                if Instant::now() >= engine.round_at {
+                    engine.round();
+                }
+            }
+        }
+    }
+}
+
+/// Tells the nodes in touch that this one leaves, waiting no longer than `limit`.
+pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
+    if state.config.mesh.discovery.is_none() {
+        return;
+    }
+    let own = state.own_node();
+    let mut goodbyes = JoinSet::new();
+    for candidate in online_members(state).into_iter().take(FAN_OUT) {
+        let (client, own) = (client.clone(), own.clone());
+        goodbyes.spawn(async move { client.exchange(&candidate, &own).await.is_ok() });
+    }
+    let _ = timeout(limit, async { while goodbyes.join_next().await.is_some() {} }).await;
+}
+
+fn online_members(state: &State) -> Vec<Candidate> {
+    let mut online: Vec<Candidate> = state.with(|inner, _| {
+        let others = inner.members.members().iter().filter(|(name, member)| {
+            *name != state.local() && member.node.is_agent() && member.status != Status::Offline
+        });
+        others.map(|(name, member)| of_member(name, &member.node)).collect()
+    });
+    online.sort_by_cached_key(|_| (jitter::unit() * 1e9) as u64);
+    online
+}
+
+fn of_member(name: &NodeName, node: &Node) -> Candidate {
+    Candidate { name: name.clone(), host: node.host.clone(), addresses: Vec::new(), port: node.port }
+}
+
+impl Engine {
+    fn want(&mut self, candidate: Candidate, why: Why) {
+        let name = candidate.name.clone();
+        if name == *self.state.local() {
+            return;
+        }
+        let heard = self.targets.values().filter(|target| matches!(target.why, Why::Heard { .. })).count();
+        match self.targets.get_mut(&name) {
+            Some(target) => {
+                if target.why != Why::Configured {
+                    target.candidate = candidate;
+                    target.why = why;
+                }
+            }
+            None if heard >= MAX_HEARD && why != Why::Configured => {}
+            None => {
+                if why == Why::Configured {
+                    self.publish(&candidate, true, false, false);
+                }
+                // Spread, so that a restarted mesh does not ask in step.
+                let at = Instant::now() + FIRST_RETRY.min(self.interval).mul_f64(jitter::unit() / 5.0);
+                self.targets.insert(name, Target { candidate, why, at, failures: 0, running: false });
+            }
+        }
+    }
+
+    /// Once an interval: stay in touch with members where no configured peer does it, and ask the silent ones.
+    fn round(&mut self) {
+        self.round_at = Instant::now() + jitter::heartbeat(self.interval);
+        let in_touch = |target: &Target| target.why == Why::Configured && target.failures == 0;
+        let needed = match self.state.config.mesh.discovery {
+            Some(Discovery::Seed(_)) => !self.targets.values().any(in_touch) && self.state.config.mesh.discovery != self.own_seed(),
+            Some(Discovery::Mdns) => true,
+            Some(Discovery::Static) | None => false,
+        };
+        let mut members = if needed { online_members(&self.state) } else { Vec::new() };
+        members.truncate(FAN_OUT);
+        let silent = self.state.with(|inner, _| {
+            let nodes = inner.members.silent().into_iter().take(FAN_OUT);
+            let all = inner.members.members();
+            nodes.filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node))).collect::<Vec<_>>()
+        });
+        for candidate in members.into_iter().chain(silent) {
+            self.want(candidate, Why::Member);
+        }
+    }
+
+    /// The discovery of the seed node itself: it has nobody to ask, everybody comes to it.
+    fn own_seed(&self) -> Option<Discovery> {
+        let discovery = self.state.config.mesh.discovery.clone();
+        discovery.filter(|discovery| matches!(discovery, Discovery::Seed(seed) if seed.node == *self.state.local()))
+    }
+
+    fn next(&self) -> Instant {
+        let waiting = self.targets.values().filter(|target| !target.running).map(|target| target.at);
+        match self.questions.len() < AT_ONCE {
+            true => waiting.min().unwrap_or(self.round_at).min(self.round_at),
+            false => self.round_at,
+        }
+    }
+
+    fn ask_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<NodeName> = self
+            .targets
+            .iter()
+            .filter(|(_, target)| !target.running && target.at <= now)
+            .map(|(name, _)| name.clone())
+            .take(AT_ONCE.saturating_sub(self.questions.len()))
+            .collect();
+        for name in due {
+            let Some(target) = self.targets.get_mut(&name) else { continue };
+            target.running = true;
+            let candidate = target.candidate.clone();
+            // The registry's own idea of the endpoint comes first; what was claimed is tried when that fails.
+            let by_claim = target.failures % 2 == 1;
+            let configured = target.why == Why::Configured;
+            self.publish(&candidate, configured, true, by_claim);
+            let (client, own) = (self.client.clone(), self.state.own_node());
+            self.questions.spawn(async move {
+                let outcome = client.exchange(&candidate, &own).await;
+                (candidate.name, outcome)
+            });
+        }
+    }
+
+    /// Lets the sidecar route to a candidate.
+    fn publish(&self, candidate: &Candidate, configured: bool, asking: bool, by_claim: bool) {
+        self.state.with(|inner, _| {
+            let wanted = Wanted { candidate: candidate.clone(), configured, asking, by_claim };
+            let name = candidate.name.clone();
+            let held = match asking || configured {
+                true => inner.candidates.insert(name, wanted.clone()),
+                false => inner.candidates.remove(&name),
+            };
+            if held.as_ref() != Some(&wanted) {
+                inner.touch();
+            }
+        });
+    }
+
+    fn answered(&mut self, name: &NodeName, outcome: Result<Vec<Node>, AskError>) {
+        let Some(target) = self.targets.get_mut(name) else { return };
+        target.running = false;
+        let (why, candidate) = (target.why, target.candidate.clone());
+        let failures = match &outcome {
+            Ok(_) => 0,
+            Err(_) => target.failures + 1,
+        };
+        let first_failure = failures == 1;
+        target.failures = failures;
+        target.at = Instant::now()
+            + match failures {
+                0 => jitter::heartbeat(self.interval),
+                n => jitter::backoff(n, FIRST_RETRY.min(self.interval), LONGEST_RETRY.max(self.interval)),
+            };
+        let wait = target.at.saturating_duration_since(Instant::now());
+        self.publish(&candidate, why == Why::Configured, false, false);
+        let own_sidecar = matches!(outcome, Err(AskError::NoSidecar { .. }));
+        match outcome {
+            Ok(nodes) => {
+                if why == Why::Configured {
+                    self.state.solved("discovery");
+                }
+                self.learn(name, nodes);
+            }
+            Err(error) if why == Why::Configured => {
+                let seconds = wait.as_secs_f32().ceil();
+                if first_failure {
+                    tracing::warn!(target: "Discovery", "{error}; trying again in {seconds} s node={name}");
+                }
+                self.state.with(|inner, _| inner.problem_quietly("discovery", format!("{}: {error}", name.mesh_host())));
+            }
+            Err(error) => tracing::debug!(target: "Discovery", "{error} node={name}"),
+        }
+        // An own sidecar that is not there yet says nothing about the node.
+        let finished = match why {
+            Why::Configured => false,
+            Why::Member => true,
+            Why::Heard { .. } => failures == 0 || (failures >= HEARD_ATTEMPTS && !own_sidecar),
+        };
+        if !finished {
+            return;
+        }
+        self.targets.remove(name);
+        if failures > 0 && why == (Why::Heard { offline: true }) {
+            self.state.with(|inner, _| inner.members.gone(name));
+        }
+    }
+
+    /// Takes in what a verified node says: of itself, and of others.
+    fn learn(&mut self, peer: &NodeName, nodes: Vec<Node>) {
+        let known: Vec<NodeName> = self.state.with(|inner, _| inner.members.members().keys().cloned().collect());
+        let mut heard = Vec::new();
+        let unlisted = self.state.with(|inner, now| {
+            let mut unlisted = false;
+            for node in nodes {
+                let Some(name) = node.node_name() else { continue };
+                if let Err(reason) = admission::check(&name, &node, |other| known.contains(other)) {
+                    tracing::debug!(target: "Discovery", "an entry from {peer} is not taken: {reason} node={name}");
+                    continue;
+                }
+                if name == *peer {
+                    unlisted |= inner.members.hear_itself(&name, node, now);
+                } else if inner.members.hear_of(&name, &node, now) == Hearsay::Ask {
+                    heard.push((of_member(&name, &node), node.status == Status::Offline));
+                }
+            }
+            unlisted
+        });
+        if unlisted {
+            tracing::debug!(target: "Discovery", "{peer} says something new of itself node={peer}");
+            self.state.write_wanted.notify_one();
+        }
+        for (candidate, offline) in heard {
+            self.want(candidate, Why::Heard { offline });
+        }
+    }
+
+    /// A goodbye on the network is not authenticated: the node is asked, and believed if it answers.
+    fn check_goodbye(&mut self, name: NodeName) {
+        let member = self.state.with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
+        if let Some(candidate) = member {
+            self.want(candidate, Why::Heard { offline: true });
+        }
+    }
+}

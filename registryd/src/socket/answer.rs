@@ -1,0 +1,71 @@
+//! The forms of answers.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use mesh_shared::local_api::{MESH_ERROR, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What a request gets.
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+pub(super) fn json(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => typed("application/json", body),
+        Err(error) => refusal(500, "internal", format!("the answer cannot be written as JSON: {error}")),
+    }
+}
+
+pub(super) fn text(body: String) -> Answer {
+    typed("text/plain; version=0.0.4; charset=utf-8", body.into_bytes())
+}
+
+fn typed(content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::from(body).boxed_unsync());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+pub(super) fn no_content() -> Answer {
+    let mut answer = Response::new(Empty::new().boxed_unsync());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
+/// An error with its stable code and a sentence that helps.
+pub(super) fn refusal(status: u16, code: &'static str, detail: String) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let problem = Problem {
+        code: code.into(),
+        status: status.as_u16(),
+        title: status.canonical_reason().unwrap_or("Error").into(),
+        detail,
+        extra: serde_json::Map::new(),
+    };
+    let mut answer = typed("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(MESH_ERROR, HeaderValue::from_static(code));
+    answer
+}
+
+/// Reads a whole body of at most `limit` bytes; the error is the answer to give.
+pub(super) async fn read_bytes(body: Incoming, limit: usize) -> Result<Bytes, Answer> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(refusal(413, "body_too_large", format!("the body is longer than {limit} bytes")))
+        }
+        Err(error) => Err(refusal(400, "bad_request", format!("the body broke off: {error}"))),
+    }
+}
+
+/// Reads a JSON body of at most `limit` bytes; the error is the answer to give.
+pub(super) async fn read_body<T: DeserializeOwned>(body: Incoming, limit: usize) -> Result<T, Answer> {
+    let bytes = read_bytes(body, limit).await?;
+    serde_json::from_slice(&bytes).map_err(|error| refusal(400, "bad_request", format!("the body is not as expected: {error}")))
+}

@@ -1,0 +1,100 @@
+//! Answers that do not end: rosters for the sidecar, events for whoever follows the mesh.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderValue, Response, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
+
+use super::answer::Answer;
+use crate::events::Event;
+use crate::state::State;
+
+/// A silent stream says this often that it lives.
+const ROSTER_KEEP_ALIVE: Duration = Duration::from_secs(5);
+const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The roster now, then each one that differs for routing; a line each.
+pub(super) fn rosters(state: &State) -> Answer {
+    let mut rosters = state.rosters();
+    rosters.mark_changed();
+    endless(
+        "application/x-ndjson",
+        stream::unfold(rosters, |mut rosters| async {
+            let line = match timeout(ROSTER_KEEP_ALIVE, rosters.changed()).await {
+                Err(_) => Bytes::from_static(b"\n"),
+                Ok(Err(_)) => return None,
+                Ok(Ok(())) => {
+                    let mut line = serde_json::to_vec(&**rosters.borrow_and_update()).ok()?;
+                    line.push(b'\n');
+                    line.into()
+                }
+            };
+            Some((line, rosters))
+        }),
+    )
+}
+
+/// What happened after `last_id` (as far as it is kept), then what happens.
+pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
+    let (missed, live) = state.events.listen(last_id);
+    let follower = Follower { state: state.clone(), missed: missed.into(), live, last_id, connected: false };
+    endless(
+        "text/event-stream",
+        stream::unfold(follower, |mut follower| async {
+            let chunk = follower.next().await?;
+            Some((chunk, follower))
+        }),
+    )
+}
+
+/// One reader of the events.
+struct Follower {
+    state: Arc<State>,
+    missed: VecDeque<Arc<Event>>,
+    live: Receiver<Arc<Event>>,
+    last_id: Option<u64>,
+    connected: bool,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Bytes> {
+        if !std::mem::replace(&mut self.connected, true) {
+            // Shows the reader that it is connected, even when nothing happens.
+            return Some(Bytes::from_static(b": connected\n\n"));
+        }
+        loop {
+            if let Some(event) = self.missed.pop_front() {
+                self.last_id = Some(event.id);
+                let (name, data) = (event.event.as_str(), serde_json::to_string(&*event).ok()?);
+                return Some(format!("id: {}\nevent: {name}\ndata: {data}\n\n", event.id).into());
+            }
+            match timeout(EVENTS_KEEP_ALIVE, self.live.recv()).await {
+                Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
+                Ok(Ok(event)) => self.missed.push_back(event),
+                Ok(Err(RecvError::Lagged(_))) => {
+                    // A reader too slow for the channel goes on from the kept events.
+                    let (kept, live) = self.state.events.listen(Some(self.last_id.unwrap_or(0)));
+                    (self.missed, self.live) = (kept.into(), live);
+                }
+                Ok(Err(RecvError::Closed)) => return None,
+            }
+        }
+    }
+}
+
+fn endless(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Answer {
+    let frames = chunks.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
+    let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}

@@ -1,0 +1,139 @@
+//! From the state to the snapshots that others read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_shared::NodeName;
+use mesh_shared::local_api::{NodeView, Roster, RosterNode};
+use mesh_shared::registry::{Node, Status};
+
+use super::{Inner, State, Wanted};
+use crate::events::{Event, Kind};
+use crate::membership::{Change, Member, Now};
+use crate::view::View;
+
+impl State {
+    pub(super) fn publish(&self, inner: &mut Inner, now: Now) {
+        let status = inner.own_status(now);
+        if inner.members.own().status != status {
+            inner.members.own().status = status;
+            self.write_wanted.notify_one();
+        }
+        let judgement = inner.members.judge();
+        for change in judgement.changes {
+            self.announce(inner, change, now);
+        }
+        if !judgement.changed && !inner.touched {
+            return;
+        }
+        inner.touched = false;
+        self.view.send_replace(Arc::new(View {
+            have_view: inner.has_view(),
+            local: self.local().clone(),
+            nodes: inner.node_views(self.local(), now),
+        }));
+        let nodes = inner.roster_nodes();
+        self.roster.send_if_modified(|roster| {
+            let news = roster.revision == 0 || roster.nodes != nodes;
+            if news {
+                *roster = Arc::new(Roster { revision: roster.revision + 1, nodes });
+            }
+            news
+        });
+    }
+
+    fn announce(&self, inner: &Inner, change: Change, now: Now) {
+        let node = inner.members.members().get(&change.name).map(|member| &member.node);
+        let (name, status) = (&change.name, change.status.as_str());
+        match change.kind {
+            Kind::Stale => {
+                tracing::warn!(target: "Registry", "node {name} fell silent and counts as offline node={name}");
+            }
+            kind => tracing::info!(target: "Registry", "node {name} {} node={name} status={status}", kind.as_str()),
+        }
+        self.events.push(Event {
+            id: 0,
+            event: change.kind,
+            node: change.name.clone(),
+            status: change.status,
+            agents: node.map(|node| node.agents.clone()).unwrap_or_default(),
+            at: now.epoch_ms,
+        });
+    }
+}
+
+impl Inner {
+    /// All members as shown to people and programs.
+    pub fn node_views(&self, local: &NodeName, now: Now) -> Vec<NodeView> {
+        let view = |(name, member): (&NodeName, &Member)| {
+            let own = name == local;
+            let age = now.instant.saturating_duration_since(member.moved_at).as_millis() as u64;
+            let own_age = self.last_heartbeat.map(|at| now.instant.saturating_duration_since(at).as_millis() as u64);
+            NodeView {
+                node: Node { status: member.status, ..member.node.clone() },
+                age_ms: if own { own_age } else { member.moved.then_some(age) },
+                skew_ms: if own { Some(0) } else { member.skew_ms() },
+                addresses: self.addresses_of(name, &member.node.host),
+                local: own,
+            }
+        };
+        self.members.members().iter().map(view).collect()
+    }
+
+    /// All nodes as the sidecar routes to them: the members, and candidates that may have to be asked.
+    fn roster_nodes(&self) -> Vec<RosterNode> {
+        let members = self.members.members();
+        let mut rows: Vec<RosterNode> = members
+            .iter()
+            .map(|(name, member)| {
+                let mut row = self.row(name, &member.node.host, member.node.port, member.status);
+                row.agents = member.node.agents.clone();
+                if let Some(wanted) = self.candidates.get(name).filter(|wanted| wanted.asking) {
+                    self.let_through(&mut row, wanted);
+                }
+                row
+            })
+            .collect();
+        for (name, wanted) in self.candidates.iter().filter(|(name, _)| !members.contains_key(*name)) {
+            let claim = &wanted.candidate;
+            let mut row = self.row(name, &claim.host, claim.port, Status::Online);
+            if row.addresses.is_empty() {
+                row.addresses = claim.addresses.clone();
+            }
+            rows.push(row);
+        }
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
+    }
+
+    /// A node that counts as offline can be asked, and at the place that it is said to be.
+    fn let_through(&self, row: &mut RosterNode, wanted: &Wanted) {
+        if row.status == Status::Offline {
+            row.status = Status::Online;
+        }
+        if wanted.by_claim {
+            let claim = &wanted.candidate;
+            let literal = claim.host.parse().into_iter();
+            let claimed: Vec<IpAddr> = literal.chain(claim.addresses.iter().copied()).collect();
+            if !claimed.is_empty() {
+                row.addresses = claimed;
+            }
+            row.port = claim.port;
+        }
+    }
+
+    fn row(&self, name: &NodeName, host: &str, port: u16, status: Status) -> RosterNode {
+        let addresses = self.addresses_of(name, host);
+        let problem = self.addresses.get(name).and_then(|resolved| resolved.problem.clone());
+        let unresolved = addresses.is_empty().then(|| problem.unwrap_or_else(|| format!("{name}.mesh is still being looked up")));
+        RosterNode { name: name.clone(), status, agents: Vec::new(), addresses, port, unresolved }
+    }
+
+    /// What the name resolved to, or the address that the node gives where nothing is known yet.
+    fn addresses_of(&self, name: &NodeName, host: &str) -> Vec<IpAddr> {
+        match self.addresses.get(name) {
+            Some(resolved) if !resolved.addresses.is_empty() => resolved.addresses.clone(),
+            _ => host.parse().into_iter().collect(),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The only code that touches `mesh.json`.
+//!
+//! Reading is one read and one parse. Changing is: an exclusive lock on `mesh.json.lock`, read, change, write to a
+//! temporary file in the same folder, sync, rename, sync the folder. A reader never sees half a file of ours and a
+//! crash at any instruction loses nothing that was reported as written. Everything here blocks, and may hang for as
+//! long as a mount hangs; [`worker`] runs it on threads of its own.
+
+mod lock;
+pub mod worker;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_shared::NodeName;
+use mesh_shared::registry::{Registry, RegistryError};
+
+pub use lock::LockError;
+
+/// How often half-written content is read again before it counts as bad, and the pause between.
+const REREADS: u32 = 40;
+const REREAD_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the registry cannot be read or written. In words that stand alone.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it, and the fields are its parts
+pub enum StoreError {
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("{} {source}", path.display())]
+    Content { path: PathBuf, source: RegistryError },
+}
+
+impl StoreError {
+    /// Whether there is no file, which may mean that there never was one.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::NotFound)
+    }
+
+    /// Whether the content is broken in a way that no version of any program would write whole.
+    fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Content { source: RegistryError::Json(_) | RegistryError::Shape(_), .. })
+    }
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the storage",
+        ErrorKind::ReadOnlyFilesystem => "; mount the storage for writing",
+        ErrorKind::PermissionDenied => "; give this user access to the folder and its files",
+        ErrorKind::StaleNetworkFileHandle => "; mount the storage anew",
+        ErrorKind::NotFound => "; mount or create the folder named by mesh.storage_dir",
+        _ => "",
+    }
+}
+
+/// What tells two states of a file apart without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &fs::Metadata) -> Self {
+        Self {
+            inode: file.ino(),
+            length: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// What a write did.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Whether the file was replaced; `false` where nothing had to change.
+    pub replaced: bool,
+    /// Where broken content was set aside.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// One registry file.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: PathBuf,
+    temporary: PathBuf,
+    lock: lock::Lock,
+}
+
+impl Store {
+    /// The store of `node` in a file. Touches nothing yet.
+    pub fn new(path: PathBuf, node: &NodeName) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // One name per node: what a killed process leaves behind is overwritten by its successor.
+        let temporary = path.with_file_name(format!(".{name}.{node}.tmp"));
+        let lock = lock::Lock::new(path.with_file_name(format!("{name}.lock")), node);
+        Self { path, temporary, lock }
+    }
+
+    /// The registry file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The state of the file, without reading it. Opening it first makes NFS ask the server.
+    ///
+    /// # Errors
+    /// A missing or unreachable file.
+    pub fn stamp(&self) -> Result<Stamp, StoreError> {
+        let open = File::open(&self.path).and_then(|file| file.metadata());
+        open.map(|metadata| Stamp::of(&metadata)).map_err(|source| self.failed("read", source))
+    }
+
+    /// Reads the file once.
+    ///
+    /// # Errors
+    /// A missing or unreachable file; content that is not wholly a registry, which may be half-written.
+    pub fn read(&self) -> Result<(Registry, Stamp), StoreError> {
+        let (content, stamp) = self.content().map_err(|source| self.failed("read", source))?;
+        let registry = Registry::parse(&content);
+        let registry = registry.map_err(|source| StoreError::Content { path: self.path.clone(), source })?;
+        Ok((registry, stamp))
+    }
+
+    fn content(&self) -> io::Result<(Vec<u8>, Stamp)> {
+        let mut file = File::open(&self.path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        let mut content = Vec::with_capacity(stamp.length as usize + 1);
+        io::Read::read_to_end(&mut file, &mut content)?;
+        Ok((content, stamp))
+    }
+
+    /// Changes the file under the lock: `change` gets the content as it is now and says whether to write it back.
+    ///
+    /// `last_good` is what to start from where the file is gone or stays broken; without it, a missing file is
+    /// created and a broken one is never touched.
+    ///
+    /// # Errors
+    /// A lock that somebody else holds for too long; a file that cannot be read or written; broken content without
+    /// a last good view.
+    pub fn change(
+        &self,
+        last_good: Option<&Registry>,
+        change: impl FnOnce(&mut Registry) -> bool,
+    ) -> Result<Written, StoreError> {
+        self.make_folder()?;
+        let _held = self.lock.acquire()?;
+        let (mut registry, broken) = match self.read_settled() {
+            Ok(registry) => (registry, false),
+            Err(error) if error.is_missing() => {
+                let mut registry = last_good.cloned().unwrap_or_else(Registry::empty);
+                change(&mut registry);
+                self.replace(&registry)?;
+                return Ok(Written { replaced: true, set_aside: None });
+            }
+            Err(error) => match last_good {
+                Some(last_good) if error.is_corrupt() => (last_good.clone(), true),
+                _ => return Err(error),
+            },
+        };
+        let wanted = change(&mut registry);
+        if broken {
+            let set_aside = self.set_aside(&registry)?;
+            return Ok(Written { replaced: true, set_aside: Some(set_aside) });
+        }
+        if wanted {
+            self.replace(&registry)?;
+        }
+        Ok(Written { replaced: wanted, set_aside: None })
+    }
+
+    /// Reads until the content is whole: a program that writes in place may be in the middle of it.
+    fn read_settled(&self) -> Result<Registry, StoreError> {
+        let mut rereads = 0;
+        loop {
+            match self.read() {
+                Ok((registry, _)) => return Ok(registry),
+                Err(error) if error.is_corrupt() && rereads < REREADS => rereads += 1,
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(REREAD_PAUSE);
+        }
+    }
+
+    /// Makes the configured folder itself, not those above it: a mount that is missing has to come back, not be
+    /// imitated on the disk below.
+    fn make_folder(&self) -> Result<(), StoreError> {
+        let folder = self.folder();
+        match fs::create_dir(folder) {
+            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+                if folder.is_dir() {
+                    return Ok(());
+                }
+                Err(StoreError::Io { action: "create", path: folder.into(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replace(&self, registry: &Registry) -> Result<(), StoreError> {
+        self.write_temporary(registry)?;
+        fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("replace", source))?;
+        self.sync_folder()
+    }
+
+    /// Replaces broken content after it was set aside, and sets it aside only after its replacement is on disk.
+    fn set_aside(&self, registry: &Registry) -> Result<PathBuf, StoreError> {
+        self.write_temporary(registry)?;
+        let epoch_ms = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis());
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = self.path.with_file_name(format!("{name}.corrupt-{epoch_ms}"));
+        // A second name for the broken content rather than moving it: at no moment is there no mesh.json.
+        if fs::hard_link(&self.path, &aside).is_err() {
+            fs::copy(&self.path, &aside).map_err(|source| self.failed("set aside", source))?;
+        }
+        fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("replace", source))?;
+        self.sync_folder()?;
+        Ok(aside)
+    }
+
+    fn write_temporary(&self, registry: &Registry) -> Result<(), StoreError> {
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o664).open(&self.temporary)?;
+            if let Ok(before) = fs::metadata(&self.path) {
+                // Other programs and users keep the access that they have. Root squashing may forbid the second.
+                file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))?;
+                let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+            }
+            file.write_all(&registry.to_json())?;
+            file.sync_all()
+        };
+        write().map_err(|source| {
+            let _ = fs::remove_file(&self.temporary);
+            StoreError::Io { action: "write", path: self.temporary.clone(), source }
+        })
+    }
+
+    fn sync_folder(&self) -> Result<(), StoreError> {
+        let sync = File::open(self.folder()).and_then(|folder| folder.sync_all());
+        sync.map_err(|source| StoreError::Io { action: "sync", path: self.folder().into(), source })
+    }
+
+    fn folder(&self) -> &Path {
+        match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        }
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> StoreError {
+        StoreError::Io { action, path: self.path.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests;
