@@ -16,7 +16,6 @@ use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
 };
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
@@ -197,26 +196,34 @@ impl Material {
         })
     }
 
+    /// Checks that peers will accept the certificate when it dials.
+    ///
+    /// # Errors
+    /// No chain to the trust bundle, not valid now, revoked, or not for clients.
+    pub fn accepted_as_client(&self, now: UnixTime) -> Result<(), MaterialError> {
+        let client = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
+            .with_crls(self.crls.clone())
+            .build()
+            .map_err(|error| self.untrusted(error.to_string()))?;
+        client
+            .verify_client_cert(&self.chain[0], &self.chain[1..], now)
+            .map_err(|error| self.untrusted(describe(&error, Role::Client)))?;
+        Ok(())
+    }
+
     /// Checks that peers will accept the certificate, as a client and as the server `<node>.mesh`.
     ///
     /// # Errors
     /// No chain to the trust bundle, not valid now, revoked, wrong usage, or without the mesh name.
     pub fn accepted_by_peers(&self, node: &NodeName, now: UnixTime) -> Result<(), MaterialError> {
-        let untrusted = |reason: String| MaterialError::Untrusted { path: self.cert_path.clone(), reason };
-        let described = |error: rustls::Error, role| untrusted(describe(&error, role));
-        let provider = provider();
-        let client = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+        self.accepted_as_client(now)?;
+        let server = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
             .with_crls(self.crls.clone())
             .build()
-            .map_err(|error| untrusted(error.to_string()))?;
-        let server = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider)
-            .with_crls(self.crls.clone())
-            .build()
-            .map_err(|error| untrusted(error.to_string()))?;
+            .map_err(|error| self.untrusted(error.to_string()))?;
         let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
-        client.verify_client_cert(leaf, rest, now).map_err(|error| described(error, Role::Client))?;
         let name = ServerName::try_from(node.mesh_host())
-            .map_err(|error| untrusted(format!("{node}.mesh is no server name: {error}")))?;
+            .map_err(|error| self.untrusted(format!("{node}.mesh is no server name: {error}")))?;
         match server.verify_server_cert(leaf, rest, &name, &[], now) {
             Ok(_) => Ok(()),
             Err(rustls::Error::InvalidCertificate(
@@ -229,8 +236,12 @@ impl Material {
                     names => names.join(", "),
                 },
             }),
-            Err(error) => Err(described(error, Role::Server)),
+            Err(error) => Err(self.untrusted(describe(&error, Role::Server))),
         }
+    }
+
+    fn untrusted(&self, reason: String) -> MaterialError {
+        MaterialError::Untrusted { path: self.cert_path.clone(), reason }
     }
 
     /// Joins the chain with its private key.

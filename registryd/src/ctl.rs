@@ -1,0 +1,171 @@
+//! `meshctl`: what an operator does by hand. It asks the two daemons of its host and makes certificates; it
+//! changes nothing else.
+
+mod ca;
+pub mod client;
+mod nodes;
+pub mod output;
+mod ping;
+mod status;
+mod watch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mesh_shared::config::{self, Config, ConfigError};
+
+use client::{ClientError, Daemon};
+
+/// Where registryd listens unless the configuration says otherwise.
+const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl demo                             two nodes on this machine, to see it work
+  meshctl ca init                          make the mesh's certificate authority
+  meshctl ca issue-node ct111 192.168.10.111
+  meshctl status                           is this node well? (exit code 1 if not)
+  meshctl nodes --agent grok               who hosts the agent grok
+  meshctl ping                             reach every node over mutual TLS";
+
+/// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What all commands share.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// The configuration file [default: $MESH_CONFIG, else /etc/mesh/mesh.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// registryd's socket [default: as configured, else /run/mesh/registryd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show whether this node is well, or say what it is doing; exit code 1 if something is wrong
+    Status(status::StatusArgs),
+    /// Show the nodes of the mesh
+    Nodes(nodes::NodesArgs),
+    /// Show the agents of the mesh and where they live
+    Agents,
+    /// Reach a node (or all that are online) over mutual TLS and back
+    Ping(ping::PingArgs),
+    /// Show changes in the mesh as they happen
+    Watch,
+    /// Make and check the mesh's certificates
+    Ca(ca::command::CaArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it
+pub enum Failure {
+    #[error(transparent)]
+    Ca(#[from] ca::CaError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            // The reader (such as `head`) has what it wanted.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Self::Config(_) => config::EXIT_CODE,
+            Self::Usage(_) => 2,
+            Self::Ca(_) | Self::Client(_) | Self::Output(_) => 1,
+        }
+    }
+}
+
+/// Runs meshctl with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread, because children that end with their parent end with the thread that started them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Output(error)),
+    };
+    result.unwrap_or_else(|failure| {
+        let code = failure.exit_code();
+        if code != 0 {
+            eprintln!("meshctl: {failure}");
+        }
+        ExitCode::from(code)
+    })
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Status(args) => status::run(args, global).await,
+        Command::Nodes(args) => nodes::run(args, global).await,
+        Command::Agents => nodes::agents(global).await,
+        Command::Ping(args) => ping::run(args, global).await,
+        Command::Watch => watch::run(global).await,
+        Command::Ca(args) => ca::command::run(args, global.json),
+    }
+}
+
+impl Global {
+    /// The configuration, if there is one: a file that was named must load, the default one need not exist.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    fn config(&self) -> Result<Option<Config>, ConfigError> {
+        let named =
+            self.config.clone().or_else(|| std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from));
+        match named {
+            Some(path) => Config::load(&path).map(Some),
+            None if Path::new(config::DEFAULT_PATH).exists() => {
+                Config::load(Path::new(config::DEFAULT_PATH)).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// registryd, from `--socket`, the configuration or the default.
+    ///
+    /// # Errors
+    /// The configuration cannot be used.
+    pub fn registryd(&self) -> Result<Daemon, ConfigError> {
+        let socket = match &self.socket {
+            Some(socket) => socket.clone(),
+            None => self.config()?.map_or_else(|| DEFAULT_SOCKET.into(), |config| config.registryd.socket),
+        };
+        Ok(Daemon::Registryd(socket))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,75 @@
+//! Files that appear whole, with their final mode, or not at all.
+
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::CaError;
+
+/// Writes a file that must not exist yet.
+///
+/// # Errors
+/// It exists, or the folder cannot be written.
+pub(super) fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CaError> {
+    let file = complete(path, content, mode)?;
+    file.persist_noclobber(path).map_err(|error| match error.error.kind() {
+        ErrorKind::AlreadyExists => CaError::Exists { path: path.into(), hint: "" },
+        _ => CaError::File { what: "write", path: path.into(), source: error.error },
+    })?;
+    sync_folder(path)
+}
+
+/// Writes a file in place of another one; readers see the one or the other.
+///
+/// # Errors
+/// The folder cannot be written.
+pub(super) fn replace(path: &Path, content: &str, mode: u32) -> Result<(), CaError> {
+    let file = complete(path, content, mode)?;
+    // A key handed to another user (chown) must stay readable for that user.
+    if let Ok(old) = path.metadata() {
+        use std::os::unix::fs::MetadataExt;
+        let _ = std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()));
+    }
+    file.persist(path).map_err(|error| CaError::File {
+        what: "replace",
+        path: path.into(),
+        source: error.error,
+    })?;
+    sync_folder(path)
+}
+
+/// Makes a folder and those above it; one that exists stays as it is.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), CaError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| CaError::File {
+        what: "make the folder",
+        path: path.into(),
+        source,
+    })
+}
+
+/// A complete, synced file beside `path` under a name that goes away with it. Until its mode is set at the
+/// end, it is readable by its owner alone.
+fn complete(path: &Path, content: &str, mode: u32) -> Result<NamedTempFile, CaError> {
+    let fail = |source| CaError::File { what: "write", path: path.into(), source };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".meshctl-").tempfile_in(folder).map_err(fail)?;
+    file.write_all(content.as_bytes()).map_err(fail)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    Ok(file)
+}
+
+fn sync_folder(path: &Path) -> Result<(), CaError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| CaError::File {
+        what: "sync the folder",
+        path: folder.into(),
+        source,
+    })
+}

@@ -1,0 +1,134 @@
+//! `meshctl ping`: over the own sidecar to a node and back, so that everything on the way is tried.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use bytes::Bytes;
+use clap::Args;
+use futures_util::future::join_all;
+use http::{HeaderMap, Method};
+use mesh_shared::local_api::{DaemonStatus, NODES, NodeView, STATUS};
+use mesh_shared::name::NodeName;
+use mesh_shared::registry::Status;
+use serde::Serialize;
+
+use super::client::{ClientError, Daemon};
+use super::output::{Cell, Colour, Table, print, print_json};
+use super::{Failure, Global};
+
+/// Arguments of `meshctl ping`.
+#[derive(Debug, Args)]
+pub struct PingArgs {
+    /// The node to reach; all others that are online if none is given
+    node: Option<NodeName>,
+}
+
+/// How it went with one node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    node: String,
+    ok: bool,
+    /// There and back, in ms.
+    latency_ms: Option<f64>,
+    /// This node's CN as the other one verified it.
+    cn: Option<String>,
+    /// The problem's code.
+    code: Option<String>,
+    /// What went wrong and what to do.
+    detail: Option<String>,
+}
+
+/// Reaches one node or all that are online.
+///
+/// # Errors
+/// The own daemons are away. A node that cannot be reached makes exit code 1.
+pub async fn run(args: PingArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let sidecar = sidecar(global).await?;
+    let names = match args.node {
+        Some(node) => vec![node.to_string()],
+        None => {
+            let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
+            let others = nodes.into_iter().filter(|view| !view.local && view.node.status != Status::Offline);
+            others.map(|view| view.node.name).collect()
+        }
+    };
+    let outcomes = join_all(names.iter().map(|name| ping(&sidecar, name))).await;
+    if global.json {
+        print_json(&outcomes)?;
+    } else if outcomes.is_empty() {
+        print("no other node is online\n")?;
+    } else {
+        print(&table(&outcomes))?;
+    }
+    let all = outcomes.iter().all(|outcome| outcome.ok);
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The own sidecar's outbound side: what it reported to registryd, else what is configured.
+async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
+    let reported = global.registryd()?.read::<DaemonStatus>(STATUS).await;
+    if let Ok(DaemonStatus { sidecar: Some(sidecar), .. }) = &reported {
+        return Ok(Daemon::Sidecar(sidecar.outbound));
+    }
+    // With registryd away, the sidecar still knows its way.
+    match (global.socket.is_none().then(|| global.config()).transpose()?.flatten(), reported) {
+        (Some(config), _) => Ok(Daemon::Sidecar(config.proxy.outbound.listen.socket_addr())),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(_)) => Err(Failure::Usage(
+            "mesh-proxy does not report to registryd, so its outbound port is not known; \
+             start it (systemctl status mesh-proxy) or name the configuration with --config"
+                .into(),
+        )),
+    }
+}
+
+async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
+    let path = format!("/nodes/{node}/api/mesh/ping");
+    let start = Instant::now();
+    let answer = sidecar.send(Method::GET, &path, HeaderMap::new(), Bytes::new()).await;
+    let latency_ms = (start.elapsed().as_secs_f64() * 100_000.0).round() / 100.0;
+    let mut outcome =
+        Outcome { node: node.into(), ok: false, latency_ms: None, cn: None, code: None, detail: None };
+    let answer = match answer.and_then(|answer| sidecar.accepted(&path, answer)) {
+        Ok(answer) => answer,
+        Err(error) => {
+            if let ClientError::Problem(problem) = &error {
+                outcome.code = Some(problem.code.clone());
+            }
+            outcome.detail = Some(error.to_string());
+            return outcome;
+        }
+    };
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let text = |key: &str| body.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    outcome.cn = text("cn");
+    outcome.ok = text("status").as_deref() == Some("ok");
+    match outcome.ok {
+        true => outcome.latency_ms = Some(latency_ms),
+        false => {
+            outcome.detail = Some(format!("unexpected answer: {}", String::from_utf8_lossy(&answer.body)))
+        }
+    }
+    outcome
+}
+
+fn table(outcomes: &[Outcome]) -> String {
+    let mut table = Table::new(["NODE", "RESULT", "THERE AND BACK", "IT SEES US AS"]);
+    for outcome in outcomes {
+        let (result, colour) = match outcome.ok {
+            true => ("ok", Colour::Green),
+            false => (outcome.code.as_deref().unwrap_or("failed"), Colour::Red),
+        };
+        let latency = outcome.latency_ms.map(|ms| format!("{ms} ms")).unwrap_or_default();
+        let cn = outcome.cn.as_ref().map(|cn| format!("CN={cn}")).unwrap_or_default();
+        table.row([outcome.node.as_str().into(), Cell::coloured(colour, result), latency.into(), cn.into()]);
+    }
+    let mut text = table.render();
+    for outcome in outcomes {
+        if let Some(detail) = &outcome.detail {
+            text.push_str(&format!("{}: {detail}\n", outcome.node));
+        }
+    }
+    text
+}
