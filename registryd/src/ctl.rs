@@ -3,6 +3,7 @@
 
 mod ca;
 pub mod client;
+mod demo;
 mod nodes;
 pub mod output;
 mod ping;
@@ -68,6 +69,11 @@ enum Command {
     Watch,
     /// Make and check the mesh's certificates
     Ca(ca::command::CaArgs),
+    /// Run two nodes on this machine and show a delegation between them
+    Demo(demo::DemoArgs),
+    /// One of the demo's agents
+    #[command(hide = true)]
+    DemoAgent(demo::agent::AgentArgs),
 }
 
 /// Why a command failed.
@@ -125,6 +131,8 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Ping(args) => ping::run(args, global).await,
         Command::Watch => watch::run(global).await,
         Command::Ca(args) => ca::command::run(args, global.json),
+        Command::Demo(args) => demo::run(args).await,
+        Command::DemoAgent(args) => demo::agent::run(args).await,
     }
 }
 
