@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Installs the built programs, their users and their systemd units on this host. Starts nothing, and leaves a
+# configuration that is there alone. Run it again to upgrade.
+#
+#   deploy/install.sh [--dry-run] [--from DIR]      DIR: where the programs were built (target/release)
+#
+# With DESTDIR set, everything goes below that folder and no users are made (for packaging and tests).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+from="${CARGO_TARGET_DIR:-../target}/release"
+run=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) run=(echo) ;;
+    --from)
+      from="${2:?--from needs a folder}"
+      shift
+      ;;
+    *)
+      echo "usage: $0 [--dry-run] [--from DIR]" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+root="${DESTDIR:-}"
+
+for program in mesh-proxy registryd meshctl; do
+  if [ ! -x "$from/$program" ]; then
+    echo "$from/$program is missing; build first: cargo build --release --locked --bins" >&2
+    exit 1
+  fi
+done
+if [ -z "$root" ] && [ ${#run[@]} -eq 0 ] && [ "$(id -u)" -ne 0 ]; then
+  echo "run this as root, or look first with --dry-run" >&2
+  exit 1
+fi
+
+if [ -z "$root" ]; then
+  # The group may use registryd's socket. mesh-proxy's own user is the only one to read the node's key.
+  getent group mesh >/dev/null || "${run[@]}" groupadd --system mesh
+  for user in mesh-proxy registryd; do
+    id -u "$user" >/dev/null 2>&1 ||
+      "${run[@]}" useradd --system --gid mesh --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin "$user"
+  done
+fi
+
+# A running program is replaced, not written into: install removes the old file first.
+for program in mesh-proxy registryd meshctl; do
+  "${run[@]}" install -D -m 0755 "$from/$program" "$root/usr/local/bin/$program"
+done
+for unit in mesh-proxy registryd; do
+  "${run[@]}" install -D -m 0644 "systemd/$unit.service" "$root/etc/systemd/system/$unit.service"
+done
+if [ -e "$root/etc/mesh/mesh.yaml" ]; then
+  echo "kept $root/etc/mesh/mesh.yaml"
+else
+  "${run[@]}" install -D -m 0644 mesh.yaml "$root/etc/mesh/mesh.yaml"
+fi
+[ -n "$root" ] || ! command -v systemctl >/dev/null || "${run[@]}" systemctl daemon-reload || true
+
+cat <<NEXT
+installed. Next:
+  1. edit /etc/mesh/mesh.yaml (node_name, storage_dir, agents)
+  2. give the key to the sidecar:    chown mesh-proxy <the node's .key>
+     and the folder of mesh.json to registryd: chgrp mesh, chmod g+ws
+  3. mesh-proxy check && registryd check
+  4. systemctl enable --now registryd mesh-proxy
+NEXT

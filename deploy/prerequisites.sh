@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Installs what is missing for building (no argument), or for building and testing ("test").
+# Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
+set -euo pipefail
+
+# command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler.
+need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl)
+case "${1:-build}" in
+  build) ;;
+  test)
+    need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
+      faketime:faketime fusermount3:fuse3 python3:python3 git:git)
+    ;;
+  *)
+    echo "usage: $0 [build|test]" >&2
+    exit 2
+    ;;
+esac
+
+# dnsmasq and ip lie in sbin, which a user's PATH may lack.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+missing=()
+for each in "${need[@]}"; do
+  command -v "${each%%:*}" >/dev/null || missing+=("${each##*:}")
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null; then
+    echo "Please install these by hand (Debian's package names): ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "Please run as root: apt-get install ${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  echo "installing: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  install=(apt-get install -y --no-install-recommends "${missing[@]}")
+  # Package lists may be absent (a fresh container) or old; then fetch them and try once more.
+  "${as_root[@]}" "${install[@]}" >/dev/null 2>&1 || {
+    "${as_root[@]}" apt-get update
+    "${as_root[@]}" "${install[@]}"
+  }
+fi
+
+if ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+  echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
+  exit 1
+fi
