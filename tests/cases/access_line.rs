@@ -109,14 +109,20 @@ async fn looking_into_the_task_does_not_hold_the_body_back() {
     let mesh = Mesh::new();
     let mut node = sidecar(&mesh, json!({})).await;
     // The example agent reads a message as a whole, so the upload path stands in for a streaming agent.
-    node.agent = None;
+    node.stop_agent().await;
     let listener = tokio::net::TcpListener::bind(node.backend()).await.unwrap();
     let mut connection = Client::new(&mesh.ca, &mesh.ca.node("ct111")).http(node.inbound(), "ct110").await;
     let (sender, body) = web::channel();
     let request = web::request(Method::POST, "/api/message").body(body).unwrap();
     let backend = async {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let (mut stream, _) = within("connection to the backend", listener.accept()).await.unwrap();
+        // The sidecar also connects just to see whether the backend is up; that connection brings nothing.
+        let mut stream = loop {
+            let (stream, _) = within("connection to the backend", listener.accept()).await.unwrap();
+            if within("first bytes or end", stream.peek(&mut [0])).await.is_ok_and(|length| length > 0) {
+                break stream;
+            }
+        };
         let mut got = String::new();
         let mut wait_for = async |part: &str| {
             while !got.contains(part) {

@@ -43,7 +43,8 @@ async fn a_node_is_named_by_proxy_form_host_path_or_header() {
     }
 }
 
-#[tokio::test]
+// The client blocks one thread, the peer needs another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_that_only_know_http_proxy_reach_the_mesh() {
     let mesh = Mesh::new();
     let (_peer, _address) = mesh.peer("ct150", &[]).await;

@@ -74,7 +74,7 @@ async fn older_versions_of_tls_are_refused() {
 async fn every_bad_certificate_is_refused_with_one_line_that_says_why() {
     let mesh = Mesh::new();
     let mut node = sidecar(&mesh).await;
-    let foreign = Ca::new();
+    let (foreign, namesake) = (Ca::new(), mesh.ca.namesake());
     let issue = |change: fn(&mut Spec)| {
         let mut spec = Spec::node("ct111");
         change(&mut spec);
@@ -84,6 +84,7 @@ async fn every_bad_certificate_is_refused_with_one_line_that_says_why() {
     let mut cases: Vec<(&str, Option<Issued>, &str)> = vec![
         ("none", None, "peer did not return a certificate"),
         ("foreign CA", Some(foreign.node("ct111")), unknown),
+        ("foreign CA of the same name", Some(namesake.node("ct111")), "certificate has a bad signature"),
         ("self-signed", Some(self_signed(&Spec::node("ct111"))), unknown),
         ("expired", Some(issue(|spec| spec.until = 2025)), "certificate has expired"),
         (

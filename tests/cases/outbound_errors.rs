@@ -228,7 +228,7 @@ async fn a_peer_that_breaks_before_its_answer() {
         peer.example.requests().iter().any(|seen| seen.target == "/hang").then_some(())
     })
     .await;
-    drop(peer);
+    peer.stop().await;
     let detail = request.await.unwrap().problem(502, "peer_failed");
     assert!(detail.contains("ct150"), "{detail}");
 }
@@ -237,7 +237,7 @@ async fn a_peer_that_breaks_before_its_answer() {
 async fn the_far_sidecars_error_comes_through() {
     let mesh = Mesh::new();
     let (one, mut two) = mesh.pair().await;
-    two.agent = None;
+    two.stop_agent().await;
     let answer = one.get("/nodes/ct111/x").await;
     let detail = answer.problem(502, "backend_unreachable");
     assert!(detail.contains(&two.backend().to_string()), "{detail}");

@@ -236,7 +236,7 @@ async fn a_backend_that_is_down_and_comes_back() {
     let mesh = Mesh::new();
     let mut node = sidecar(&mesh).await;
     assert_eq!(node.get_from_peer(&mesh, "ct111", "/").await.status, 200);
-    node.agent = None;
+    node.stop_agent().await;
     let backend = node.backend().to_string();
     // The pooled connection is noticed as dead and not blamed on the peer.
     let detail = node.get_from_peer(&mesh, "ct111", "/").await.problem(502, "backend_unreachable");
@@ -246,7 +246,7 @@ async fn a_backend_that_is_down_and_comes_back() {
         200,
         "the node itself is up"
     );
-    node.agent = Some(mesh_tests::agent::Agent::start(node.backend(), "opus").await);
+    node.start_agent("opus").await;
     assert_eq!(node.get_from_peer(&mesh, "ct111", "/").await.status, 200);
 }
 

@@ -55,10 +55,8 @@ async fn the_registry_is_an_array_of_nodes() {
     for field in ["providers", "models", "capabilities"] {
         assert!(own[field].is_array(), "{field}: {own}");
     }
-    assert!(
-        own["lastSeen"].as_u64() >= own["registeredAt"].as_u64()
-            && own["registeredAt"].as_u64() > Some(1 << 40)
-    );
+    let times = (own["registeredAt"].as_u64().unwrap(), own["lastSeen"].as_u64().unwrap());
+    assert!(times.0 > 1 << 40 && times.0 <= times.1, "{own}");
     assert_eq!(find("ct150")["rack"]["row"], 7, "an unknown field was lost");
     node.proxy().wait_log(&["Request peer.cn=ct150 GET /api/mesh status=200"]).await;
     assert!(node.agent().requests().is_empty(), "the backend was asked");
@@ -131,15 +129,12 @@ async fn a_peer_may_register_nobody_else() {
 async fn a_join_that_is_no_node_is_refused_in_words() {
     let mesh = Mesh::new();
     let node = mesh.start("ct110", "opus").await;
-    for body in [
-        json!(null),
-        json!([]),
-        json!({}),
-        json!({"name": "ct112"}),
-        json!({"name": "ct112", "host": "a b", "port": 1}),
-    ] {
+    for body in [json!(null), json!([]), json!({}), json!({"name": "ct112"})] {
         join(&mesh, &node, "ct112", &body).await.problem(400, "bad_node");
     }
+    // Each limit has an error of its own.
+    let wrong_host = json!({"name": "ct112", "host": "a b", "port": 1});
+    join(&mesh, &node, "ct112", &wrong_host).await.problem(400, "bad_node_host");
     let request = web::request(Method::POST, "/api/mesh/join").body(web::full("{not json")).unwrap();
     node.from_peer(&mesh, "ct112", request).await.problem(400, "bad_node");
     let huge = json!({"name": "ct112", "host": "127.9.9.9", "port": 3000, "metadata": "x".repeat(2 << 20)});

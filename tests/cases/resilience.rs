@@ -99,8 +99,8 @@ async fn agents_that_restart_are_used_again_at_once() {
     let (one, mut two) = mesh.pair().await;
     for _ in 0..3 {
         assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
-        two.agent = None;
-        two.agent = Some(mesh_tests::agent::Agent::start(two.backend(), "grok").await);
+        two.stop_agent().await;
+        two.start_agent("grok").await;
         assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
     }
 }

@@ -171,7 +171,7 @@ async fn a_websocket_upgrade_passes_end_to_end() {
 async fn an_upgrade_that_the_agent_declines_is_an_ordinary_answer() {
     let mesh = Mesh::new();
     let (one, mut two) = mesh.pair().await;
-    two.agent = None;
+    two.stop_agent().await;
     let answer = web::raw(
         one.outbound(),
         b"GET /nodes/ct111/socket HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",

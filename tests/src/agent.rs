@@ -275,6 +275,12 @@ impl Agent {
         let task = tokio::spawn(accept(listener, example.clone()));
         Self { example, task }
     }
+
+    /// Ends it: afterwards its address is free and its connections are closed.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
 }
 
 async fn accept(listener: TcpListener, example: Arc<Example>) {

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
@@ -15,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A root and the intermediate that issues.
 pub struct Ca {
+    owner: String,
     root_pem: String,
     intermediate_pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -85,9 +87,19 @@ impl Issued {
 }
 
 impl Ca {
-    /// Makes a root and an intermediate.
+    /// Makes a root and an intermediate that no other CA is named like.
     pub fn new() -> Self {
-        let authority = |name: &str, path_length| {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        Self::named(&format!("Test Mesh {}", MADE.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Makes another CA that calls itself the same.
+    pub fn namesake(&self) -> Self {
+        Self::named(&self.owner)
+    }
+
+    fn named(owner: &str) -> Self {
+        let authority = |name: String, path_length| {
             let mut params = CertificateParams::default();
             params.distinguished_name = DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, name);
@@ -96,12 +108,17 @@ impl Ca {
             params.use_authority_key_identifier_extension = true;
             (params, KeyPair::generate().unwrap())
         };
-        let (root_params, root_key) = authority("Test Mesh Root", 1);
+        let (root_params, root_key) = authority(format!("{owner} Root"), 1);
         let root = root_params.self_signed(&root_key).unwrap();
         let root_issuer = Issuer::new(root_params, root_key);
-        let (params, key) = authority("Test Mesh Intermediate", 0);
+        let (params, key) = authority(format!("{owner} Intermediate"), 0);
         let intermediate = params.signed_by(&key, &root_issuer).unwrap();
-        Self { root_pem: root.pem(), intermediate_pem: intermediate.pem(), issuer: Issuer::new(params, key) }
+        Self {
+            owner: owner.into(),
+            root_pem: root.pem(),
+            intermediate_pem: intermediate.pem(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// Issues a leaf.

@@ -270,7 +270,7 @@ impl Plan {
             agent: None,
         };
         if let Some(agent) = self.agent {
-            node.agent = Some(Agent::start(node.backend(), &agent).await);
+            node.start_agent(&agent).await;
         }
         node
     }
@@ -350,6 +350,16 @@ impl Node {
     /// What its agent saw.
     pub fn agent(&self) -> &crate::agent::Example {
         &self.agent.as_ref().expect("no agent was started").example
+    }
+
+    /// Ends its agent.
+    pub async fn stop_agent(&mut self) {
+        self.agent.take().expect("no agent was started").stop().await;
+    }
+
+    /// Starts an agent of this name behind it.
+    pub async fn start_agent(&mut self, name: &str) {
+        self.agent = Some(Agent::start(self.backend(), name).await);
     }
 
     /// A command for one of the binaries with this node's configuration.

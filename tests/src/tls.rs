@@ -194,6 +194,12 @@ impl Peer {
     pub fn accepted(&self) -> Vec<Accepted> {
         self.accepted.lock().unwrap().clone()
     }
+
+    /// Ends it: afterwards its address is free and its connections are closed.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for Peer {

@@ -207,11 +207,13 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
     crate::process::text(&answer)
 }
 
-/// The next data of a body; `None` at its end.
+/// The next data of a body, not empty; `None` at its end.
 pub async fn next_data(body: &mut Incoming) -> Option<Bytes> {
     loop {
         let frame = within("next piece of a body", body.frame()).await?;
-        if let Ok(data) = frame.unwrap_or_else(|error| panic!("body broke: {error:?}")).into_data() {
+        let frame = frame.unwrap_or_else(|error| panic!("body broke: {error:?}"));
+        // HTTP/2 may end a body with an empty piece.
+        if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
             return Some(data);
         }
     }
