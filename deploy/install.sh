@@ -6,9 +6,9 @@
 #
 # With DESTDIR set, everything goes below that folder and no users are made (for packaging and tests).
 set -euo pipefail
-cd "$(dirname "$0")"
+here="$(cd "$(dirname "$0")" && pwd)"
 
-from="${CARGO_TARGET_DIR:-../target}/release"
+from="${CARGO_TARGET_DIR:-$here/../target}/release"
 run=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -52,12 +52,12 @@ for program in mesh-proxy registryd meshctl; do
   "${run[@]}" install -D -m 0755 "$from/$program" "$root/usr/local/bin/$program"
 done
 for unit in mesh-proxy registryd; do
-  "${run[@]}" install -D -m 0644 "systemd/$unit.service" "$root/etc/systemd/system/$unit.service"
+  "${run[@]}" install -D -m 0644 "$here/systemd/$unit.service" "$root/etc/systemd/system/$unit.service"
 done
 if [ -e "$root/etc/mesh/mesh.yaml" ]; then
   echo "kept $root/etc/mesh/mesh.yaml"
 else
-  "${run[@]}" install -D -m 0644 mesh.yaml "$root/etc/mesh/mesh.yaml"
+  "${run[@]}" install -D -m 0644 "$here/mesh.yaml" "$root/etc/mesh/mesh.yaml"
 fi
 [ -n "$root" ] || ! command -v systemctl >/dev/null || "${run[@]}" systemctl daemon-reload || true
 

@@ -16,7 +16,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use mesh_shared::certificate;
 use mesh_shared::identity::Identity;
+use mesh_shared::local_api::{NODES, NodeView};
 use mesh_shared::message::{MessageRequest, MessageResponse};
+use mesh_shared::registry::Status;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
@@ -111,11 +113,11 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let kept = if args.keep { format!("everything is left in {place}\n") } else { String::new() };
     match result {
         Ok(()) => {
-            print(&format!("\nAll of it happened. The nodes are stopped. {kept}\n"))?;
+            print(&format!("\nAll of it happened, and the nodes are stopped.\n{kept}"))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(DemoError::Interrupted) => {
-            print(&format!("\nThe nodes are stopped. {kept}\n"))?;
+            print(&format!("\nThe nodes are stopped.\n{kept}"))?;
             // Whoever asked for all of the steps did not get them.
             Ok(if args.once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
@@ -177,6 +179,15 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
     steps.done(&format!("peers meet on {} and {}", one.inbound, two.inbound))?;
 
     steps.begin("the nodes find each other")?;
+    for (node, other) in [(one, two), (two, one)] {
+        let registryd = Daemon::Registryd(node.socket());
+        eventually(&format!("registryd on {} hears of {}", node.name, other.name), async || {
+            let nodes: Vec<NodeView> = registryd.read(NODES).await.map_err(|error| error.to_string())?;
+            let there = |view: &NodeView| view.node.name == other.name && view.node.status == Status::Online;
+            nodes.iter().any(there).then_some(()).ok_or_else(|| format!("{} is not online", other.name))
+        })
+        .await?;
+    }
     for (node, other) in [(one, two), (two, one)] {
         let sidecar = Daemon::Sidecar(node.outbound);
         let path = format!("/agents/{}/api/mesh/ping", other.agent);
@@ -327,7 +338,9 @@ impl Node {
              stale_threshold_ms: 7000\n  advertise_host: {ip}\n\
              proxy:\n  inbound: {{address: {ip}}}\n  outbound: {{listen: \"{outbound}\"}}\n  \
              backend: {{address: \"{backend}\"}}\n  state_dir: {}\n\
-             registryd:\n  agents: [{agent}]\n  socket: {}\n",
+             registryd:\n  agents: [{agent}]\n  socket: {}\n  \
+             # Nobody answers there, so the hosts in mesh.json count and never a real ct111.mesh.\n  \
+             dns: {{upstream: [\"{ip}:9\"]}}\n",
             quoted(&ca.chain_path()),
             quoted(&issued.certificate),
             quoted(&issued.key),
@@ -397,7 +410,7 @@ Who is there:
     {meshctl} ping --socket {socket}
     {meshctl} watch --socket {socket}
 Refused, as ct111's log will say:
-    curl -k https://{peer}/api/mesh/ping
+    curl -sS -k https://{peer}/api/mesh/ping
     openssl s_client -connect {peer} -CAfile {folder}/shared/rivet-ca/intermediate/ca-chain.pem
 The logs, the configurations, mesh.json:
     tail -f {folder}/ct110/*.log {folder}/ct111/*.log

@@ -32,8 +32,8 @@ pub struct NodesArgs {
     /// Only nodes with this model
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Only nodes in this state: online, offline, degraded or updating
-    #[arg(long, value_name = "STATE")]
+    /// Only nodes in this state
+    #[arg(long, value_name = "STATE", value_parser = ["online", "offline", "degraded", "updating"])]
     status: Option<String>,
     /// Keep showing, once a second, until Ctrl-C
     #[arg(long, short)]
