@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use mesh_shared::config::{self, Config};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::dns_server::zone::{Zone, ZoneNode};
+use crate::dns_server::{BindError, DnsServer};
 use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
 use crate::socket::{self, SocketError};
@@ -39,6 +41,8 @@ pub enum AppError {
     Threads(#[source] io::Error),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Dns(#[from] BindError),
 }
 
 /// Runs the daemon until it is told to stop.
@@ -77,6 +81,11 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let path = config.registryd.socket.clone();
     let listener = socket::bind(&path).await?;
 
+    let dns = match config.registryd.dns.listen {
+        Some(address) => Some(DnsServer::bind(address).await?),
+        None => None,
+    };
+
     let state = Arc::new(State::new(config.clone(), own_claims(&config)));
     let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);
     let (writer, watchdog) = worker::start(store, state.clone()).map_err(AppError::Threads)?;
@@ -90,6 +99,11 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     tokio::spawn(addresses::run(state.clone(), resolver));
     tokio::spawn(discovery::run(state.clone(), client.clone(), sighted));
     tokio::spawn(watch_sidecar(state.clone()));
+    if let Some(dns) = dns {
+        let (zones, zone) = watch::channel(None);
+        tokio::spawn(dns.run(zone));
+        tokio::spawn(feed_dns(state.clone(), zones));
+    }
     let _sightings = sightings;
 
     registered(&state).await;
@@ -131,6 +145,30 @@ async fn leave(state: &State, writer: &Writer, client: &PeerClient) {
         heartbeat::leave(state, writer, GOODBYE_LIMIT),
         discovery::farewell(state, client, GOODBYE_LIMIT),
     );
+}
+
+/// Turns each view into the zone that the DNS server answers from; none until the registry was read once.
+async fn feed_dns(state: Arc<State>, zones: watch::Sender<Option<Arc<Zone>>>) {
+    let mut views = state.views();
+    let mut serial: u32 = 0;
+    loop {
+        let view = views.borrow_and_update().clone();
+        if view.have_view {
+            serial = serial.wrapping_add(1);
+            let nodes = view.nodes.iter().filter_map(|view| {
+                Some(ZoneNode {
+                    name: view.node.node_name()?,
+                    addresses: (!view.addresses.is_empty()).then(|| view.addresses.clone()),
+                    port: view.node.port,
+                    agents: view.node.agents.clone(),
+                })
+            });
+            zones.send_replace(Some(Arc::new(Zone::new(view.local.clone(), serial, nodes))));
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Says so while the sidecar does not report.

@@ -120,6 +120,14 @@ impl Membership {
         &mut self.members.entry(local.clone()).or_insert_with(|| Member::absent(&local)).node
     }
 
+    /// Sets the own status. Returns whether it is another one.
+    pub fn set_own_status(&mut self, status: Status) -> bool {
+        let local = self.local.clone();
+        let Some(member) = self.members.get_mut(&local) else { return false };
+        member.said_goodbye = status == Status::Offline;
+        std::mem::replace(&mut member.node.status, status) != status
+    }
+
     /// Moves the own `lastSeen`: forward even where this host's clock was set back.
     pub fn beat(&mut self, now: Now) {
         let own = self.own();

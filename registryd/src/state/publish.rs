@@ -15,8 +15,7 @@ use crate::view::View;
 impl State {
     pub(super) fn publish(&self, inner: &mut Inner, now: Now) {
         let status = inner.own_status(now);
-        if inner.members.own().status != status {
-            inner.members.own().status = status;
+        if inner.members.set_own_status(status) {
             self.write_wanted.notify_one();
         }
         let judgement = inner.members.judge();
