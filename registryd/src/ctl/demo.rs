@@ -122,7 +122,8 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
             Ok(if args.once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Err(DemoError::Step(what)) => {
-            print(&format!("{} {what}\n{logs}{kept}", paint(Colour::Red, "✗")))?;
+            // With nobody left to read it, it has still failed.
+            let _ = print(&format!("{} {what}\n{logs}{kept}", paint(Colour::Red, "✗")));
             Ok(ExitCode::FAILURE)
         }
         Err(DemoError::Output(error)) => Err(error.into()),
