@@ -4,6 +4,7 @@
 mod ca;
 pub mod client;
 mod demo;
+mod hosts;
 mod nodes;
 pub mod output;
 mod ping;
@@ -67,6 +68,8 @@ enum Command {
     Ping(ping::PingArgs),
     /// Show changes in the mesh as they happen
     Watch,
+    /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
+    Hosts(hosts::HostsArgs),
     /// Make and check the mesh's certificates
     Ca(ca::command::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
@@ -89,6 +92,8 @@ pub enum Failure {
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]
+    Hosts(String),
+    #[error("{0}")]
     Usage(String),
 }
 
@@ -99,7 +104,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
-            Self::Ca(_) | Self::Client(_) | Self::Output(_) => 1,
+            Self::Ca(_) | Self::Client(_) | Self::Hosts(_) | Self::Output(_) => 1,
         }
     }
 }
@@ -130,6 +135,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agents => nodes::agents(global).await,
         Command::Ping(args) => ping::run(args, global).await,
         Command::Watch => watch::run(global).await,
+        Command::Hosts(args) => hosts::run(args, global).await,
         Command::Ca(args) => ca::command::run(args, global.json),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,

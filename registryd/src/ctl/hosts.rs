@@ -1,0 +1,55 @@
+//! `meshctl hosts`: the mesh's names for programs that know neither registryd nor DNS for `.mesh`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use mesh_shared::local_api::{NODES, NodeView};
+
+use super::output::print;
+use super::{Failure, Global};
+use crate::hosts_file;
+
+/// Arguments of `meshctl hosts`.
+#[derive(Debug, Args)]
+pub struct HostsArgs {
+    /// Put the block into this file, in place of an older one
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/hosts")]
+    write: Option<PathBuf>,
+}
+
+/// Prints the block, or keeps it up to date in a file.
+///
+/// # Errors
+/// registryd is away, the file's markers are damaged, or it cannot be written. The file stays whole.
+pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
+    let block = hosts_file::block(&nodes);
+    let Some(path) = args.write else {
+        print(&block)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let fail = |error: &dyn std::fmt::Display| Failure::Hosts(format!("{}: {error}", path.display()));
+    let old = std::fs::read_to_string(&path).map_err(|error| fail(&error))?;
+    let new = hosts_file::replace(&old, &block).map_err(|error| fail(&error))?;
+    let changed = new != old;
+    if changed {
+        replace(&path, &new).map_err(|error| fail(&error))?;
+    }
+    let what = if changed { "updated" } else { "up to date" };
+    print(&format!("{} is {what}\n", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Readers see the old file or the new one. Links are followed; mode and contents are on disk before the name is.
+fn replace(path: &Path, content: &str) -> std::io::Result<()> {
+    let path = path.canonicalize()?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new().prefix(".meshctl-").tempfile_in(folder)?;
+    file.write_all(content.as_bytes())?;
+    file.as_file().set_permissions(path.metadata()?.permissions())?;
+    file.as_file().sync_all()?;
+    file.persist(&path).map_err(|error| error.error)?;
+    Ok(())
+}
