@@ -78,7 +78,11 @@ fn hosts(inner: &Inner, local: &NodeName) -> HashMap<NodeName, String> {
 fn follow(known: &mut HashMap<NodeName, Due>, hosts: HashMap<NodeName, String>) {
     known.retain(|name, _| hosts.contains_key(name));
     for (name, host) in hosts {
-        let due = known.entry(name).or_insert_with(|| Due { host: host.clone(), at: Instant::now(), running: false });
+        let due = known.entry(name).or_insert_with(|| Due {
+            host: host.clone(),
+            at: Instant::now(),
+            running: false,
+        });
         if due.host != host {
             due.host = host;
             due.at = Instant::now();

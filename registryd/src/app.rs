@@ -186,13 +186,15 @@ async fn watch_sidecar(state: Arc<State>) {
 /// Tells systemd, where it started this process (`Type=notify`).
 fn notify(message: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|socket| match path.to_str().and_then(|path| path.strip_prefix('@')) {
-        Some(name) => {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-            socket.send_to_addr(message.as_bytes(), &address)
+    let sent = UnixDatagram::unbound().and_then(|socket| {
+        match path.to_str().and_then(|path| path.strip_prefix('@')) {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                socket.send_to_addr(message.as_bytes(), &address)
+            }
+            None => socket.send_to(message.as_bytes(), &path),
         }
-        None => socket.send_to(message.as_bytes(), &path),
     });
     if let Err(error) = sent {
         tracing::warn!(target: "Registry", "cannot tell systemd {message}: {error}");

@@ -91,9 +91,8 @@ impl EventLog {
     /// The kept events after `last_id` (none without one), and all that follow them, without a gap between.
     pub fn listen(&self, last_id: Option<u64>) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let missed = last_id.map_or_else(Vec::new, |last| {
-            kept.1.iter().filter(|event| event.id > last).cloned().collect()
-        });
+        let missed = last_id
+            .map_or_else(Vec::new, |last| kept.1.iter().filter(|event| event.id > last).cloned().collect());
         (missed, self.listeners.subscribe())
     }
 }

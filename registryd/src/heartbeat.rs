@@ -54,6 +54,8 @@ pub async fn leave(state: &State, writer: &Writer, limit: Duration) {
     match timeout(limit, writer.write(true)).await {
         Ok(Ok(())) => tracing::info!(target: "Registry", "left the mesh node={}", state.local()),
         Ok(Err(_)) => {}
-        Err(_) => tracing::warn!(target: "Registry", "the goodbye could not be written in {} s", limit.as_secs()),
+        Err(_) => {
+            tracing::warn!(target: "Registry", "the goodbye could not be written in {} s", limit.as_secs())
+        }
     }
 }

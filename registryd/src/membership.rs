@@ -216,7 +216,10 @@ impl Membership {
             self.members.insert(name.clone(), member);
             return true;
         };
-        if member.node.last_seen == node.last_seen && member.node.status == node.status && same_claims(&member.node, &node) {
+        if member.node.last_seen == node.last_seen
+            && member.node.status == node.status
+            && same_claims(&member.node, &node)
+        {
             return false;
         }
         let news = !same_claims(&member.node, &node) || member.node.status != node.status;
@@ -243,7 +246,9 @@ impl Membership {
                 member.by_network = true;
                 Hearsay::Settled
             }
-            Some(member) if node.status == Status::Offline && member.node.status == Status::Offline => Hearsay::Settled,
+            Some(member) if node.status == Status::Offline && member.node.status == Status::Offline => {
+                Hearsay::Settled
+            }
             Some(_) => Hearsay::Ask,
             None => {
                 let departed = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
@@ -282,7 +287,11 @@ impl Membership {
         for (name, member) in &mut self.members {
             if let Some(kind) = member.news(self.announcing) {
                 judgement.changed = true;
-                judgement.changes.extend(kind.map(|kind| Change { kind, name: name.clone(), status: member.status }));
+                judgement.changes.extend(kind.map(|kind| Change {
+                    kind,
+                    name: name.clone(),
+                    status: member.status,
+                }));
             }
         }
         self.announcing = self.loaded;

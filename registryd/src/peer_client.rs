@@ -99,7 +99,8 @@ impl PeerClient {
             },
             _ => Vec::new(),
         };
-        let mut nodes: Vec<Node> = entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect();
+        let mut nodes: Vec<Node> =
+            entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect();
         if !nodes.iter().any(|node| node.node_name().as_ref() == Some(&peer.name)) {
             let agents: AgentList = self.ask(&peer.name, Method::GET, local_api::AGENTS, Vec::new()).await?;
             nodes.push(Node {
@@ -136,12 +137,17 @@ impl PeerClient {
             let reason = problem.map_or_else(|_| format!("status {status}"), |problem| problem.detail);
             return Err(AskError::Refused { peer: peer.clone(), status: status.as_u16(), code, reason });
         }
-        let nonsense = |error: serde_json::Error| AskError::Nonsense { peer: peer.clone(), reason: error.to_string() };
+        let nonsense =
+            |error: serde_json::Error| AskError::Nonsense { peer: peer.clone(), reason: error.to_string() };
         serde_json::from_slice(&body).map_err(nonsense)
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Option<String>, Bytes), AskError> {
-        let stream = TcpStream::connect(self.outbound.socket_addr()).await.map_err(|error| self.no_sidecar(&error))?;
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Option<String>, Bytes), AskError> {
+        let stream =
+            TcpStream::connect(self.outbound.socket_addr()).await.map_err(|error| self.no_sidecar(&error))?;
         let connected = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = connected.map_err(|error| self.no_sidecar(&error))?;
         let exchange = async {

@@ -105,28 +105,39 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, writer: Writer) {
 async fn route(request: Request<Incoming>, state: &Arc<State>, writer: &Writer) -> Answer {
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let text =
+        |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let peer = text(local_api::PEER_CN);
     let for_peers = matches!(path.as_str(), local_api::MESH | local_api::JOIN | local_api::AGENTS);
     if request.headers().contains_key(local_api::PEER_CN) && !for_peers {
-        return refusal(403, "peer_not_allowed", format!("{path} is for this host's own programs, not for peers"));
+        return refusal(
+            403,
+            "peer_not_allowed",
+            format!("{path} is for this host's own programs, not for peers"),
+        );
     }
     match (request.method(), path.as_str()) {
         (&Method::GET, local_api::ROSTER_WATCH) => stream::rosters(state),
-        (&Method::PUT, local_api::SIDECAR) => match read_body::<SidecarReport>(request.into_body(), SMALL_BODY).await {
-            Ok(report) => {
-                state.sidecar_reported(report);
-                answer::no_content()
+        (&Method::PUT, local_api::SIDECAR) => {
+            match read_body::<SidecarReport>(request.into_body(), SMALL_BODY).await {
+                Ok(report) => {
+                    state.sidecar_reported(report);
+                    answer::no_content()
+                }
+                Err(refusal) => refusal,
             }
-            Err(refusal) => refusal,
-        },
+        }
         (&Method::GET, local_api::STATUS) => answer::json(&query::daemon_status(state)),
-        (&Method::PUT, local_api::STATUS) => match read_body::<StatusChange>(request.into_body(), SMALL_BODY).await {
-            Ok(change) => set_status(change.status, state, writer).await,
-            Err(refusal) => refusal,
-        },
+        (&Method::PUT, local_api::STATUS) => {
+            match read_body::<StatusChange>(request.into_body(), SMALL_BODY).await {
+                Ok(change) => set_status(change.status, state, writer).await,
+                Err(refusal) => refusal,
+            }
+        }
         (&Method::GET, local_api::MESH) => answer::json(&query::registry_nodes(state)),
-        (&Method::POST, local_api::JOIN) => join::answer(request.into_body(), peer.as_deref(), state, writer).await,
+        (&Method::POST, local_api::JOIN) => {
+            join::answer(request.into_body(), peer.as_deref(), state, writer).await
+        }
         (&Method::GET, local_api::AGENTS) => {
             answer::json(&AgentList { agents: state.config.registryd.agents.clone() })
         }
@@ -140,17 +151,27 @@ async fn route(request: Request<Incoming>, state: &Arc<State>, writer: &Writer) 
             stream::events(state, last_id)
         }
         (&Method::GET, "/metrics") => answer::text(query::metrics(state)),
-        (_, local_api::ROSTER_WATCH | local_api::SIDECAR | local_api::STATUS | local_api::MESH | local_api::JOIN
-            | local_api::AGENTS | local_api::NODES | local_api::ROSTER_AGENTS | local_api::EVENTS | "/metrics") => {
-            refusal(405, "method_not_allowed", format!("{} is not possible on {path}", request.method()))
-        }
+        (
+            _,
+            local_api::ROSTER_WATCH
+            | local_api::SIDECAR
+            | local_api::STATUS
+            | local_api::MESH
+            | local_api::JOIN
+            | local_api::AGENTS
+            | local_api::NODES
+            | local_api::ROSTER_AGENTS
+            | local_api::EVENTS
+            | "/metrics",
+        ) => refusal(405, "method_not_allowed", format!("{} is not possible on {path}", request.method())),
         _ => refusal(404, "not_found", format!("registryd answers nothing at {path}")),
     }
 }
 
 async fn set_status(status: Status, state: &State, writer: &Writer) -> Answer {
     if !matches!(status, Status::Online | Status::Updating) {
-        let detail = format!("a status can be set to online or updating; {} follows by itself", status.as_str());
+        let detail =
+            format!("a status can be set to online or updating; {} follows by itself", status.as_str());
         return refusal(400, "bad_request", detail);
     }
     state.set_updating(status == Status::Updating);

@@ -146,7 +146,8 @@ impl State {
 
     /// Both clocks, now.
     pub fn now() -> Now {
-        let epoch_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let epoch_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         Now { instant: Instant::now(), epoch_ms }
     }
 
@@ -179,13 +180,15 @@ impl State {
         self.with(|inner, _| inner.solved(about));
     }
 
-    /// Takes in the file as it was read.
-    pub fn file_read(&self, registry: Registry) {
+    /// Takes in the file as it was read. `writes_pass` tells whether it could have been written just now.
+    pub fn file_read(&self, registry: Registry, writes_pass: bool) {
         Counters::add(&self.counters.reads);
         self.with(|inner, now| {
             inner.take_in(&registry, now);
             inner.last_good = Some(Arc::new(registry));
-            inner.looked(now);
+            if writes_pass {
+                inner.looked(now);
+            }
             inner.solved("read");
             if inner.own_entry_lost(self.local()) && !inner.leaving {
                 self.write_wanted.notify_one();
@@ -193,9 +196,13 @@ impl State {
         });
     }
 
-    /// Notes that the file is as it was read last.
-    pub fn file_unchanged(&self) {
-        self.with(|inner, now| inner.looked(now));
+    /// Notes that the file is as it was read last. `writes_pass` tells whether it could have been written just now.
+    pub fn file_unchanged(&self, writes_pass: bool) {
+        self.with(|inner, now| {
+            if writes_pass {
+                inner.looked(now);
+            }
+        });
     }
 
     /// Notes that the file could not be read.

@@ -230,8 +230,12 @@ impl Store {
 
     fn write_temporary(&self, registry: &Registry) -> Result<(), StoreError> {
         let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o664).open(&self.temporary)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o664)
+                .open(&self.temporary)?;
             if let Ok(before) = fs::metadata(&self.path) {
                 // Other programs and users keep the access that they have. Root squashing may forbid the second.
                 file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))?;

@@ -165,7 +165,9 @@ impl Engine {
         self.round_at = Instant::now() + jitter::heartbeat(self.interval);
         let in_touch = |target: &Target| target.why == Why::Configured && target.failures == 0;
         let needed = match self.state.config.mesh.discovery {
-            Some(Discovery::Seed(_)) => !self.targets.values().any(in_touch) && self.state.config.mesh.discovery != self.own_seed(),
+            Some(Discovery::Seed(_)) => {
+                !self.targets.values().any(in_touch) && self.state.config.mesh.discovery != self.own_seed()
+            }
             Some(Discovery::Mdns) => true,
             Some(Discovery::Static) | None => false,
         };
@@ -174,7 +176,9 @@ impl Engine {
         let silent = self.state.with(|inner, _| {
             let nodes = inner.members.silent().into_iter().take(FAN_OUT);
             let all = inner.members.members();
-            nodes.filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node))).collect::<Vec<_>>()
+            nodes
+                .filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node)))
+                .collect::<Vec<_>>()
         });
         for candidate in members.into_iter().chain(silent) {
             self.want(candidate, Why::Member);
@@ -184,7 +188,9 @@ impl Engine {
     /// The discovery of the seed node itself: it has nobody to ask, everybody comes to it.
     fn own_seed(&self) -> Option<Discovery> {
         let discovery = self.state.config.mesh.discovery.clone();
-        discovery.filter(|discovery| matches!(discovery, Discovery::Seed(seed) if seed.node == *self.state.local()))
+        discovery.filter(
+            |discovery| matches!(discovery, Discovery::Seed(seed) if seed.node == *self.state.local()),
+        )
     }
 
     fn next(&self) -> Instant {
@@ -265,7 +271,9 @@ impl Engine {
                 if first_failure {
                     tracing::warn!(target: "Discovery", "{error}; trying again in {seconds} s node={name}");
                 }
-                self.state.with(|inner, _| inner.problem_quietly("discovery", format!("{}: {error}", name.mesh_host())));
+                self.state.with(|inner, _| {
+                    inner.problem_quietly("discovery", format!("{}: {error}", name.mesh_host()))
+                });
             }
             Err(error) => tracing::debug!(target: "Discovery", "{error} node={name}"),
         }
@@ -286,7 +294,8 @@ impl Engine {
 
     /// Takes in what a verified node says: of itself, and of others.
     fn learn(&mut self, peer: &NodeName, nodes: Vec<Node>) {
-        let known: Vec<NodeName> = self.state.with(|inner, _| inner.members.members().keys().cloned().collect());
+        let known: Vec<NodeName> =
+            self.state.with(|inner, _| inner.members.members().keys().cloned().collect());
         let mut heard = Vec::new();
         let unlisted = self.state.with(|inner, now| {
             let mut unlisted = false;
@@ -315,7 +324,9 @@ impl Engine {
 
     /// A goodbye on the network is not authenticated: the node is asked, and believed if it answers.
     fn check_goodbye(&mut self, name: NodeName) {
-        let member = self.state.with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
+        let member = self
+            .state
+            .with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
         if let Some(candidate) = member {
             self.want(candidate, Why::Heard { offline: true });
         }

@@ -1,7 +1,8 @@
 //! What a peer may say of itself: limits on sizes and counts, and no name but its own. Pure; fails closed.
 
-use mesh_shared::registry::Node;
+use mesh_shared::registry::{Node, Status};
 use mesh_shared::{AgentName, Identity, NodeName};
+use serde_json::Value;
 
 /// Largest body of a join, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -16,11 +17,15 @@ const MAX_EXTRA_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it, and the fields are its parts
 pub enum Refusal {
-    #[error("the request does not say which peer sends it; a node joins through its sidecar, with its certificate")]
+    #[error(
+        "the request does not say which peer sends it; a node joins through its sidecar, with its certificate"
+    )]
     NoIdentity,
     #[error("peer {peer} may register node {peer} only, not {named}")]
     OtherNode { peer: String, named: String },
-    #[error("node {node} gives {host:?} as its host, which is another node's name; give an address or {node}.mesh")]
+    #[error(
+        "node {node} gives {host:?} as its host, which is another node's name; give an address or {node}.mesh"
+    )]
     CapturesName { node: NodeName, host: String },
     #[error("the body is no node: {0}")]
     NotANode(String),
@@ -80,7 +85,13 @@ pub fn admit(
     is_node: impl Fn(&NodeName) -> bool,
 ) -> Result<(NodeName, Node), Refusal> {
     let cn = peer_cn.ok_or(Refusal::NoIdentity)?;
-    let node: Node = serde_json::from_slice(body).map_err(|error| Refusal::NotANode(error.to_string()))?;
+    let not_a_node = |error: serde_json::Error| Refusal::NotANode(error.to_string());
+    let mut value: Value = serde_json::from_slice(body).map_err(not_a_node)?;
+    // Whoever joins is there; only one that says offline is leaving.
+    if let Some(fields) = value.as_object_mut() {
+        fields.entry("status").or_insert_with(|| Status::Online.as_str().into());
+    }
+    let node: Node = serde_json::from_value(value).map_err(not_a_node)?;
     let name = node.node_name().ok_or_else(|| Refusal::Name(shortened(&node.name)))?;
     match cn.parse() {
         Ok(Identity::Node(peer)) if peer == name => {}
@@ -139,7 +150,8 @@ pub fn check(name: &NodeName, node: &Node, is_node: impl Fn(&NodeName) -> bool) 
 
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     text.parse::<std::net::IpAddr>().is_ok()
         || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
@@ -174,7 +186,8 @@ mod tests {
         for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("ct111"), Some("")] {
             assert!(admit(node, cn, |_| false).is_err(), "{cn:?} was accepted");
         }
-        assert!(admit(node, Some("ct112.mesh"), |_| false).is_ok());
+        let (_, admitted) = admit(node, Some("ct112.mesh"), |_| false).unwrap();
+        assert_eq!(admitted.status, Status::Online);
     }
 
     #[test]
@@ -187,14 +200,20 @@ mod tests {
             ("capabilities", "too_many_capabilities"),
         ] {
             assert_eq!(refusal(|node| node[list] = many.clone()), Some((code, 400)));
-            assert_eq!(refusal(|node| node[list] = json!(["x".repeat(257)])), Some(("node_text_too_long", 400)));
+            assert_eq!(
+                refusal(|node| node[list] = json!(["x".repeat(257)])),
+                Some(("node_text_too_long", 400))
+            );
         }
         assert_eq!(refusal(|node| node["name"] = json!("a b")), Some(("bad_node_name", 400)));
         assert_eq!(refusal(|node| node["host"] = json!("http://x")), Some(("bad_node_host", 400)));
         assert_eq!(refusal(|node| node["port"] = json!(0)), Some(("bad_node_port", 400)));
         assert_eq!(refusal(|node| node["port"] = json!(65536)), Some(("bad_node", 400)));
         assert_eq!(refusal(|node| node["agents"] = json!(["a/b"])), Some(("bad_agent_name", 400)));
-        assert_eq!(refusal(|node| node["x"] = json!("x".repeat(70_000))), Some(("node_metadata_too_large", 400)));
+        assert_eq!(
+            refusal(|node| node["x"] = json!("x".repeat(70_000))),
+            Some(("node_metadata_too_large", 400))
+        );
         assert_eq!(refusal(|node| *node = json!([1])), Some(("bad_node", 400)));
     }
 }

@@ -67,5 +67,6 @@ pub(super) async fn read_bytes(body: Incoming, limit: usize) -> Result<Bytes, An
 /// Reads a JSON body of at most `limit` bytes; the error is the answer to give.
 pub(super) async fn read_body<T: DeserializeOwned>(body: Incoming, limit: usize) -> Result<T, Answer> {
     let bytes = read_bytes(body, limit).await?;
-    serde_json::from_slice(&bytes).map_err(|error| refusal(400, "bad_request", format!("the body is not as expected: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refusal(400, "bad_request", format!("the body is not as expected: {error}")))
 }

@@ -12,7 +12,12 @@ use crate::state::{Counters, State};
 use crate::store::worker::Writer;
 
 /// Judges and enters a join; acknowledged only once a new registration is in the file.
-pub(super) async fn answer(body: Incoming, peer: Option<&str>, state: &Arc<State>, writer: &Writer) -> Answer {
+pub(super) async fn answer(
+    body: Incoming,
+    peer: Option<&str>,
+    state: &Arc<State>,
+    writer: &Writer,
+) -> Answer {
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
         return refusal(413, "body_too_large", format!("a join has at most {MAX_BODY_BYTES} bytes"));
     }
@@ -32,7 +37,11 @@ pub(super) async fn answer(body: Incoming, peer: Option<&str>, state: &Arc<State
     Counters::add(&state.counters.joins);
     let unwritten = state.with(|inner, now| {
         let news = inner.members.hear_itself(&name, node, now);
-        news || inner.members.members().get(&name).is_some_and(|member| !member.listed && name != *state.local())
+        news || inner
+            .members
+            .members()
+            .get(&name)
+            .is_some_and(|member| !member.listed && name != *state.local())
     });
     if unwritten {
         let failure = match tokio::time::timeout(WRITE_LIMIT, writer.write(false)).await {
@@ -41,7 +50,9 @@ pub(super) async fn answer(body: Incoming, peer: Option<&str>, state: &Arc<State
             Err(_) => Some("the storage does not answer".into()),
         };
         if let Some(failure) = failure {
-            let detail = format!("{name} is known here now, but not registered for good yet: {failure}; join again later");
+            let detail = format!(
+                "{name} is known here now, but not registered for good yet: {failure}; join again later"
+            );
             return refusal(503, "registry_unavailable", detail);
         }
     }

@@ -68,7 +68,8 @@ pub(super) fn agents(state: &State) -> Vec<AgentView> {
     state.with(|inner, _| {
         for (name, member) in inner.members.members() {
             for agent in &member.node.agents {
-                let place = AgentNode { node: name.clone(), status: member.status, local: name == state.local() };
+                let place =
+                    AgentNode { node: name.clone(), status: member.status, local: name == state.local() };
                 agents.entry(agent.clone()).or_default().push(place);
             }
         }
@@ -110,7 +111,11 @@ pub(super) fn metrics(state: &State) -> String {
         ("registry_reads_total", "Times the registry file was read after a change.", &counters.reads),
         ("registry_read_errors_total", "Looks at the registry file that failed.", &counters.read_errors),
         ("registry_writes_total", "Times the registry file was replaced.", &counters.writes),
-        ("registry_write_errors_total", "Attempts to update the registry file that failed.", &counters.write_errors),
+        (
+            "registry_write_errors_total",
+            "Attempts to update the registry file that failed.",
+            &counters.write_errors,
+        ),
         ("registry_set_aside_total", "Times broken content was set aside.", &counters.set_aside),
         ("joins_total", "Joins of peers that were accepted.", &counters.joins),
         ("joins_refused_total", "Joins of peers that were refused.", &counters.joins_refused),
@@ -122,9 +127,13 @@ pub(super) fn metrics(state: &State) -> String {
         let _ = write!(text, "# HELP mesh_{name} {help}\n# TYPE mesh_{name} counter\nmesh_{name} {value}\n");
     }
     let (by_status, problems, age) = state.with(|inner, now| {
-        let mut by_status = [Status::Online, Status::Degraded, Status::Updating, Status::Offline].map(|status| (status, 0));
+        let mut by_status =
+            [Status::Online, Status::Degraded, Status::Updating, Status::Offline].map(|status| (status, 0));
         for member in inner.members.members().values() {
-            by_status.iter_mut().filter(|(status, _)| *status == member.status).for_each(|(_, count)| *count += 1);
+            by_status
+                .iter_mut()
+                .filter(|(status, _)| *status == member.status)
+                .for_each(|(_, count)| *count += 1);
         }
         let age = inner.last_heartbeat().map(|at| now.instant.saturating_duration_since(at).as_secs_f64());
         (by_status, inner.problems().count(), age)
@@ -137,7 +146,8 @@ pub(super) fn metrics(state: &State) -> String {
     let _ = writeln!(text, "mesh_problems {problems}");
     if let Some(age) = age {
         text.push_str("# HELP mesh_heartbeat_age_seconds Time since this node's last written heartbeat.\n");
-        let _ = write!(text, "# TYPE mesh_heartbeat_age_seconds gauge\nmesh_heartbeat_age_seconds {age:.3}\n");
+        let _ =
+            write!(text, "# TYPE mesh_heartbeat_age_seconds gauge\nmesh_heartbeat_age_seconds {age:.3}\n");
     }
     text
 }
@@ -148,7 +158,9 @@ mod tests {
 
     #[test]
     fn query_values_are_decoded() {
-        for (text, value) in [("a%2Fb+c", "a/b c"), ("100%", "100%"), ("%zz", "%zz"), ("%c3%a4", "ä"), ("%4", "%4")] {
+        for (text, value) in
+            [("a%2Fb+c", "a/b c"), ("100%", "100%"), ("%zz", "%zz"), ("%c3%a4", "ä"), ("%4", "%4")]
+        {
             assert_eq!(decoded(text), value);
         }
     }

@@ -48,7 +48,9 @@ impl State {
             Kind::Stale => {
                 tracing::warn!(target: "Registry", "node {name} fell silent and counts as offline node={name}");
             }
-            kind => tracing::info!(target: "Registry", "node {name} {} node={name} status={status}", kind.as_str()),
+            kind => {
+                tracing::info!(target: "Registry", "node {name} {} node={name} status={status}", kind.as_str())
+            }
         }
         self.events.push(Event {
             id: 0,
@@ -67,7 +69,8 @@ impl Inner {
         let view = |(name, member): (&NodeName, &Member)| {
             let own = name == local;
             let age = now.instant.saturating_duration_since(member.moved_at).as_millis() as u64;
-            let own_age = self.last_heartbeat.map(|at| now.instant.saturating_duration_since(at).as_millis() as u64);
+            let own_age =
+                self.last_heartbeat.map(|at| now.instant.saturating_duration_since(at).as_millis() as u64);
             NodeView {
                 node: Node { status: member.status, ..member.node.clone() },
                 age_ms: if own { own_age } else { member.moved.then_some(age) },
@@ -124,7 +127,9 @@ impl Inner {
     fn row(&self, name: &NodeName, host: &str, port: u16, status: Status) -> RosterNode {
         let addresses = self.addresses_of(name, host);
         let problem = self.addresses.get(name).and_then(|resolved| resolved.problem.clone());
-        let unresolved = addresses.is_empty().then(|| problem.unwrap_or_else(|| format!("{name}.mesh is still being looked up")));
+        let unresolved = addresses
+            .is_empty()
+            .then(|| problem.unwrap_or_else(|| format!("{name}.mesh is still being looked up")));
         RosterNode { name: name.clone(), status, agents: Vec::new(), addresses, port, unresolved }
     }
 

@@ -71,16 +71,25 @@ impl Lock {
                     }
                     Err(TryLockError::WouldBlock) => {
                         let waited_s = started.elapsed().as_secs();
-                        return Err(LockError::Busy { path: self.path.clone(), waited_s, holder: holder_of(&mut file) });
+                        return Err(LockError::Busy {
+                            path: self.path.clone(),
+                            waited_s,
+                            holder: holder_of(&mut file),
+                        });
                     }
                     Err(TryLockError::Error(source)) => return Err(failed(source)),
                 }
             }
             // Whoever removes the file makes others lock a new one: the lock counts only on the file that is there.
             let ours = file.metadata().map_err(failed)?;
-            if fs::metadata(&self.path).is_ok_and(|there| (there.ino(), there.dev()) == (ours.ino(), ours.dev())) {
+            if fs::metadata(&self.path)
+                .is_ok_and(|there| (there.ino(), there.dev()) == (ours.ino(), ours.dev()))
+            {
                 // Only for people who look for the holder; the lock does not depend on it.
-                let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(self.holder.as_bytes()));
+                let _ = file
+                    .set_len(0)
+                    .and_then(|()| file.rewind())
+                    .and_then(|()| file.write_all(self.holder.as_bytes()));
                 return Ok(Held { _file: file });
             }
         }

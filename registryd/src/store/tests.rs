@@ -10,7 +10,13 @@ fn store(folder: &tempfile::TempDir, node: &str) -> Store {
 }
 
 fn node(name: &str) -> Node {
-    Node { id: name.into(), name: name.into(), host: "10.0.0.1".into(), status: Status::Online, ..Node::default() }
+    Node {
+        id: name.into(),
+        name: name.into(),
+        host: "10.0.0.1".into(),
+        status: Status::Online,
+        ..Node::default()
+    }
 }
 
 fn enter(name: &str) -> impl FnOnce(&mut Registry) -> bool {

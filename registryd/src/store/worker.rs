@@ -63,6 +63,11 @@ impl Activity {
         result
     }
 
+    /// Whether no write is being held up. One that is, by a lock or a mount, may be held up on every node.
+    fn writes_pass(&self) -> bool {
+        !self.longer_than(&self.writing_since_ms, Duration::from_secs(1))
+    }
+
     fn longer_than(&self, since: &AtomicU64, limit: Duration) -> bool {
         let since = since.load(Ordering::Relaxed);
         since > 0 && self.base.elapsed() > Duration::from_millis(since) + limit
@@ -108,10 +113,10 @@ fn read_loop(store: &Store, state: &State, activity: &Activity) {
             outcome.map(Some)
         };
         match activity.during(&activity.reading_since_ms, look) {
-            Ok(None) => state.file_unchanged(),
+            Ok(None) => state.file_unchanged(activity.writes_pass()),
             Ok(Some((registry, stamp))) => {
                 seen = Some(stamp);
-                state.file_read(registry);
+                state.file_read(registry, activity.writes_pass());
             }
             Err(error) => {
                 seen = None;
