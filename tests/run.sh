@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 deploy/prerequisites.sh test
+PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
 # Most cases wait for other processes, so more of them than there are cores run at a time.
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 3))}"
