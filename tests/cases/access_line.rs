@@ -110,7 +110,7 @@ async fn looking_into_the_task_does_not_hold_the_body_back() {
     let mut node = sidecar(&mesh, json!({})).await;
     // The example agent reads a message as a whole, so the upload path stands in for a streaming agent.
     node.stop_agent().await;
-    let listener = tokio::net::TcpListener::bind(node.backend()).await.unwrap();
+    let listener = mesh_tests::loopback::listen(node.backend()).await;
     let mut connection = Client::new(&mesh.ca, &mesh.ca.node("ct111")).http(node.inbound(), "ct110").await;
     let (sender, body) = web::channel();
     let request = web::request(Method::POST, "/api/message").body(body).unwrap();

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::web::{self, Body, BodySender, BoxError};
-use crate::within;
+use crate::{loopback, within};
 
 /// The head of a request as it arrived.
 #[derive(Debug, Clone)]
@@ -271,7 +271,7 @@ impl Agent {
     /// Listens on `addr`.
     pub async fn start(addr: SocketAddr, name: &str) -> Self {
         let example = Example::new(name);
-        let listener = TcpListener::bind(addr).await.unwrap_or_else(|error| panic!("{addr}: {error}"));
+        let listener = loopback::listen(addr).await;
         let task = tokio::spawn(accept(listener, example.clone()));
         Self { example, task }
     }

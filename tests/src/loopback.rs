@@ -11,6 +11,20 @@ pub struct Loopback {
     _guard: TcpListener,
 }
 
+/// Listens on an address, even if a listener there was closed only just now: a process that another test forks
+/// holds a copy until it executes its program.
+///
+/// # Panics
+/// When somebody else keeps the address.
+pub async fn listen(addr: SocketAddr) -> tokio::net::TcpListener {
+    crate::eventually(&format!("{addr} is free"), async || match tokio::net::TcpListener::bind(addr).await {
+        Ok(listener) => Some(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => None,
+        Err(error) => panic!("{addr}: {error}"),
+    })
+    .await
+}
+
 /// Below the kernel's range for outgoing connections, above every port that nodes use.
 const GUARD_PORT: u16 = 29_999;
 

@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::agent::Example;
 use crate::ca::{Ca, Issued};
 use crate::web::{Answer, Body, Connection};
-use crate::within;
+use crate::{loopback, within};
 
 /// A client of a sidecar's inbound side.
 pub struct Client {
@@ -180,7 +180,7 @@ impl Peer {
         config.alpn_protocols = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let example = Example::new(name);
         let accepted: Arc<Mutex<Vec<Accepted>>> = Arc::default();
-        let listener = TcpListener::bind(addr).await.unwrap_or_else(|error| panic!("{addr}: {error}"));
+        let listener = loopback::listen(addr).await;
         let task = tokio::spawn(accept(
             listener,
             TlsAcceptor::from(Arc::new(config)),
