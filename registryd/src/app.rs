@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_shared::config::{self, Config};
+use mesh_shared::config::{self, Config, Discovery};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::dns_server::zone::{Zone, ZoneNode};
-use crate::dns_server::{BindError, DnsServer};
+use crate::discovery::mdns::{self, Announcement};
+use crate::dns_server::{self, BindError, DnsServer};
 use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
 use crate::socket::{self, SocketError};
@@ -96,15 +96,17 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     tokio::spawn(watchdog.run(state.clone()));
     tokio::spawn(heartbeat::run(state.clone(), writer.clone()));
     tokio::spawn(socket::serve(listener, state.clone(), writer.clone()));
-    tokio::spawn(addresses::run(state.clone(), resolver));
+    tokio::spawn(addresses::run(state.clone(), resolver.clone()));
     tokio::spawn(discovery::run(state.clone(), client.clone(), sighted));
     tokio::spawn(watch_sidecar(state.clone()));
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
         tokio::spawn(dns.run(zone));
-        tokio::spawn(feed_dns(state.clone(), zones));
+        tokio::spawn(dns_server::feed::run(state.views(), resolver, zones));
     }
-    let _sightings = sightings;
+    let (stop_mdns, mdns_stopped) = oneshot::channel();
+    let announcing = (config.mesh.discovery == Some(Discovery::Mdns))
+        .then(|| tokio::spawn(mdns::run(Announcement::of(&config), sightings.clone(), mdns_stopped)));
 
     registered(&state).await;
     tracing::info!(
@@ -120,7 +122,11 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         _ = interrupt.recv() => {}
     }
     notify("STOPPING=1");
+    drop(stop_mdns);
     leave(&state, &writer, &client).await;
+    if let Some(announcing) = announcing {
+        let _ = timeout(GOODBYE_LIMIT, announcing).await;
+    }
     // Fails only if somebody removed it already.
     let _ = fs::remove_file(&path);
     Ok(())
@@ -145,30 +151,6 @@ async fn leave(state: &State, writer: &Writer, client: &PeerClient) {
         heartbeat::leave(state, writer, GOODBYE_LIMIT),
         discovery::farewell(state, client, GOODBYE_LIMIT),
     );
-}
-
-/// Turns each view into the zone that the DNS server answers from; none until the registry was read once.
-async fn feed_dns(state: Arc<State>, zones: watch::Sender<Option<Arc<Zone>>>) {
-    let mut views = state.views();
-    let mut serial: u32 = 0;
-    loop {
-        let view = views.borrow_and_update().clone();
-        if view.have_view {
-            serial = serial.wrapping_add(1);
-            let nodes = view.nodes.iter().filter_map(|view| {
-                Some(ZoneNode {
-                    name: view.node.node_name()?,
-                    addresses: (!view.addresses.is_empty()).then(|| view.addresses.clone()),
-                    port: view.node.port,
-                    agents: view.node.agents.clone(),
-                })
-            });
-            zones.send_replace(Some(Arc::new(Zone::new(view.local.clone(), serial, nodes))));
-        }
-        if views.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Says so while the sidecar does not report.

@@ -30,6 +30,7 @@ pub enum Sighting {
 }
 
 mod engine;
+pub mod mdns;
 pub mod seed;
 pub mod static_peers;
 

@@ -3,6 +3,7 @@
 //! An open port for datagrams with forged senders is a weapon; so answers are small (see
 //! [`zone`]), nothing is recursive and no request can make the server wait.
 
+pub mod feed;
 pub mod zone;
 
 use std::io;

@@ -75,6 +75,11 @@ impl Zone {
         zone
     }
 
+    /// The node of this name, if it is in the zone.
+    pub fn node(&self, name: &NodeName) -> Option<&ZoneNode> {
+        self.nodes.get(name)
+    }
+
     fn soa(&self) -> Record {
         let soa = SOA::new(
             node_host(&self.own),
