@@ -107,6 +107,22 @@ fn a_disabled_mesh_does_not_start() {
     }
 }
 
+#[test]
+fn tls_true_means_the_reference_documents_paths_and_the_node_is_named_like_the_host() {
+    let (code, stdout, stderr) =
+        run_with("mesh-proxy", &["check"], "mesh: {enabled: true, node_name: ct110, tls: true}");
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("/rivet-shared/rivet-ca/issued/ct110.crt"), "{stdout}");
+
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let label = host.trim().split('.').next().unwrap().to_ascii_lowercase();
+    let (code, stdout, stderr) = run_with("mesh-proxy", &["check"], "mesh: {enabled: true, tls: true}");
+    match label.parse::<mesh_shared::NodeName>() {
+        Ok(_) => assert!(stdout.contains(&format!("/rivet-shared/rivet-ca/issued/{label}.crt")), "{stdout}"),
+        Err(_) => assert!(code == Some(78) && stderr.contains("mesh.node_name"), "{stderr}"),
+    }
+}
+
 #[tokio::test]
 async fn a_rivetos_file_with_other_sections_and_the_old_secret_loads() {
     let mesh = Mesh::new();
