@@ -14,6 +14,7 @@ mod handshake;
 mod harness;
 mod membership;
 mod meshctl;
+mod names;
 mod one_file_many_writers;
 mod outbound_errors;
 mod pass_through;

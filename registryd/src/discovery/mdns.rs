@@ -207,6 +207,7 @@ impl Seen {
                 let gone = self.nodes.remove(&fullname)?;
                 // The same node under another service name is still there.
                 let still = self.nodes.values().any(|node| node.name == gone.name);
+                tracing::debug!(target: "Discovery", "mDNS announcement {fullname} ended");
                 (!still).then_some(Sighting::Goodbye(gone.name))
             }
             _ => None,
