@@ -33,7 +33,7 @@ pub async fn run(
     let (mut wait, mut asked) = (Duration::ZERO, BTreeSet::new());
     loop {
         let view = views.borrow_and_update().clone();
-        let hosts: BTreeSet<String> = view.nodes.iter().filter_map(|node| named_host(node)).collect();
+        let hosts: BTreeSet<String> = view.nodes.iter().filter_map(named_host).collect();
         looked_up.retain(|host, _| hosts.contains(host));
         if view.have_view {
             let nodes: Vec<ZoneNode> =
