@@ -1,1 +1,32 @@
+//! The sidecar. A request's way through it:
+//!
+//! - **inbound** (a peer calls this host's agent): [`inbound`] accepts the connection and completes mutual
+//!   TLS with [`credentials`]; [`verify`] turns the verified certificate into a `PeerIdentity`;
+//!   [`policy`] says whether that peer may come in; [`inbound::mesh_api`] answers the mesh's own paths;
+//!   everything else goes through [`headers`] and [`backend`] to the agent. [`access_log`] writes its line.
+//! - **outbound** (this host's agent calls a peer): [`outbound`] accepts plain HTTP on loopback,
+//!   [`outbound::browser_guard`] refuses web pages, [`outbound::destination`] reads where to,
+//!   [`roster`] knows where that is, [`outbound::peers`] carries it there over mutual TLS.
+//!
+//! [`registry_link`] keeps the roster up to date from registryd; requests never wait for it.
+//! Every error a sidecar makes is in [`error`]. [`app`] only wires these together.
 
+pub mod access_log;
+pub mod admin;
+pub mod app;
+pub mod backend;
+pub mod body;
+pub mod credentials;
+pub mod delegation;
+pub mod error;
+pub mod headers;
+pub mod http2_settings;
+pub mod inbound;
+pub mod listener;
+pub mod metrics;
+pub mod outbound;
+pub mod policy;
+pub mod registry_link;
+pub mod roster;
+pub mod upgrade;
+pub mod verify;

@@ -1,0 +1,81 @@
+//! The local agent's server: plain HTTP/1.1 on loopback, over connections that are used again.
+
+use std::error::Error;
+use std::time::Duration;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Uri, Version};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use mesh_shared::LoopbackAddr;
+
+use crate::body::RequestBody;
+use crate::error::ProxyError;
+
+/// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
+/// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new
+/// connection on loopback costs next to nothing.
+const IDLE: Duration = Duration::from_millis(1500);
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A client for the one backend.
+pub struct Backend {
+    client: Client<HttpConnector, RequestBody>,
+    address: LoopbackAddr,
+    authority: Authority,
+}
+
+impl Backend {
+    /// A client for the server at `address`. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// None in practice: every loopback address is an authority.
+    pub fn new(address: LoopbackAddr) -> Result<Self, http::uri::InvalidUri> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .build(connector);
+        Ok(Self { client, address, authority: address.to_string().parse()? })
+    }
+
+    /// Sends a request whose `Host` and headers are as the backend should see them.
+    ///
+    /// # Errors
+    /// The backend does not listen, or ended the connection before it answered.
+    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ProxyError> {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = absolute(Scheme::HTTP, self.authority.clone(), path);
+        *request.version_mut() = Version::HTTP_11;
+        self.client.request(request).await.map_err(|error| {
+            let address = self.address.to_string();
+            let reason = root_cause(&error).to_string();
+            match error.is_connect() {
+                true => ProxyError::BackendUnreachable { address, reason },
+                false => ProxyError::BackendFailed { address, reason },
+            }
+        })
+    }
+}
+
+/// Puts the parts of a target together; they were all part of valid URIs before.
+pub fn absolute(scheme: Scheme, authority: Authority, path: Option<PathAndQuery>) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(scheme);
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
+/// The innermost cause, which says the most in the fewest words.
+pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause
+}

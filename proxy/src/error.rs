@@ -1,0 +1,147 @@
+//! Every error that a sidecar makes, and the one place where it becomes HTTP.
+//!
+//! Errors of the far agent are not among them: they pass through untouched.
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use mesh_shared::local_api::{MESH_ERROR, Problem};
+use mesh_shared::{AgentName, NodeName};
+
+use crate::body::ResponseBody;
+
+/// What went wrong with one request. The text is for the person who reads the agent's log: what failed,
+/// and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it
+pub enum ProxyError {
+    // The request itself.
+    #[error(
+        "the request names no destination; use http://<node>.mesh/… through this proxy, /nodes/<node>/…, \
+         /agents/<agent>/…, or the header x-mesh-node or x-mesh-agent"
+    )]
+    NoDestination,
+    #[error("{0}")]
+    BadDestination(String),
+    #[error("{0} is not in the mesh; only <node>.mesh hosts can be reached through this sidecar")]
+    NotInMesh(String),
+    #[error(
+        "the request comes from a web page ({0}); pages may not use this node's identity. \
+         Programs should not send that header"
+    )]
+    BrowserRequest(String),
+    #[error("CONNECT is not supported: the sidecar makes the TLS itself, so use http:// instead of https://")]
+    ConnectNotSupported,
+    #[error("the request body is larger than {limit_bytes} bytes (proxy.limits.max_body_bytes)")]
+    BodyTooLarge { limit_bytes: u64 },
+    #[error("the request could not be understood: {0}")]
+    BadRequest(String),
+    #[error("{path} takes {allowed} only")]
+    MethodNotAllowed { path: &'static str, allowed: &'static str },
+
+    // Who can be reached.
+    #[error(
+        "registryd was not reached since this sidecar started, and no saved roster was found, so no node is \
+         known yet; is registryd running? ({0})"
+    )]
+    NoRoster(String),
+    #[error("no node {0} is registered in the mesh; meshctl nodes lists those that are")]
+    UnknownNode(NodeName),
+    #[error("no node hosts an agent {0}; meshctl agents lists those that exist")]
+    UnknownAgent(AgentName),
+    #[error("node {0} is offline: it has not been heard of for longer than the stale threshold")]
+    NodeOffline(NodeName),
+    #[error("agent {agent} lives on {nodes}, and none of them takes tasks now")]
+    AgentOffline { agent: AgentName, nodes: String },
+
+    // The connection to the peer.
+    #[error("no address is known for {node}.mesh: {reason}")]
+    PeerUnresolved { node: NodeName, reason: String },
+    #[error("cannot connect to {node}.mesh: {reason}")]
+    PeerUnreachable { node: NodeName, reason: String },
+    #[error("{node}.mesh did not complete the connection within {limit_ms} ms ({addresses})")]
+    PeerTimeout { node: NodeName, limit_ms: u128, addresses: String },
+    #[error(
+        "whoever answers for {node}.mesh is somebody else: {reason}. Check what the name resolves to; \
+         nothing was sent"
+    )]
+    PeerIdentityMismatch { node: NodeName, reason: String },
+    #[error("the certificate of {node}.mesh does not verify: {reason}; nothing was sent")]
+    PeerUntrusted { node: NodeName, reason: String },
+    #[error("{node}.mesh refused this node's certificate: {reason}; see the WARN line in its sidecar's log")]
+    PeerRefusedUs { node: NodeName, reason: String },
+    #[error("the connection to {node}.mesh failed before the answer came: {reason}")]
+    PeerFailed { node: NodeName, reason: String },
+
+    // This host.
+    #[error("peer {0} is not allowed in by proxy.policy of this node")]
+    PeerNotAllowed(String),
+    #[error("the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?")]
+    BackendUnreachable { address: String, reason: String },
+    #[error("the agent behind this sidecar ({address}) failed before it answered: {reason}")]
+    BackendFailed { address: String, reason: String },
+    #[error("registryd does not answer on {socket}: {reason}; is it running?")]
+    RegistryUnavailable { socket: String, reason: String },
+}
+
+impl ProxyError {
+    /// The HTTP status, the stable code and a title.
+    pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::NoDestination => (S::BAD_REQUEST, "no_destination", "No destination"),
+            Self::BadDestination(_) => (S::BAD_REQUEST, "bad_destination", "Destination cannot be read"),
+            Self::NotInMesh(_) => (S::FORBIDDEN, "not_in_mesh", "Not in the mesh"),
+            Self::BrowserRequest(_) => (S::FORBIDDEN, "browser_request", "Web pages are refused"),
+            Self::ConnectNotSupported => {
+                (S::METHOD_NOT_ALLOWED, "connect_not_supported", "CONNECT is not supported")
+            }
+            Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::BadRequest(_) => (S::BAD_REQUEST, "bad_request", "Bad request"),
+            Self::MethodNotAllowed { .. } => {
+                (S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed")
+            }
+            Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
+            Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),
+            Self::UnknownAgent(_) => (S::NOT_FOUND, "unknown_agent", "Unknown agent"),
+            Self::NodeOffline(_) => (S::SERVICE_UNAVAILABLE, "node_offline", "Node is offline"),
+            Self::AgentOffline { .. } => (S::SERVICE_UNAVAILABLE, "agent_offline", "Agent is offline"),
+            Self::PeerUnresolved { .. } => (S::BAD_GATEWAY, "peer_unresolved", "Peer has no address"),
+            Self::PeerUnreachable { .. } => (S::BAD_GATEWAY, "peer_unreachable", "Peer is unreachable"),
+            Self::PeerTimeout { .. } => (S::GATEWAY_TIMEOUT, "peer_timeout", "Peer did not answer in time"),
+            Self::PeerIdentityMismatch { .. } => {
+                (S::BAD_GATEWAY, "peer_identity_mismatch", "Peer is somebody else")
+            }
+            Self::PeerUntrusted { .. } => (S::BAD_GATEWAY, "peer_untrusted", "Peer is not trusted"),
+            Self::PeerRefusedUs { .. } => (S::BAD_GATEWAY, "peer_refused_us", "Peer refused this node"),
+            Self::PeerFailed { .. } => (S::BAD_GATEWAY, "peer_failed", "Connection to peer failed"),
+            Self::PeerNotAllowed(_) => (S::FORBIDDEN, "peer_not_allowed", "Peer is not allowed"),
+            Self::BackendUnreachable { .. } => {
+                (S::BAD_GATEWAY, "backend_unreachable", "Agent is unreachable")
+            }
+            Self::BackendFailed { .. } => (S::BAD_GATEWAY, "backend_failed", "Agent failed"),
+            Self::RegistryUnavailable { .. } => {
+                (S::SERVICE_UNAVAILABLE, "registry_unavailable", "registryd is unavailable")
+            }
+        }
+    }
+
+    /// The answer to the client: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
+    pub fn into_response(self) -> Response<ResponseBody> {
+        let (status, code, title) = self.parts();
+        let problem = Problem {
+            code: code.into(),
+            status: status.as_u16(),
+            title: title.into(),
+            detail: self.to_string(),
+            extra: serde_json::Map::new(),
+        };
+        // A struct of texts cannot fail to serialize.
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = Response::new(ResponseBody::full(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(MESH_ERROR, HeaderValue::from_static(code));
+        response
+    }
+}

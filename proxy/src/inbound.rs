@@ -1,0 +1,235 @@
+//! Port 3000: peers come in. The steps of a connection, then of a request, in order.
+
+pub mod mesh_api;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_shared::AgentName;
+use mesh_shared::certificate::{Role, describe};
+use mesh_shared::config::{Config, Limits, Policy};
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+use rustls::pki_types::UnixTime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::access_log::AccessRecord;
+use crate::backend::Backend;
+use crate::body::{RequestBody, ResponseBody};
+use crate::credentials::{ALPN_H2, Credentials};
+use crate::error::ProxyError;
+use crate::headers;
+use crate::http2_settings;
+use crate::inbound::mesh_api::Endpoint;
+use crate::listener::{Connections, remote_address, run_to_end};
+use crate::metrics::METRICS;
+use crate::policy;
+use crate::registry_link::RegistryLink;
+use crate::upgrade::Upgrade;
+use crate::verify::PeerIdentity;
+
+/// The inbound side of the sidecar.
+pub struct Inbound {
+    credentials: Arc<ArcSwap<Credentials>>,
+    backend: Backend,
+    registry: Arc<RegistryLink>,
+    policy: Policy,
+    limits: Limits,
+    handshake_limit: Duration,
+    connections: Connections,
+    full: AtomicBool,
+    node: String,
+    /// Whom a delegation is for when the request does not say.
+    default_agent: String,
+    preview_chars: usize,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Inbound {
+    /// The inbound side as configured.
+    ///
+    /// # Errors
+    /// See [`Backend::new`].
+    pub fn new(
+        config: &Config,
+        credentials: Arc<ArcSwap<Credentials>>,
+        registry: Arc<RegistryLink>,
+        connections: Connections,
+    ) -> Result<Self, http::uri::InvalidUri> {
+        let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
+        let default_agent = match config.registryd.agents.as_slice() {
+            [only] => only.name.clone(),
+            _ => node.clone(),
+        };
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(proxy.timeouts.header)
+            .max_buf_size(proxy.limits.max_header_bytes as usize);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(proxy.limits.max_header_bytes)
+            .max_concurrent_streams(proxy.limits.max_streams)
+            .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(http2_settings::CONNECTION_WINDOW_BYTES)
+            .max_frame_size(http2_settings::FRAME_BYTES)
+            .keep_alive_interval(http2_settings::PING_INTERVAL)
+            .keep_alive_timeout(http2_settings::PING_TIMEOUT);
+        Ok(Self {
+            credentials,
+            backend: Backend::new(proxy.backend.address)?,
+            registry,
+            policy: proxy.policy.clone(),
+            limits: proxy.limits.clone(),
+            handshake_limit: proxy.timeouts.handshake,
+            connections,
+            full: AtomicBool::new(false),
+            node,
+            default_agent,
+            preview_chars: proxy.task_preview_chars,
+            http1,
+            http2,
+        })
+    }
+
+    /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
+    async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(TlsStream<Stream>, PeerIdentity)> {
+        let acceptor = TlsAcceptor::from(self.credentials.load().server.clone());
+        let reason = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
+                Ok(peer) => {
+                    METRICS.inbound_connections.add_one();
+                    return Some((tls, peer));
+                }
+                Err(error) => describe(&error, Role::Client),
+            },
+            Ok(Err(error)) => handshake_reason(&error),
+            Err(_) => format!("timed out after {} ms", self.handshake_limit.as_millis()),
+        };
+        METRICS.inbound_handshake_failures.add_one();
+        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
+        None
+    }
+
+    /// One request, with the log line that must not be forgotten.
+    async fn handle(&self, peer: &Arc<PeerIdentity>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        METRICS.inbound_requests.add_one();
+        let mut record = self.record(peer, &request);
+        let upgrade = Upgrade::wanted(&mut request);
+        let outcome = self.answer(peer, request, &record, upgrade.as_ref()).await;
+        let mut response = outcome.unwrap_or_else(ProxyError::into_response);
+        record.answered(response.status());
+        let record = match upgrade {
+            Some(upgrade) => upgrade.join(&mut response, record),
+            None => Some(record),
+        };
+        response.map(|body| body.recorded(record))
+    }
+
+    fn record(&self, peer: &Arc<PeerIdentity>, request: &Request<Incoming>) -> AccessRecord {
+        if !mesh_api::is_delegation(request) {
+            return AccessRecord::request(peer.clone(), request.method().clone(), request.uri().clone());
+        }
+        let named = request.headers().get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
+        let agent = named.filter(|agent| agent.parse::<AgentName>().is_ok()).unwrap_or(&self.default_agent);
+        AccessRecord::delegation(peer.clone(), agent.into(), self.preview_chars)
+    }
+
+    /// Policy, the mesh's own paths, then the agent.
+    async fn answer(
+        &self,
+        peer: &PeerIdentity,
+        request: Request<Incoming>,
+        record: &AccessRecord,
+        upgrade: Option<&Upgrade>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        if !policy::allows(&self.policy, peer.identity()) {
+            return Err(ProxyError::PeerNotAllowed(peer.name().into()));
+        }
+        let (mut parts, body) = request.into_parts();
+        let (body, overrun) = RequestBody::admit(body, self.limits.max_body_bytes)?;
+        let body = body.scanned(record.scanner());
+        headers::remove_hop_by_hop(&mut parts.headers);
+        headers::set_identity(&mut parts.headers, peer);
+        headers::set_host(&mut parts);
+        let sent = match mesh_api::endpoint(&parts)? {
+            Some(Endpoint::Ping) => return Ok(mesh_api::ping(&self.node, peer)),
+            Some(Endpoint::Registry) => self.registry.send(Request::from_parts(parts, body)).await,
+            None => {
+                if let Some(upgrade) = upgrade {
+                    upgrade.ask(&mut parts.headers);
+                }
+                self.backend.send(Request::from_parts(parts, body)).await
+            }
+        };
+        let mut response = sent.map_err(|error| overrun.or(error))?;
+        headers::remove_hop_by_hop(response.headers_mut());
+        Ok(response.map(ResponseBody::passing))
+    }
+}
+
+#[async_trait]
+impl ServerApp for Inbound {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let address = remote_address(&stream)?.ip();
+        let Some(_place) = self.connections.enter() else {
+            if !self.full.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    target: "AgentChannel",
+                    "refusing connections, {address} first: all {} places are taken (proxy.limits.max_connections)",
+                    self.limits.max_connections
+                );
+            }
+            return None;
+        };
+        self.full.store(false, Ordering::Relaxed);
+        let (tls, peer) = self.handshake(stream, address).await?;
+        let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
+        let peer = Arc::new(peer);
+        let service = service_fn(|request| {
+            let (this, peer) = (self.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(this.handle(&peer, request).await) }
+        });
+        let io = TokioIo::new(tls);
+        let ended = match http2 {
+            true => run_to_end(self.http2.serve_connection(io, service), shutdown.clone()).await,
+            false => {
+                run_to_end(self.http1.serve_connection(io, service).with_upgrades(), shutdown.clone()).await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+        }
+        None
+    }
+}
+
+/// A failed handshake in words.
+fn handshake_reason(error: &io::Error) -> String {
+    use rustls::Error as E;
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<E>());
+    match cause {
+        Some(E::NoCertificatesPresented) => "peer did not return a certificate".into(),
+        Some(E::InvalidMessage(detail)) => format!("not a TLS client ({detail:?})"),
+        Some(E::AlertReceived(alert)) => format!("peer refused this node's certificate or offer (alert {alert:?})"),
+        Some(E::PeerIncompatible(detail)) => format!("no common ground with the peer ({detail:?}); TLS 1.2 or 1.3 is needed"),
+        Some(other) => describe(other, Role::Client),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "connection closed during the handshake".into(),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,146 @@
+//! Port 3001: this host's programs go out. The steps of a request, in order.
+
+pub mod browser_guard;
+pub mod destination;
+mod dial;
+pub mod peers;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use mesh_shared::NodeName;
+use mesh_shared::config::Config;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+
+use crate::body::{RequestBody, ResponseBody};
+use crate::error::ProxyError;
+use crate::headers;
+use crate::http2_settings;
+use crate::listener::{Connections, run_to_end};
+use crate::metrics::METRICS;
+use crate::outbound::destination::Destination;
+use crate::outbound::peers::Peers;
+use crate::registry_link::RegistryLink;
+use crate::roster::RosterStore;
+use crate::upgrade::Upgrade;
+
+/// What all outbound listeners share.
+pub struct Outbound {
+    roster: Arc<RosterStore>,
+    peers: Arc<Peers>,
+    registry: Arc<RegistryLink>,
+    connections: Connections,
+    max_body_bytes: u64,
+    http: auto::Builder<TokioExecutor>,
+}
+
+/// One outbound listener.
+pub struct OutboundListener {
+    /// The shared part.
+    pub outbound: Arc<Outbound>,
+    /// Where everything goes that comes in here; `None`: each request says where.
+    pub only: Option<NodeName>,
+}
+
+impl Outbound {
+    /// The outbound side as configured.
+    pub fn new(
+        config: &Config,
+        roster: Arc<RosterStore>,
+        peers: Arc<Peers>,
+        registry: Arc<RegistryLink>,
+        connections: Connections,
+    ) -> Self {
+        let (limits, timeouts) = (&config.proxy.limits, &config.proxy.timeouts);
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(timeouts.header)
+            .max_buf_size(limits.max_header_bytes as usize);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.max_header_bytes)
+            .max_concurrent_streams(limits.max_streams)
+            .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(http2_settings::CONNECTION_WINDOW_BYTES);
+        Self { roster, peers, registry, connections, max_body_bytes: limits.max_body_bytes, http }
+    }
+
+    async fn handle(&self, only: Option<&NodeName>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        METRICS.outbound_requests.add_one();
+        let upgrade = Upgrade::wanted(&mut request);
+        let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
+            METRICS.sidecar_errors.add_one();
+            tracing::warn!(target: "Outbound", "{}: {error}", error.parts().1);
+            error.into_response()
+        });
+        if let Some(upgrade) = upgrade {
+            upgrade.join(&mut response, ());
+        }
+        response
+    }
+
+    async fn answer(
+        &self,
+        only: Option<&NodeName>,
+        request: Request<Incoming>,
+        upgrade: Option<&Upgrade>,
+    ) -> Result<Response<ResponseBody>, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        browser_guard::check(&parts.headers)?;
+        let destination = destination::read(&mut parts, only)?;
+        let (body, overrun) = RequestBody::admit(body, self.max_body_bytes)?;
+        headers::remove_hop_by_hop(&mut parts.headers);
+        headers::remove_identity(&mut parts.headers);
+        let route = match destination {
+            Destination::Registry => {
+                let sent = self.registry.send(Request::from_parts(parts, body)).await;
+                return sent.map(|response| response.map(ResponseBody::passing));
+            }
+            Destination::Node(node) => self.roster.node(&node)?,
+            Destination::Agent(agent) => {
+                let route = self.roster.agent(&agent)?;
+                if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
+                    parts.headers.insert(headers::MESH_AGENT, agent);
+                }
+                route
+            }
+        };
+        parts.headers.remove(headers::MESH_NODE);
+        if let Some(upgrade) = upgrade {
+            upgrade.ask(&mut parts.headers);
+        }
+        let sent = self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await;
+        let mut response = sent.map_err(|error| overrun.or(error))?;
+        headers::remove_hop_by_hop(response.headers_mut());
+        Ok(response.map(ResponseBody::passing))
+    }
+}
+
+#[async_trait]
+impl ServerApp for OutboundListener {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let outbound = &self.outbound;
+        let Some(_place) = outbound.connections.enter() else {
+            tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
+            return None;
+        };
+        let service = service_fn(|request| {
+            let this = self.clone();
+            async move { Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), request).await) }
+        });
+        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        if let Err(error) = run_to_end(connection, shutdown.clone()).await {
+            tracing::debug!(target: "Outbound", "a local connection ended: {error}");
+        }
+        None
+    }
+}

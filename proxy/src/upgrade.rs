@@ -1,0 +1,62 @@
+//! Connections that leave HTTP after `101 Switching Protocols` (RFC 9110, section 7.8), such as WebSockets:
+//! bytes both ways.
+
+use http::header::HeaderValue;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional_with_sizes;
+
+use crate::body::ResponseBody;
+use crate::headers;
+
+/// Small, because such connections are many and mostly idle.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// A client's wish to change the protocol.
+pub struct Upgrade {
+    protocol: HeaderValue,
+    downstream: OnUpgrade,
+}
+
+impl Upgrade {
+    /// The wish, if the request has one.
+    pub fn wanted(request: &mut Request<Incoming>) -> Option<Self> {
+        let protocol = headers::wanted_upgrade(request.headers())?;
+        Some(Self { protocol, downstream: hyper::upgrade::on(request) })
+    }
+
+    /// Passes the wish on to the next hop.
+    pub fn ask(&self, headers: &mut HeaderMap) {
+        headers::set_upgrade(headers, self.protocol.clone());
+    }
+
+    /// If the next hop agreed, joins both sides once the client has the answer, until both have ended. `held` is
+    /// given back if it did not agree, and else dropped at the end.
+    pub fn join<H: Send + 'static>(self, response: &mut Response<ResponseBody>, held: H) -> Option<H> {
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Some(held);
+        }
+        let upstream = hyper::upgrade::on(&mut *response);
+        headers::set_upgrade(response.headers_mut(), self.protocol);
+        let downstream = self.downstream;
+        tokio::spawn(async move {
+            let _held = held;
+            let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
+                Ok(both) => both,
+                Err(error) => {
+                    tracing::debug!(target: "Mesh", "a protocol upgrade was given up: {error}");
+                    return;
+                }
+            };
+            let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+            let ended =
+                copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER_BYTES, BUFFER_BYTES).await;
+            if let Err(error) = ended {
+                tracing::debug!(target: "Mesh", "an upgraded connection broke: {error}");
+            }
+        });
+        None
+    }
+}

@@ -1,0 +1,227 @@
+//! Who the peer is: the only maker of [`PeerIdentity`].
+//!
+//! Both verifiers let rustls check chain, validity, usage and revocation first, then demand what the mesh
+//! adds: exactly one common name, and on dialled peers the name that was dialled. They fail closed: what
+//! cannot be read is refused.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use mesh_shared::Identity;
+use mesh_shared::certificate::{Leaf, LeafError};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+
+/// A peer whose certificate was verified in the handshake of the connection it speaks on.
+#[derive(Debug)]
+pub struct PeerIdentity {
+    identity: Identity,
+    /// End of the certificate's validity, epoch seconds.
+    not_after: i64,
+    name: String,
+    cn_header: HeaderValue,
+    certificate_header: HeaderValue,
+    address_header: HeaderValue,
+}
+
+impl PeerIdentity {
+    /// The client of a connection whose handshake is complete.
+    ///
+    /// # Errors
+    /// No certificate or an unusable one. Fails closed: a resumed session whose certificate has ended since
+    /// is refused too.
+    pub fn of_client(
+        connection: &rustls::ServerConnection,
+        address: IpAddr,
+        now: UnixTime,
+    ) -> Result<Self, rustls::Error> {
+        let certificate = connection
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .ok_or(rustls::Error::NoCertificatesPresented)?;
+        let leaf = Leaf::parse(certificate).map_err(refused)?;
+        if leaf.not_after < now.as_secs() as i64 {
+            return Err(CertificateError::Expired.into());
+        }
+        let name = leaf.identity.to_string();
+        // Identities hold none but visible ASCII characters, and no quotes.
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|_| unusable());
+        let mut certificate_value = format!("Subject=\"CN={}\"", leaf.common_name);
+        for dns_name in leaf.dns_names.iter().filter(|name| is_plain(name)) {
+            certificate_value.extend([";DNS=", dns_name]);
+        }
+        Ok(Self {
+            cn_header: header(&name)?,
+            certificate_header: header(&certificate_value)?,
+            address_header: header(&address.to_string())?,
+            identity: leaf.identity,
+            not_after: leaf.not_after,
+            name,
+        })
+    }
+
+    /// Whom the certificate names.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The identity as text, as in logs and in `cn` of the ping.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// End of the certificate's validity, epoch seconds.
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// Value of `x-mesh-peer-cn`.
+    pub fn cn_header(&self) -> HeaderValue {
+        self.cn_header.clone()
+    }
+
+    /// Value of `x-forwarded-client-cert`, in Envoy's form.
+    pub fn certificate_header(&self) -> HeaderValue {
+        self.certificate_header.clone()
+    }
+
+    /// Value of `x-forwarded-for`.
+    pub fn address_header(&self) -> HeaderValue {
+        self.address_header.clone()
+    }
+}
+
+/// Names that cannot end a field of `x-forwarded-client-cert` early.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._*".contains(&b))
+}
+
+fn unusable() -> rustls::Error {
+    CertificateError::BadEncoding.into()
+}
+
+fn refused(error: LeafError) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+/// The dialled peer proved to be somebody else: its certificate is valid, but not for the dialled name.
+#[derive(Debug, thiserror::Error)]
+#[error("it is the certificate of {found}, not of {expected}")]
+pub struct WrongPeer {
+    /// Whom the certificate names.
+    pub found: Identity,
+    /// The host name that was dialled.
+    pub expected: String,
+}
+
+/// Verifies clients of the inbound side.
+#[derive(Debug)]
+pub struct ClientVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientVerifier {
+    /// Adds the mesh's demands to a verifier that knows the trust bundle.
+    pub fn new(inner: Arc<dyn ClientCertVerifier>) -> Self {
+        Self { inner }
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(leaf, intermediates, now)?;
+        Leaf::parse(leaf).map_err(refused)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Verifies servers of the outbound side: the SAN must match `<node>.mesh` and the CN name that node.
+#[derive(Debug)]
+pub struct ServerVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerVerifier {
+    /// Adds the mesh's demands to a verifier that knows the trust bundle.
+    pub fn new(inner: Arc<WebPkiServerVerifier>) -> Self {
+        Self { inner }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        dialled: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.inner.verify_server_cert(leaf, intermediates, dialled, ocsp, now)?;
+        let found = Leaf::parse(leaf).map_err(refused)?.identity;
+        match &found {
+            Identity::Node(node) if *dialled.to_str() == *node.mesh_host() => Ok(verified),
+            _ => {
+                let wrong = WrongPeer { found, expected: dialled.to_str().into_owned() };
+                Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
