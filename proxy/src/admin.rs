@@ -30,7 +30,9 @@ impl Admin {
         match path {
             "/healthz" => (StatusCode::OK, "ok\n".into()),
             "/readyz" if self.roster.is_known() => (StatusCode::OK, "ready\n".into()),
-            "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "no roster yet: registryd was not reached\n".into()),
+            "/readyz" => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no roster yet: registryd was not reached\n".into())
+            }
             "/metrics" => (StatusCode::OK, METRICS.render()),
             _ => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),
         }
@@ -51,7 +53,7 @@ impl ServerApp for Admin {
         let mut http1 = http1::Builder::new();
         let connection = http1.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
         // A scraper that hangs up is nothing to report.
-        let _ = run_to_end(connection, shutdown.clone()).await;
+        let _ = run_to_end(connection, http1::Connection::graceful_shutdown, shutdown.clone()).await;
         None
     }
 }

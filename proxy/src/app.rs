@@ -51,8 +51,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 
     let (mesh, proxy) = (&config.mesh, &config.proxy);
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::load(&config)?));
-    let inbound_socket =
-        Listener::bind(SocketAddr::new(proxy.inbound.address, mesh.agent_channel_port), "proxy.inbound.address")?;
+    let inbound_socket = Listener::bind(
+        SocketAddr::new(proxy.inbound.address, mesh.agent_channel_port),
+        "proxy.inbound.address",
+    )?;
     let bind = |address: LoopbackAddr, key| Listener::bind(address.socket_addr(), key);
     let outbound_socket = bind(proxy.outbound.listen, "proxy.outbound.listen")?;
     let node_sockets = proxy

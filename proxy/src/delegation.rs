@@ -195,7 +195,17 @@ mod tests {
 
     #[test]
     fn what_is_no_request_yields_nothing() {
-        for body in ["", "[", "null", "{]", "\"fromAgent\"", r#"[{"message":"a"}]"#, r#"{"message":{"message":"a"}}"#, "}}}{{{\"", "{\"message\":"] {
+        for body in [
+            "",
+            "[",
+            "null",
+            "{]",
+            "\"fromAgent\"",
+            r#"[{"message":"a"}]"#,
+            r#"{"message":{"message":"a"}}"#,
+            "}}}{{{\"",
+            "{\"message\":",
+        ] {
             assert_eq!(scan(body, 3), (None, None), "{body}");
         }
     }

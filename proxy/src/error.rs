@@ -75,7 +75,9 @@ pub enum ProxyError {
     // This host.
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
-    #[error("the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?")]
+    #[error(
+        "the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?"
+    )]
     BackendUnreachable { address: String, reason: String },
     #[error("the agent behind this sidecar ({address}) failed before it answered: {reason}")]
     BackendFailed { address: String, reason: String },

@@ -39,14 +39,23 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [UPGRADE, TRANSFER_ENCODING, EXPECT, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, HTTP2_SETTINGS]
-    {
+    for name in [
+        UPGRADE,
+        TRANSFER_ENCODING,
+        EXPECT,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHORIZATION,
+        HTTP2_SETTINGS,
+    ] {
         headers.remove(name);
     }
     if headers.get(TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        let trailers = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-        });
+        let trailers = headers
+            .get_all(TE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")));
         headers.remove(TE);
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -82,9 +91,11 @@ pub fn set_host(request: &mut http::request::Parts) {
 /// The protocol a client wants to change to (RFC 9110, section 7.8), if `Connection` asks for it too.
 pub fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let protocol = headers.get(UPGRADE)?;
-    let asked = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-    });
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")));
     // h2c by upgrade was dropped by RFC 9113, section 3.1; such a request is served as HTTP/1.1.
     (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
@@ -100,7 +111,10 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -122,6 +136,9 @@ mod tests {
     fn an_upgrade_needs_both_headers() {
         assert!(wanted_upgrade(&map(&[("upgrade", "websocket")])).is_none());
         assert!(wanted_upgrade(&map(&[("upgrade", "h2c"), ("connection", "upgrade")])).is_none());
-        assert!(wanted_upgrade(&map(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")])).is_some());
+        assert!(
+            wanted_upgrade(&map(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]))
+                .is_some()
+        );
     }
 }

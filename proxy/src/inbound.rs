@@ -5,8 +5,8 @@ pub mod mesh_api;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -127,7 +127,11 @@ impl Inbound {
     }
 
     /// One request, with the log line that must not be forgotten.
-    async fn handle(&self, peer: &Arc<PeerIdentity>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn handle(
+        &self,
+        peer: &Arc<PeerIdentity>,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         METRICS.inbound_requests.add_one();
         let mut record = self.record(peer, &request);
         let upgrade = Upgrade::wanted(&mut request);
@@ -207,9 +211,14 @@ impl ServerApp for Inbound {
         });
         let io = TokioIo::new(tls);
         let ended = match http2 {
-            true => run_to_end(self.http2.serve_connection(io, service), shutdown.clone()).await,
+            true => {
+                let connection = self.http2.serve_connection(io, service);
+                run_to_end(connection, http2::Connection::graceful_shutdown, shutdown.clone()).await
+            }
             false => {
-                run_to_end(self.http1.serve_connection(io, service).with_upgrades(), shutdown.clone()).await
+                let connection = self.http1.serve_connection(io, service).with_upgrades();
+                run_to_end(connection, http1::UpgradeableConnection::graceful_shutdown, shutdown.clone())
+                    .await
             }
         };
         if let Err(error) = ended {
@@ -226,10 +235,16 @@ fn handshake_reason(error: &io::Error) -> String {
     match cause {
         Some(E::NoCertificatesPresented) => "peer did not return a certificate".into(),
         Some(E::InvalidMessage(detail)) => format!("not a TLS client ({detail:?})"),
-        Some(E::AlertReceived(alert)) => format!("peer refused this node's certificate or offer (alert {alert:?})"),
-        Some(E::PeerIncompatible(detail)) => format!("no common ground with the peer ({detail:?}); TLS 1.2 or 1.3 is needed"),
+        Some(E::AlertReceived(alert)) => {
+            format!("peer refused this node's certificate or offer (alert {alert:?})")
+        }
+        Some(E::PeerIncompatible(detail)) => {
+            format!("no common ground with the peer ({detail:?}); TLS 1.2 or 1.3 is needed")
+        }
         Some(other) => describe(other, Role::Client),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => "connection closed during the handshake".into(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "connection closed during the handshake".into()
+        }
         None => error.to_string(),
     }
 }

@@ -2,14 +2,12 @@
 
 use std::net::SocketAddr;
 use std::os::fd::IntoRawFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use hyper_util::server::graceful::GracefulConnection;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::{Fds, ShutdownWatch};
-use pingora_core::services::ServiceWithDependents;
 use pingora_core::services::listening::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -53,7 +51,9 @@ impl Listener {
         };
         open(address)
             .or_else(|error| match address.ip() {
-                std::net::IpAddr::V6(ip) if ip.is_unspecified() && error.kind() != std::io::ErrorKind::AddrInUse => {
+                std::net::IpAddr::V6(ip)
+                    if ip.is_unspecified() && error.kind() != std::io::ErrorKind::AddrInUse =>
+                {
                     open(SocketAddr::from(([0, 0, 0, 0], address.port())))
                 }
                 _ => Err(error),
@@ -111,12 +111,23 @@ impl Connections {
     }
 }
 
-/// Serves one connection to its end. After `shutdown` no new request is taken, and those in flight finish.
-pub async fn run_to_end<C: GracefulConnection>(connection: C, mut shutdown: ShutdownWatch) -> Result<(), C::Error> {
+/// Serves one connection to its end. After `shutdown`, `finish` tells it to take no new request; those in flight
+/// finish.
+///
+/// # Errors
+/// How the connection broke off.
+pub async fn run_to_end<C, E>(
+    connection: C,
+    finish: fn(Pin<&mut C>),
+    mut shutdown: ShutdownWatch,
+) -> Result<(), E>
+where
+    C: Future<Output = Result<(), E>>,
+{
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        _ = shutdown.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        _ = shutdown.wait_for(|stop| *stop) => finish(connection.as_mut()),
     }
     connection.await
 }

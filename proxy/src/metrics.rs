@@ -55,13 +55,25 @@ impl Metrics {
         let mut text = String::new();
         for (name, help, value) in [
             ("inbound_connections", "Connections whose handshake succeeded", &self.inbound_connections),
-            ("inbound_handshake_failures", "Connections whose handshake failed", &self.inbound_handshake_failures),
+            (
+                "inbound_handshake_failures",
+                "Connections whose handshake failed",
+                &self.inbound_handshake_failures,
+            ),
             ("inbound_requests", "Requests accepted from peers", &self.inbound_requests),
             ("outbound_requests", "Requests accepted from this host", &self.outbound_requests),
             ("outbound_dials", "Connections made to peers", &self.outbound_dials),
-            ("outbound_dial_failures", "Connections to peers that could not be made", &self.outbound_dial_failures),
+            (
+                "outbound_dial_failures",
+                "Connections to peers that could not be made",
+                &self.outbound_dial_failures,
+            ),
             ("sidecar_errors", "Error answers made by this sidecar", &self.sidecar_errors),
-            ("credential_reload_failures", "Failed reloads of certificates", &self.credential_reload_failures),
+            (
+                "credential_reload_failures",
+                "Failed reloads of certificates",
+                &self.credential_reload_failures,
+            ),
         ] {
             let count = value.0.load(Ordering::Relaxed);
             // Writing to a String cannot fail.

@@ -74,7 +74,11 @@ impl Outbound {
         Self { roster, peers, registry, connections, max_body_bytes: limits.max_body_bytes, http }
     }
 
-    async fn handle(&self, only: Option<&NodeName>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn handle(
+        &self,
+        only: Option<&NodeName>,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
         METRICS.outbound_requests.add_one();
         let upgrade = Upgrade::wanted(&mut request);
         let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
@@ -138,7 +142,9 @@ impl ServerApp for OutboundListener {
             async move { Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), request).await) }
         });
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        if let Err(error) = run_to_end(connection, shutdown.clone()).await {
+        if let Err(error) =
+            run_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, shutdown.clone()).await
+        {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
         None

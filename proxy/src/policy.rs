@@ -25,7 +25,9 @@ mod tests {
         assert!(allows(&open, "ct110") && allows(&open, "grok@ct110"));
         assert!(!allows(&open, "ct111") && !allows(&open, "grok@ct111") && !allows(&open, "device:phone"));
         let narrow = Policy { allow: Some(list(&["ct110", "grok@ct112"])), deny: list(&["opus@ct110"]) };
-        assert!(allows(&narrow, "ct110.mesh") && allows(&narrow, "grok@ct110") && allows(&narrow, "grok@ct112"));
+        assert!(
+            allows(&narrow, "ct110.mesh") && allows(&narrow, "grok@ct110") && allows(&narrow, "grok@ct112")
+        );
         assert!(!allows(&narrow, "ct112") && !allows(&narrow, "opus@ct110") && !allows(&narrow, "device:x"));
         assert!(!allows(&Policy { allow: Some(Vec::new()), deny: Vec::new() }, "ct110"));
     }

@@ -83,9 +83,12 @@ impl RegistryLink {
         loop {
             let mut received = false;
             let ended = self.follow_once(&roster, &mut received, &mut away).await;
-            let reason = ended.err().map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
+            let reason = ended
+                .err()
+                .map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
             if !away {
-                let view = if roster.is_known() { "going on with the last known roster" } else { "no roster yet" };
+                let view =
+                    if roster.is_known() { "going on with the last known roster" } else { "no roster yet" };
                 tracing::warn!(target: "Mesh", "registryd is away ({}: {reason}); {view}", self.socket.display());
             }
             roster.unavailable(format!("{}: {reason}", self.socket.display()));
@@ -108,7 +111,9 @@ impl RegistryLink {
         }
         let mut body = response.into_body();
         let mut pending = BytesMut::new();
-        while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| "it sends nothing any more")? {
+        while let Some(frame) =
+            timeout(SILENCE, body.frame()).await.map_err(|_| "it sends nothing any more")?
+        {
             let Ok(data) = frame?.into_data() else { continue };
             pending.extend_from_slice(&data);
             while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {

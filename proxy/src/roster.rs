@@ -144,7 +144,8 @@ impl RosterStore {
     /// An unknown node, or one that is offline.
     pub fn node(&self, name: &NodeName) -> Result<Arc<Route>, ProxyError> {
         let table = self.table.load();
-        let route = table.nodes.get(name).ok_or_else(|| self.unknown(|| ProxyError::UnknownNode(name.clone())))?;
+        let route =
+            table.nodes.get(name).ok_or_else(|| self.unknown(|| ProxyError::UnknownNode(name.clone())))?;
         match route.status {
             Status::Offline => Err(ProxyError::NodeOffline(name.clone())),
             _ => Ok(route.clone()),

@@ -52,7 +52,8 @@ impl Upgrade {
             };
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
             let ended =
-                copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER_BYTES, BUFFER_BYTES).await;
+                copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER_BYTES, BUFFER_BYTES)
+                    .await;
             if let Err(error) = ended {
                 tracing::debug!(target: "Mesh", "an upgraded connection broke: {error}");
             }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::config::{self, Config, Discovery};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -116,12 +116,12 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         config.mesh.registry_path().display(),
         path.display()
     );
-    notify("READY=1");
+    notify(NotifyState::Ready);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    notify("STOPPING=1");
+    notify(NotifyState::Stopping);
     drop(stop_mdns);
     leave(&state, &writer, &client).await;
     if let Some(announcing) = announcing {
@@ -165,20 +165,9 @@ async fn watch_sidecar(state: Arc<State>) {
     }
 }
 
-/// Tells systemd, where it started this process (`Type=notify`).
-fn notify(message: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|socket| {
-        match path.to_str().and_then(|path| path.strip_prefix('@')) {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                socket.send_to_addr(message.as_bytes(), &address)
-            }
-            None => socket.send_to(message.as_bytes(), &path),
-        }
-    });
-    if let Err(error) = sent {
-        tracing::warn!(target: "Registry", "cannot tell systemd {message}: {error}");
+/// Tells the service manager, where one started this process.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(target: "Registry", "cannot tell the service manager: {error}");
     }
 }

@@ -17,9 +17,7 @@ pub enum AddressError {
     #[error("{0:?} is not an address and port such as 127.0.0.1:8080 or [::1]:8080")]
     Syntax(String),
     /// An address that other hosts could reach or that leaves this host.
-    #[error(
-        "{0} is not a loopback address; plain HTTP stays on this host (use 127.0.0.1 or [::1])"
-    )]
+    #[error("{0} is not a loopback address; plain HTTP stays on this host (use 127.0.0.1 or [::1])")]
     NotLoopback(SocketAddr),
 }
 
@@ -41,11 +39,8 @@ impl FromStr for LoopbackAddr {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         // The name is fixed to loopback by RFC 6761, section 6.3; it is not looked up.
         let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-        let addr: SocketAddr = numeric
-            .as_deref()
-            .unwrap_or(text)
-            .parse()
-            .map_err(|_| AddressError::Syntax(text.into()))?;
+        let addr: SocketAddr =
+            numeric.as_deref().unwrap_or(text).parse().map_err(|_| AddressError::Syntax(text.into()))?;
         if !addr.ip().to_canonical().is_loopback() {
             return Err(AddressError::NotLoopback(addr));
         }

@@ -12,9 +12,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
@@ -251,17 +249,15 @@ impl Material {
     pub fn with_key(&self, path: &Path) -> Result<CertifiedKey, MaterialError> {
         let key = read_key(path)?;
         let fail = |reason: String| MaterialError::Key { path: path.into(), reason };
-        let signer = provider()
-            .key_provider
-            .load_private_key(key)
-            .map_err(|error| fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key")))?;
+        let signer = provider().key_provider.load_private_key(key).map_err(|error| {
+            fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key"))
+        })?;
         let certified = CertifiedKey::new(self.chain.clone(), signer);
         match certified.keys_match() {
             Ok(()) => Ok(certified),
-            Err(rustls::Error::InconsistentKeys(_)) => Err(MaterialError::KeyMismatch {
-                path: path.into(),
-                certificate: self.cert_path.clone(),
-            }),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                Err(MaterialError::KeyMismatch { path: path.into(), certificate: self.cert_path.clone() })
+            }
             Err(error) => Err(fail(error.to_string())),
         }
     }
@@ -295,7 +291,8 @@ pub fn describe(error: &rustls::Error, role: Role) -> String {
         }
         E::Revoked => "certificate is revoked".into(),
         E::UnknownRevocationStatus => {
-            "certificate's issuer is covered by no revocation list (proxy.crl_path needs one for each CA)".into()
+            "certificate's issuer is covered by no revocation list (proxy.crl_path needs one for each CA)"
+                .into()
         }
         E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => {
             "the revocation list has expired; publish a new one".into()
@@ -357,7 +354,9 @@ pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
         Err(pem::Error::NoItemsFound) => {
             let encrypted = String::from_utf8_lossy(&pem).contains("ENCRYPTED");
             let expected = match encrypted {
-                true => "usable private key; it is encrypted, so write it out without a passphrase and protect the file",
+                true => {
+                    "usable private key; it is encrypted, so write it out without a passphrase and protect the file"
+                }
                 false => "-----BEGIN PRIVATE KEY-----",
             };
             Err(MaterialError::Empty { what, path: path.into(), expected })
@@ -450,11 +449,16 @@ pub fn check(config: &Config, read_key: bool) -> Vec<Check> {
     };
     judge(material.names_node(node).map(|()| format!("certificate {path}: CN names node {node}")));
     judge(material.accepted_by_peers(node, now).map(|()| {
-        format!("certificate {path}: chains to {}, is for {node}.mesh, client and server", tls.ca_path.display())
+        format!(
+            "certificate {path}: chains to {}, is for {node}.mesh, client and server",
+            tls.ca_path.display()
+        )
     }));
     match read_key {
         true => judge(
-            material.with_key(&tls.key_path).map(|_| format!("private key {} belongs to it", tls.key_path.display())),
+            material
+                .with_key(&tls.key_path)
+                .map(|_| format!("private key {} belongs to it", tls.key_path.display())),
         ),
         false => push(
             Outcome::Skipped,

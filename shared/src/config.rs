@@ -78,7 +78,8 @@ impl Config {
     /// An unreadable file, or all mistakes in it at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let fail = |cause| ConfigError { path: path.into(), cause };
-        let text = std::fs::read_to_string(path).map_err(|error| fail(ConfigErrorCause::Unreadable(error)))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| fail(ConfigErrorCause::Unreadable(error)))?;
         Self::parse(&text).map_err(|mistakes| fail(ConfigErrorCause::Mistakes(mistakes)))
     }
 
@@ -95,7 +96,8 @@ impl Config {
             for (i, listener) in proxy.outbound.listeners.iter().enumerate() {
                 if listener.node == mesh.node_name {
                     let key = format!("proxy.outbound.listeners[{i}].node");
-                    document.mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));
+                    document
+                        .mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));
                 }
             }
         }

@@ -169,7 +169,9 @@ pub enum RegistryError {
     )]
     FlatArray,
     /// A registry of a version that is not known here, so perhaps of a newer program.
-    #[error("has version {0}, and this program knows version {VERSION} only; update it, or move the file away")]
+    #[error(
+        "has version {0}, and this program knows version {VERSION} only; update it, or move the file away"
+    )]
     Version(Value),
     /// Valid JSON of another shape.
     #[error("is not a mesh registry ({0}); expected {{\"version\": 1, \"nodes\": {{…}}}}")]
@@ -272,7 +274,16 @@ mod tests {
 
     #[test]
     fn nothing_but_a_registry_is_read_as_one() {
-        for bad in ["", "{", "null", "{}", "[]", r#"{"nodes":{}}"#, r#"{"version":2,"nodes":{}}"#, r#"{"version":1,"nodes":[]}"#] {
+        for bad in [
+            "",
+            "{",
+            "null",
+            "{}",
+            "[]",
+            r#"{"nodes":{}}"#,
+            r#"{"version":2,"nodes":{}}"#,
+            r#"{"version":1,"nodes":[]}"#,
+        ] {
             assert!(Registry::parse(bad.as_bytes()).is_err(), "{bad:?} was accepted");
         }
         assert!(matches!(Registry::parse(b"[{}]"), Err(RegistryError::FlatArray)));

@@ -21,7 +21,10 @@ pub fn check(headers: &HeaderMap) -> Result<(), ProxyError> {
     match headers.get(SEC_FETCH_SITE) {
         None => Ok(()),
         Some(site) if site == "none" => Ok(()),
-        Some(site) => Err(ProxyError::BrowserRequest(format!("Sec-Fetch-Site: {}", String::from_utf8_lossy(site.as_bytes())))),
+        Some(site) => Err(ProxyError::BrowserRequest(format!(
+            "Sec-Fetch-Site: {}",
+            String::from_utf8_lossy(site.as_bytes())
+        ))),
     }
 }
 

@@ -62,7 +62,9 @@ pub fn read(request: &mut Parts, only: Option<&NodeName>) -> Result<Destination,
         return Ok(Destination::Agent(agent));
     }
     if let Some(node) = header(&request.headers, &MESH_NODE)? {
-        return Ok(Destination::Node(NodeName::from_mesh_host(node).map_or_else(|| node.parse().map_err(bad), Ok)?));
+        return Ok(Destination::Node(
+            NodeName::from_mesh_host(node).map_or_else(|| node.parse().map_err(bad), Ok)?,
+        ));
     }
     if let Some(agent) = header(&request.headers, &MESH_AGENT)? {
         return Ok(Destination::Agent(agent.parse().map_err(bad)?));
@@ -140,7 +142,9 @@ fn remove_prefix(uri: &mut Uri, prefix_len: usize) -> Result<(), ProxyError> {
 fn header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Result<Option<&'h str>, ProxyError> {
     headers
         .get(name)
-        .map(|value| value.to_str().map_err(|_| ProxyError::BadDestination(format!("the header {name} is no text"))))
+        .map(|value| {
+            value.to_str().map_err(|_| ProxyError::BadDestination(format!("the header {name} is no text")))
+        })
         .transpose()
 }
 
@@ -187,7 +191,11 @@ mod tests {
             ("/a", vec![here, ("x-mesh-agent", "grok")], "@grok", "/a"),
             ("/mesh/nodes?agent=grok", vec![here], "registry", "/mesh/nodes?agent=grok"),
         ] {
-            assert_eq!(read_from(target, &headers), Ok((destination.into(), path.into())), "{target} {headers:?}");
+            assert_eq!(
+                read_from(target, &headers),
+                Ok((destination.into(), path.into())),
+                "{target} {headers:?}"
+            );
         }
     }
 
@@ -217,7 +225,7 @@ mod tests {
     #[test]
     fn a_listener_of_its_own_leads_to_one_node() {
         let node: NodeName = "ct111".parse().unwrap();
-        let mut parts = |host: &str| {
+        let parts = |host: &str| {
             let request = Request::builder().uri("/nodes/x/a").header("host", host).body(()).unwrap();
             read(&mut request.into_parts().0, Some(&node)).map_err(|error| error.parts().1)
         };

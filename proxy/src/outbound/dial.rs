@@ -41,7 +41,8 @@ pub async fn dial(
     let node = &route.node;
     if route.addresses.is_empty() {
         let reason = route.unresolved.clone();
-        let reason = reason.unwrap_or_else(|| "the name does not resolve, and its entry names no usable host".into());
+        let reason =
+            reason.unwrap_or_else(|| "the name does not resolve, and its entry names no usable host".into());
         return Err(ProxyError::PeerUnresolved { node: node.clone(), reason });
     }
     let attempt = async {
@@ -50,7 +51,8 @@ pub async fn dial(
             .map_err(|reason| ProxyError::PeerUnreachable { node: node.clone(), reason })?;
         let name = ServerName::try_from(node.mesh_host())
             .map_err(|error| ProxyError::BadDestination(format!("{node}.mesh: {error}")))?;
-        let tls = TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| tls_error(node, &error))?;
+        let tls =
+            TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| tls_error(node, &error))?;
         Ok(PeerStream { tls, node: node.clone(), refusals })
     };
     timeout(limit, attempt).await.unwrap_or_else(|_| {
@@ -110,8 +112,13 @@ fn tls_error(node: &NodeName, error: &io::Error) -> ProxyError {
             ProxyError::PeerIdentityMismatch { node, reason }
         }
         rustls::Error::InvalidCertificate(_) => ProxyError::PeerUntrusted { node, reason },
-        rustls::Error::AlertReceived(alert) => ProxyError::PeerRefusedUs { node, reason: format!("alert {alert:?}") },
-        _ => ProxyError::PeerUnreachable { node, reason: format!("it does not speak TLS as the mesh does: {reason}") },
+        rustls::Error::AlertReceived(alert) => {
+            ProxyError::PeerRefusedUs { node, reason: format!("alert {alert:?}") }
+        }
+        _ => ProxyError::PeerUnreachable {
+            node,
+            reason: format!("it does not speak TLS as the mesh does: {reason}"),
+        },
     }
 }
 
@@ -149,7 +156,11 @@ impl AsyncRead for PeerStream {
 }
 
 impl AsyncWrite for PeerStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(context, data)
     }
 

@@ -116,15 +116,22 @@ pub(super) fn read(document: &Document<'_>) -> (Option<Mesh>, Vec<Mistake>) {
     if stale_ms <= heartbeat_ms {
         section.mistake(
             "stale_threshold_ms",
-            format!("{stale_ms} must be larger than heartbeat_interval_ms ({heartbeat_ms}), \
-                 or every node is offline between two heartbeats"),
+            format!(
+                "{stale_ms} must be larger than heartbeat_interval_ms ({heartbeat_ms}), \
+                 or every node is offline between two heartbeats"
+            ),
         );
     }
     let peers = static_peers(&section);
     let discovery = discovery(&section, &peers);
     let advertise_host = section.string("advertise_host");
-    if let Some(host) = &advertise_host && !is_host(host) {
-        section.mistake("advertise_host", format!("{host:?} is no host name and no address (no port, no scheme)"));
+    if let Some(host) = &advertise_host
+        && !is_host(host)
+    {
+        section.mistake(
+            "advertise_host",
+            format!("{host:?} is no host name and no address (no port, no scheme)"),
+        );
     }
     if section.has("secret") {
         warnings.push(Mistake {
@@ -158,7 +165,10 @@ fn host_name(section: &Section<'_>) -> Option<NodeName> {
     if parsed.is_err() {
         section.mistake(
             "node_name",
-            format!("is not set, and the host's name {:?} is no node name; set node_name to the certificate's CN", name.trim()),
+            format!(
+                "is not set, and the host's name {:?} is no node name; set node_name to the certificate's CN",
+                name.trim()
+            ),
         );
     }
     parsed.ok()
@@ -241,10 +251,20 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
         let port = item.number("port", 1..=65_535).unwrap_or(3000) as u16;
         item.finish();
         if name.is_none() && host.is_none() {
-            section.mistake_at("peers", i, "expected name and host, as in {name: ct111, host: 192.168.10.111}");
+            section.mistake_at(
+                "peers",
+                i,
+                "expected name and host, as in {name: ct111, host: 192.168.10.111}",
+            );
         }
-        if let Some(host) = &host && !is_host(host) {
-            section.mistake_at("peers", i, format!("{host:?} is no host name and no address (the port goes to port:)"));
+        if let Some(host) = &host
+            && !is_host(host)
+        {
+            section.mistake_at(
+                "peers",
+                i,
+                format!("{host:?} is no host name and no address (the port goes to port:)"),
+            );
         }
         if let Some(name) = name {
             let host = host.unwrap_or_else(|| name.mesh_host());
@@ -261,7 +281,8 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
 /// An IP address or something that can be looked up; never a URL or `host:port`.
 pub(crate) fn is_host(text: &str) -> bool {
     let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     text.parse::<std::net::IpAddr>().is_ok()
         || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))

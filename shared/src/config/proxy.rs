@@ -122,9 +122,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     limits.finish();
 
     let timeouts = section.section("timeouts");
-    let ms = |key, default| {
-        Duration::from_millis(timeouts.number(key, 10..=86_400_000).unwrap_or(default))
-    };
+    let ms = |key, default| Duration::from_millis(timeouts.number(key, 10..=86_400_000).unwrap_or(default));
     let timeouts_read = Timeouts {
         handshake: ms("handshake_ms", 10_000),
         header: ms("header_ms", 30_000),
@@ -134,8 +132,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     timeouts.finish();
 
     let policy = section.section("policy");
-    let policy_read =
-        Policy { allow: policy.list("allow"), deny: policy.list("deny").unwrap_or_default() };
+    let policy_read = Policy { allow: policy.list("allow"), deny: policy.list("deny").unwrap_or_default() };
     policy.finish();
 
     let admin = section.section("admin");
@@ -161,7 +158,8 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     let own = [Some(proxy.outbound.listen), proxy.admin].into_iter().flatten();
     let listening: Vec<_> = own.chain(proxy.outbound.listeners.iter().map(|each| each.listen)).collect();
     if listening.contains(&proxy.backend.address) {
-        section.mistake("backend", format!("{} is one of the sidecar's own listeners", proxy.backend.address));
+        section
+            .mistake("backend", format!("{} is one of the sidecar's own listeners", proxy.backend.address));
     }
     for (_, address) in repeated(&listening) {
         section.mistake("outbound", format!("{address} is used for two listeners"));
@@ -180,7 +178,9 @@ fn outbound(section: Section<'_>) -> Outbound {
         item.finish();
         match given {
             (Some(listen), Some(node)) => listeners.push(OutboundListener { listen, node }),
-            _ if !complete => section.mistake_at("listeners", i, "expected {listen: 127.0.0.1:3111, node: ct111}"),
+            _ if !complete => {
+                section.mistake_at("listeners", i, "expected {listen: 127.0.0.1:3111, node: ct111}")
+            }
             _ => {}
         }
     }

@@ -44,7 +44,12 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
     let agents = agents(&section);
     let dns = section.section("dns");
     let dns_read = Dns {
-        upstream: dns.list::<DnsServer>("upstream").unwrap_or_default().into_iter().map(|server| server.0).collect(),
+        upstream: dns
+            .list::<DnsServer>("upstream")
+            .unwrap_or_default()
+            .into_iter()
+            .map(|server| server.0)
+            .collect(),
         listen: dns.parsed("listen"),
     };
     dns.finish();
@@ -84,12 +89,17 @@ fn agents(section: &Section<'_>) -> Vec<Agent> {
             },
             Item::Section(item) => {
                 let name: Option<AgentName> = item.parsed("name");
-                let (id, provider, model) = (item.string("id"), item.string("provider"), item.string("model"));
+                let (id, provider, model) =
+                    (item.string("id"), item.string("provider"), item.string("model"));
                 let unnamed = !item.has("name");
                 item.finish();
                 let Some(name) = name else {
                     if unnamed {
-                        section.mistake_at("agents", i, "expected a name, or {name: opus, provider: anthropic}");
+                        section.mistake_at(
+                            "agents",
+                            i,
+                            "expected a name, or {name: opus, provider: anthropic}",
+                        );
                     }
                     continue;
                 };

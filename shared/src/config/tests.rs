@@ -110,7 +110,10 @@ fn an_unknown_key_at_any_level_is_refused_with_its_line() {
             continue;
         }
         let mut lines: Vec<_> = FULL.lines().map(String::from).collect();
-        lines.insert(i + usize::from(line.trim_start().starts_with('-')), format!("{}zzz: 1", " ".repeat(indent)));
+        lines.insert(
+            i + usize::from(line.trim_start().starts_with('-')),
+            format!("{}zzz: 1", " ".repeat(indent)),
+        );
         let text = lines.join("\n");
         let found = mistakes(&text);
         let expected = format!("line {}: ", i + 1 + usize::from(line.trim_start().starts_with('-')));
@@ -142,7 +145,10 @@ fn all_mistakes_are_reported_together_with_line_and_expectation() {
         let start = format!("line {line}: {part}");
         assert!(found.iter().any(|each| each.starts_with(&start)), "{start:?} not in {found:#?}");
     }
-    assert!(found.iter().any(|each| each.contains("mesh.stale_threshold_ms: 90000 must be larger")), "{found:#?}");
+    assert!(
+        found.iter().any(|each| each.contains("mesh.stale_threshold_ms: 90000 must be larger")),
+        "{found:#?}"
+    );
 }
 
 #[test]
@@ -163,5 +169,9 @@ fn the_deprecated_secret_is_a_warning() {
 #[test]
 fn a_repeated_key_and_broken_yaml_name_their_line() {
     assert!(mistakes("mesh:\n  enabled: true\n  enabled: false\n")[0].contains("duplicate"));
-    assert!(mistakes("mesh:\n  - a\n b: c\n")[0].starts_with("line "), "{:?}", mistakes("mesh:\n  - a\n b: c\n"));
+    assert!(
+        mistakes("mesh:\n  - a\n b: c\n")[0].starts_with("line "),
+        "{:?}",
+        mistakes("mesh:\n  - a\n b: c\n")
+    );
 }

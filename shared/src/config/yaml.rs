@@ -25,9 +25,8 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "line {line}: ")?,
-            None => {}
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
         }
         match self.key.as_str() {
             "" => write!(f, "{}", self.message),
@@ -200,7 +199,9 @@ impl<'d> Section<'d> {
 
     /// A text.
     pub(super) fn string(&self, key: &'static str) -> Option<String> {
-        text(self.value(key)?).map_err(|found| self.mistake(key, format!("expected a text, found {found}"))).ok()
+        text(self.value(key)?)
+            .map_err(|found| self.mistake(key, format!("expected a text, found {found}")))
+            .ok()
     }
 
     /// A text that has the form of a `T`.
@@ -217,9 +218,9 @@ impl<'d> Section<'d> {
             text.parse().map_err(|error: T::Err| report(error.to_string())).ok()
         };
         match self.value(key)? {
-            Value::Sequence(items) => {
-                Some(items.iter().enumerate().filter_map(|(i, item)| parse(&self.item(key, i), item)).collect())
-            }
+            Value::Sequence(items) => Some(
+                items.iter().enumerate().filter_map(|(i, item)| parse(&self.item(key, i), item)).collect(),
+            ),
             value => parse(&self.at(key), value).map(|only| vec![only]),
         }
     }
@@ -346,7 +347,7 @@ impl<'de> Visitor<'de> for Locate<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Some((Step::Key(wanted), rest)) = self.path.split_first() else {
-            return self.path.is_empty().then(|| Err(A::Error::custom("here"))).unwrap_or(Ok(()));
+            return if self.path.is_empty() { Err(A::Error::custom("here")) } else { Ok(()) };
         };
         let last = rest.is_empty() && self.at_key;
         while let Some(found) = map.next_key_seed(Key { wanted, last })? {
@@ -360,7 +361,7 @@ impl<'de> Visitor<'de> for Locate<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let Some((Step::Index(wanted), rest)) = self.path.split_first() else {
-            return self.path.is_empty().then(|| Err(A::Error::custom("here"))).unwrap_or(Ok(()));
+            return if self.path.is_empty() { Err(A::Error::custom("here")) } else { Ok(()) };
         };
         for _ in 0..*wanted {
             seq.next_element::<IgnoredAny>()?;
