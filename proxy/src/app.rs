@@ -1,17 +1,17 @@
 //! Wiring: reads the configuration, binds, starts, reloads on SIGHUP, drains on SIGTERM.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mesh_shared::LoopbackAddr;
 use mesh_shared::config::Config;
 use mesh_shared::local_api::SidecarReport;
+use mesh_shared::{LoopbackAddr, NodeName};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::credentials::{Credentials, CredentialsError};
@@ -22,6 +22,7 @@ use crate::outbound::peers::Peers;
 use crate::outbound::{Outbound, OutboundListener};
 use crate::registry_link::RegistryLink;
 use crate::roster::RosterStore;
+use crate::worker::Worker;
 
 /// Why the sidecar could not start.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +33,9 @@ pub enum StartError {
     /// A socket.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The backend's address is no URI authority.
-    #[error("proxy.backend.address: {0}")]
-    Backend(#[from] http::uri::InvalidUri),
+    /// The system gives no more threads or file descriptors.
+    #[error("cannot start the threads that carry requests: {0}")]
+    Threads(io::Error),
     /// The system refuses signal handlers.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -50,97 +51,143 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
 
     let (mesh, proxy) = (&config.mesh, &config.proxy);
-    let credentials = Arc::new(ArcSwap::from_pointee(Credentials::load(&config)?));
-    let inbound_socket = Listener::bind(
-        SocketAddr::new(proxy.inbound.address, mesh.agent_channel_port),
-        "proxy.inbound.address",
-    )?;
-    let bind = |address: LoopbackAddr, key| Listener::bind(address.socket_addr(), key);
-    let outbound_socket = bind(proxy.outbound.listen, "proxy.outbound.listen")?;
-    let node_sockets = proxy
-        .outbound
-        .listeners
-        .iter()
-        .map(|each| Ok((bind(each.listen, "proxy.outbound.listeners")?, each.node.clone())))
-        .collect::<Result<Vec<_>, BindError>>()?;
-    let admin_socket = proxy.admin.map(|address| bind(address, "proxy.admin.listen")).transpose()?;
-    let (inbound_address, outbound_address) = (inbound_socket.address, outbound_socket.address);
-
-    let roster =
-        Arc::new(RosterStore::open(&proxy.state_dir, mesh.node_name.clone(), dialable(inbound_address)));
-    let registry = Arc::new(RegistryLink::new(&config));
-    let peers = Arc::new(Peers::new(&credentials.load(), roster.clone(), proxy.timeouts.clone()));
-    let connections = Connections::new(proxy.limits.max_connections);
-    let inbound = Inbound::new(&config, credentials.clone(), registry.clone(), connections.clone())?;
-    let local_connections = Connections::new(proxy.limits.max_connections);
-    let outbound = Arc::new(Outbound::new(
-        &config,
-        roster.clone(),
-        peers.clone(),
-        registry.clone(),
-        local_connections.clone(),
-    ));
-
+    let sockets = Sockets::bind(&config)?;
+    let shared = Shared::new(&config, dialable(sockets.inbound.address))?;
     let (stop, stopped) = watch::channel(false);
-    let mut listeners = JoinSet::new();
-    listeners.spawn(inbound_socket.serve(inbound, stopped.clone()));
-    let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
-    listeners.spawn(outbound_socket.serve(everywhere, stopped.clone()));
-    for (socket, node) in node_sockets {
-        let listener = OutboundListener { outbound: outbound.clone(), only: Some(node) };
-        listeners.spawn(socket.serve(listener, stopped.clone()));
+    let (end, ended) = watch::channel(false);
+    let threads = (0..proxy.threads)
+        .map(|number| shared.worker(&config, &sockets, stopped.clone())?.start(number, ended.clone()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(StartError::Threads)?;
+    if let Some(socket) = sockets.admin {
+        tokio::spawn(socket.serve(Admin { roster: shared.roster.clone() }, stopped));
     }
-    if let Some(socket) = admin_socket {
-        listeners.spawn(socket.serve(Admin { roster: roster.clone() }, stopped));
-    }
-    tokio::spawn(registry.clone().follow(roster));
-    let (backend, shared) = (proxy.backend.address, credentials.clone());
-    tokio::spawn(registry.report(async move || SidecarReport {
-        inbound: inbound_address,
-        outbound: outbound_address,
+    tokio::spawn(shared.registry.clone().follow(shared.roster.clone()));
+    let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
+    let (backend, credentials) = (proxy.backend.address, shared.credentials.clone());
+    tokio::spawn(shared.registry.clone().report(async move || SidecarReport {
+        inbound,
+        outbound,
         backend_up: Some(accepts_connections(backend).await),
-        certificate_not_after: shared.load().not_after,
+        certificate_not_after: credentials.load().not_after,
     }));
     tracing::info!(
         target: "Mesh",
-        "mesh-proxy ready node={} inbound={inbound_address} outbound={outbound_address} backend={backend}",
+        "mesh-proxy ready node={} inbound={inbound} outbound={outbound} backend={backend}",
         mesh.node_name
     );
     notify_supervisor(&[sd_notify::NotifyState::Ready]);
 
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(&config, &credentials, &peers),
+            _ = hangup.recv() => reload(&config, &shared.credentials),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
-    let open = connections.open() + local_connections.open();
-    tracing::info!(target: "Mesh", "stopping; {open} connections finish their requests first");
+    tracing::info!(target: "Mesh", "stopping; {} connections finish their requests first", shared.open());
     // Fails only when every listener has ended already.
     let _ = stop.send(true);
-    let drained = async {
-        while listeners.join_next().await.is_some() {}
-        connections.all_closed().await;
-        local_connections.all_closed().await;
-    };
-    if tokio::time::timeout(config.proxy.timeouts.drain, drained).await.is_err() {
-        let open = connections.open() + local_connections.open();
+    let drained = async { tokio::join!(shared.peers.all_closed(), shared.locals.all_closed()) };
+    if tokio::time::timeout(proxy.timeouts.drain, drained).await.is_err() {
         tracing::warn!(
             target: "Mesh",
-            "{open} connections still had requests after {} ms (proxy.timeouts.drain_ms); they are cut off",
-            config.proxy.timeouts.drain.as_millis()
+            "{} connections still had requests after {} ms (proxy.timeouts.drain_ms); they are cut off",
+            shared.open(),
+            proxy.timeouts.drain.as_millis()
         );
+    }
+    let _ = end.send(true);
+    for thread in threads {
+        // A thread that panicked has said so already.
+        let _ = thread.join();
     }
     Ok(())
 }
 
+/// The listening sockets, bound before anything starts.
+struct Sockets {
+    inbound: Listener,
+    outbound: Listener,
+    nodes: Vec<(Listener, NodeName)>,
+    admin: Option<Listener>,
+}
+
+impl Sockets {
+    fn bind(config: &Config) -> Result<Self, BindError> {
+        let proxy = &config.proxy;
+        let inbound = SocketAddr::new(proxy.inbound.address, config.mesh.agent_channel_port);
+        let local = |address: LoopbackAddr, key| Listener::bind(address.socket_addr(), key);
+        Ok(Self {
+            inbound: Listener::bind(inbound, "proxy.inbound.address")?,
+            outbound: local(proxy.outbound.listen, "proxy.outbound.listen")?,
+            nodes: proxy
+                .outbound
+                .listeners
+                .iter()
+                .map(|each| Ok((local(each.listen, "proxy.outbound.listeners")?, each.node.clone())))
+                .collect::<Result<_, BindError>>()?,
+            admin: proxy.admin.map(|address| local(address, "proxy.admin.listen")).transpose()?,
+        })
+    }
+}
+
+/// What all workers share.
+struct Shared {
+    credentials: Arc<ArcSwap<Credentials>>,
+    roster: Arc<RosterStore>,
+    registry: Arc<RegistryLink>,
+    /// Connections of peers, and of this host's programs.
+    peers: Connections,
+    locals: Connections,
+}
+
+impl Shared {
+    fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
+        let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
+        Ok(Self {
+            credentials: Arc::new(ArcSwap::from_pointee(Credentials::load(config)?)),
+            roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
+            registry: Arc::new(RegistryLink::new(config)),
+            peers: Connections::new(proxy.limits.max_connections),
+            locals: Connections::new(proxy.limits.max_connections),
+        })
+    }
+
+    /// Connections open now.
+    fn open(&self) -> usize {
+        self.peers.open() + self.locals.open()
+    }
+
+    fn worker(
+        &self,
+        config: &Config,
+        sockets: &Sockets,
+        shutdown: watch::Receiver<bool>,
+    ) -> io::Result<Worker> {
+        let worker = Worker::new(shutdown)?;
+        let inbound =
+            Inbound::new(config, self.credentials.clone(), self.registry.clone(), self.peers.clone());
+        worker.serve(sockets.inbound.try_clone()?, inbound);
+        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), config.proxy.timeouts.clone());
+        let outbound =
+            Outbound::new(config, self.roster.clone(), peers, self.registry.clone(), self.locals.clone());
+        let outbound = Arc::new(outbound);
+        let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
+        worker.serve(sockets.outbound.try_clone()?, everywhere);
+        for (socket, node) in &sockets.nodes {
+            let to_node = OutboundListener { outbound: outbound.clone(), only: Some(node.clone()) };
+            worker.serve(socket.try_clone()?, to_node);
+        }
+        Ok(worker)
+    }
+}
+
 /// New certificates are used whole or not at all.
-fn reload(config: &Config, credentials: &ArcSwap<Credentials>, peers: &Peers) {
+fn reload(config: &Config, credentials: &ArcSwap<Credentials>) {
     match Credentials::load(config) {
         Ok(fresh) => {
-            peers.renew(&fresh);
             credentials.store(Arc::new(fresh));
             tracing::info!(target: "Mesh", "certificates reloaded");
         }

@@ -1,17 +1,23 @@
 //! The local agent's server: plain HTTP/1.1 on loopback, over connections that are used again.
 
 use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_shared::LoopbackAddr;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::body::RequestBody;
+use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
@@ -22,25 +28,20 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// A client for the one backend.
 pub struct Backend {
-    client: Client<HttpConnector, RequestBody>,
+    client: Client<Connector, RequestBody>,
     address: LoopbackAddr,
     authority: Authority,
 }
 
 impl Backend {
     /// A client for the server at `address`. Nothing is connected yet.
-    ///
-    /// # Errors
-    /// None in practice: every loopback address is an authority.
-    pub fn new(address: LoopbackAddr) -> Result<Self, http::uri::InvalidUri> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
+    pub fn new(address: LoopbackAddr) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
-            .build(connector);
-        Ok(Self { client, address, authority: address.to_string().parse()? })
+            .build(Connector(address.socket_addr()));
+        // Only names the pool; the connector knows where to.
+        Self { client, address, authority: Authority::from_static("backend") }
     }
 
     /// Sends a request whose `Host` and headers are as the backend should see them.
@@ -58,6 +59,29 @@ impl Backend {
                 true => ProxyError::BackendUnreachable { address, reason },
                 false => ProxyError::BackendFailed { address, reason },
             }
+        })
+    }
+}
+
+/// Connects to the one address, whatever a URI says.
+#[derive(Clone)]
+struct Connector(SocketAddr);
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<EarlyAnswer<TcpStream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let address = self.0;
+        Box::pin(async move {
+            let stream = timeout(CONNECT, TcpStream::connect(address)).await??;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(EarlyAnswer::new(stream)))
         })
     }
 }

@@ -4,18 +4,31 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use crate::access_log::AccessRecord;
 use crate::delegation::DelegationScanner;
 use crate::error::ProxyError;
 
+/// How long to go on reading a request whose answer is there already, in all and between two pieces.
+const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+
 /// A request on its way to the backend or a peer.
+///
+/// When it is given up, an HTTP/1.1 client is still sending. Closing on it would reset the connection, and the
+/// answer that says why could be lost (RFC 9112, section 9.6); so the rest is read and dropped for a while.
 pub struct RequestBody {
     inner: Option<Incoming>,
+    /// HTTP/2 can end one request and leave the connection alone.
+    drains: bool,
     /// Bytes still allowed, for bodies that did not announce their length.
     limit: Option<Limit>,
     scanner: Option<SharedScanner>,
@@ -53,24 +66,24 @@ impl Overrun {
 }
 
 impl RequestBody {
-    /// A body of at most `max_bytes`.
+    /// The body of a request that came in by `version`.
+    pub fn new(inner: Incoming, version: Version) -> Self {
+        Self { inner: Some(inner), drains: version != Version::HTTP_2, limit: None, scanner: None }
+    }
+
+    /// Allows at most `max_bytes`.
     ///
     /// # Errors
-    /// One that announces more. One that announces nothing is cut off with an error when it passes the limit.
-    pub fn admit(inner: Incoming, max_bytes: u64) -> Result<(Self, Overrun), ProxyError> {
-        let size = inner.size_hint();
+    /// A body that announces more. One that announces nothing is cut off with an error when it passes the limit.
+    pub fn limited(mut self, max_bytes: u64) -> Result<(Self, Overrun), ProxyError> {
+        let size = self.size_hint();
         if size.lower() > max_bytes {
             return Err(ProxyError::BodyTooLarge { limit_bytes: max_bytes });
         }
         // The HTTP parser holds a body to the length that it announced.
         let exceeded = size.exact().is_none().then(Arc::<AtomicBool>::default);
-        let limit = exceeded.clone().map(|exceeded| Limit { left_bytes: max_bytes, exceeded });
-        Ok((Self { inner: Some(inner), limit, scanner: None }, Overrun { max_bytes, exceeded }))
-    }
-
-    /// No body.
-    pub fn empty() -> Self {
-        Self { inner: None, limit: None, scanner: None }
+        self.limit = exceeded.clone().map(|exceeded| Limit { left_bytes: max_bytes, exceeded });
+        Ok((self, Overrun { max_bytes, exceeded }))
     }
 
     /// Shows what passes to `scanner`.
@@ -91,6 +104,7 @@ impl Body for RequestBody {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let Some(frame) = ready!(Pin::new(inner).poll_frame(context)?) else {
+            this.inner = None;
             return Poll::Ready(None);
         };
         if let Some(data) = frame.data_ref() {
@@ -116,6 +130,17 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let rest = self.inner.take().filter(|rest| self.drains && !rest.is_end_stream());
+        if let (Some(mut rest), Ok(runtime)) = (rest, Handle::try_current()) {
+            runtime.spawn(timeout(DRAIN.0, async move {
+                while let Ok(Some(Ok(_))) = timeout(DRAIN.1, rest.frame()).await {}
+            }));
+        }
     }
 }
 

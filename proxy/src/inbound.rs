@@ -61,15 +61,12 @@ pub struct Inbound {
 
 impl Inbound {
     /// The inbound side as configured.
-    ///
-    /// # Errors
-    /// See [`Backend::new`].
     pub fn new(
         config: &Config,
         credentials: Arc<ArcSwap<Credentials>>,
         registry: Arc<RegistryLink>,
         connections: Connections,
-    ) -> Result<Self, http::uri::InvalidUri> {
+    ) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
         let default_agent = match config.registryd.agents.as_slice() {
             [only] => only.name.clone(),
@@ -90,9 +87,9 @@ impl Inbound {
             .max_frame_size(http2_settings::FRAME_BYTES)
             .keep_alive_interval(http2_settings::PING_INTERVAL)
             .keep_alive_timeout(http2_settings::PING_TIMEOUT);
-        Ok(Self {
+        Self {
             credentials,
-            backend: Backend::new(proxy.backend.address)?,
+            backend: Backend::new(proxy.backend.address),
             registry,
             policy: proxy.policy.clone(),
             limits: proxy.limits.clone(),
@@ -104,7 +101,7 @@ impl Inbound {
             preview_chars: proxy.task_preview_chars,
             http1,
             http2,
-        })
+        }
     }
 
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
@@ -162,11 +159,12 @@ impl Inbound {
         record: &AccessRecord,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        let body = RequestBody::new(body, parts.version);
         if !policy::allows(&self.policy, peer.identity()) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
-        let (mut parts, body) = request.into_parts();
-        let (body, overrun) = RequestBody::admit(body, self.limits.max_body_bytes)?;
+        let (body, overrun) = body.limited(self.limits.max_body_bytes)?;
         let body = body.scanned(record.scanner());
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::set_identity(&mut parts.headers, peer);

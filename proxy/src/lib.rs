@@ -8,7 +8,7 @@
 //!   [`outbound::browser_guard`] refuses web pages, [`outbound::destination`] reads where to,
 //!   [`roster`] knows where that is, [`outbound::peers`] carries it there over mutual TLS.
 //!
-//! [`registry_link`] keeps the roster up to date from registryd; requests never wait for it.
+//! Each [`worker`] does all of this on one thread. [`registry_link`] keeps the roster up to date from registryd; requests never wait for it.
 //! Every error a sidecar makes is in [`error`]. [`app`] only wires these together.
 
 pub mod access_log;
@@ -18,6 +18,7 @@ pub mod backend;
 pub mod body;
 pub mod credentials;
 pub mod delegation;
+pub mod early_answer;
 pub mod error;
 pub mod headers;
 pub mod http2_settings;
@@ -30,3 +31,4 @@ pub mod registry_link;
 pub mod roster;
 pub mod upgrade;
 pub mod verify;
+pub mod worker;

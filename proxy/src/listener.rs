@@ -61,6 +61,14 @@ impl Listener {
             .map_err(|source| BindError { address, key, source })
     }
 
+    /// The same socket once more: whoever is free first accepts a connection.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, address: self.address })
+    }
+
     /// Hands the socket to a pingora service that gives each connection to `app`, until `shutdown`.
     pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, shutdown: ShutdownWatch) {
         let name = self.address.to_string();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_shared::certificate::{self, Outcome};
-use mesh_shared::config::{self, Config, ConfigError, ConfigErrorCause};
+use mesh_shared::config::{self, Config};
 
 /// Fragments less and is faster than the system's under many small requests.
 #[global_allocator]
@@ -36,20 +36,12 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("mesh-proxy: {error}");
-            return exit_code(&error);
+            return ExitCode::from(config::EXIT_CODE);
         }
     };
     match arguments.command.unwrap_or(Command::Run) {
         Command::Check => check(&config),
         Command::Run => run(config),
-    }
-}
-
-/// Only what a restart cannot mend is a configuration error to the service manager.
-fn exit_code(error: &ConfigError) -> ExitCode {
-    match error.cause {
-        ConfigErrorCause::Mistakes(_) => ExitCode::from(config::EXIT_CODE),
-        ConfigErrorCause::Unreadable(_) => ExitCode::from(config::EXIT_CODE),
     }
 }
 
@@ -71,7 +63,7 @@ fn run(config: Config) -> ExitCode {
         tracing::error!(target: "Mesh", "mesh.enabled is false, so there is nothing to do; set it to true");
         return ExitCode::from(config::EXIT_CODE);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(target: "Mesh", "cannot start the runtime: {error}");

@@ -35,7 +35,7 @@ use crate::upgrade::Upgrade;
 /// What all outbound listeners share.
 pub struct Outbound {
     roster: Arc<RosterStore>,
-    peers: Arc<Peers>,
+    peers: Peers,
     registry: Arc<RegistryLink>,
     connections: Connections,
     max_body_bytes: u64,
@@ -55,7 +55,7 @@ impl Outbound {
     pub fn new(
         config: &Config,
         roster: Arc<RosterStore>,
-        peers: Arc<Peers>,
+        peers: Peers,
         registry: Arc<RegistryLink>,
         connections: Connections,
     ) -> Self {
@@ -83,7 +83,12 @@ impl Outbound {
         let upgrade = Upgrade::wanted(&mut request);
         let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
             METRICS.sidecar_errors.add_one();
-            tracing::warn!(target: "Outbound", "{}: {error}", error.parts().1);
+            let (status, code, _) = error.parts();
+            match status.is_server_error() {
+                true => tracing::warn!(target: "Outbound", "{code}: {error}"),
+                // The caller's mistake, which its answer tells.
+                false => tracing::info!(target: "Outbound", "{code}: {error}"),
+            }
             error.into_response()
         });
         if let Some(upgrade) = upgrade {
@@ -99,9 +104,10 @@ impl Outbound {
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        let body = RequestBody::new(body, parts.version);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
-        let (body, overrun) = RequestBody::admit(body, self.max_body_bytes)?;
+        let (body, overrun) = body.limited(self.max_body_bytes)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_identity(&mut parts.headers);
         let route = match destination {

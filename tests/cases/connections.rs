@@ -195,3 +195,28 @@ async fn new_certificates_are_used_after_sighup() {
     assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
     assert_eq!(peer.accepted().len(), 2, "the old connection was used with the new certificate");
 }
+
+#[tokio::test]
+async fn several_threads_share_the_work_and_everything_else() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let threads = |config: &mut serde_json::Value| config["proxy"]["threads"] = json!(3);
+    let mut node = mesh.node("ct110").with(threads).agent("opus").start().await;
+    node.reaches("ct150").await;
+    for _ in 0..60 {
+        assert_eq!(node.post("/nodes/ct150/echo", &json!(1)).await.text(), "1");
+    }
+    assert!(peer.accepted().len() <= 3, "one connection for each thread is enough");
+    // All of them take new certificates, and all of them end.
+    let renewed = mesh.ca.node("ct110");
+    std::fs::write(node.folder().join("node.crt"), &renewed.chain_pem).unwrap();
+    std::fs::write(node.folder().join("node.key"), &renewed.key_pem).unwrap();
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy().wait_log(&["INFO", "certificates reloaded"]).await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    for _ in 0..20 {
+        let stream = client.connect(node.inbound(), "ct110").await.unwrap();
+        assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], renewed.leaf()[0]);
+    }
+    assert!(node.proxy().stop().await.success());
+}

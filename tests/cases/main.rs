@@ -9,6 +9,7 @@ mod connections;
 mod demo;
 mod destinations;
 mod discovery;
+mod early_answers;
 mod guards;
 mod handshake;
 mod harness;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use http::header::HOST;
 use http::uri::Scheme;
 use http::{Request, Response, Uri, Version};
@@ -23,13 +23,15 @@ use super::dial::{PeerStream, dial};
 use crate::backend::{absolute, root_cause};
 use crate::body::RequestBody;
 use crate::credentials::Credentials;
+use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
 use crate::http2_settings;
 use crate::metrics::METRICS;
 use crate::roster::{RosterStore, Route};
 
-/// All connections to peers.
+/// One worker's connections to peers.
 pub struct Peers {
+    credentials: Arc<ArcSwap<Credentials>>,
     clients: ArcSwap<Clients>,
     roster: Arc<RosterStore>,
     timeouts: Timeouts,
@@ -38,6 +40,7 @@ pub struct Peers {
 
 /// The connections made with one set of credentials.
 struct Clients {
+    made_with: Arc<Credentials>,
     /// h2 where the peer speaks it, else http/1.1.
     any: Client<Connector, RequestBody>,
     /// http/1.1 only, for protocol upgrades.
@@ -46,17 +49,23 @@ struct Clients {
 
 impl Peers {
     /// Connections with these credentials to nodes of this roster; made when they are needed.
-    pub fn new(credentials: &Credentials, roster: Arc<RosterStore>, timeouts: Timeouts) -> Self {
+    pub fn new(credentials: Arc<ArcSwap<Credentials>>, roster: Arc<RosterStore>, timeouts: Timeouts) -> Self {
         let refusals = Arc::new(Refusals::default());
-        let clients = Clients::new(credentials, &roster, &timeouts, &refusals);
-        Self { clients: ArcSwap::from_pointee(clients), roster, timeouts, refusals }
+        let clients = Clients::new(credentials.load_full(), &roster, &timeouts, &refusals);
+        Self { credentials, clients: ArcSwap::from_pointee(clients), roster, timeouts, refusals }
     }
 
-    /// Uses new credentials from the next request on. Connections made with the old ones end when their
-    /// requests have ended.
-    pub fn renew(&self, credentials: &Credentials) {
-        let clients = Clients::new(credentials, &self.roster, &self.timeouts, &self.refusals);
-        self.clients.store(Arc::new(clients));
+    /// The clients of the credentials that are in use now. After a reload, connections made with the old ones
+    /// end when their requests have ended.
+    fn clients(&self) -> Guard<Arc<Clients>> {
+        let clients = self.clients.load();
+        let credentials = self.credentials.load();
+        if Arc::ptr_eq(&clients.made_with, &credentials) {
+            return clients;
+        }
+        let credentials = Guard::into_inner(credentials);
+        self.clients.store(Arc::new(Clients::new(credentials, &self.roster, &self.timeouts, &self.refusals)));
+        self.clients.load()
     }
 
     /// Sends a request to a node, whose name its connection has proved.
@@ -74,7 +83,7 @@ impl Peers {
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().remove(HOST);
         let started = Instant::now();
-        let clients = self.clients.load();
+        let clients = self.clients();
         let client = if upgrade { &clients.http1 } else { &clients.any };
         let answer = client.request(request);
         drop(clients);
@@ -98,7 +107,7 @@ impl Peers {
 
 impl Clients {
     fn new(
-        credentials: &Credentials,
+        credentials: Arc<Credentials>,
         roster: &Arc<RosterStore>,
         timeouts: &Timeouts,
         refusals: &Arc<Refusals>,
@@ -120,7 +129,11 @@ impl Clients {
                     refusals: refusals.clone(),
                 })
         };
-        Self { any: client(&credentials.client), http1: client(&credentials.client_http1) }
+        Self {
+            any: client(&credentials.client),
+            http1: client(&credentials.client_http1),
+            made_with: credentials,
+        }
     }
 }
 
@@ -134,7 +147,7 @@ struct Connector {
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<PeerStream>;
+    type Response = TokioIo<EarlyAnswer<PeerStream>>;
     type Error = ProxyError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ProxyError>> + Send>>;
 
@@ -153,7 +166,7 @@ impl tower_service::Service<Uri> for Connector {
                 Ok(_) => METRICS.outbound_dials.add_one(),
                 Err(_) => METRICS.outbound_dial_failures.add_one(),
             }
-            dialled.map(TokioIo::new)
+            dialled.map(|peer| TokioIo::new(EarlyAnswer::new(peer)))
         })
     }
 }

@@ -30,6 +30,9 @@ pub struct Proxy {
     pub crl_path: Option<PathBuf>,
     /// Where the last known roster is kept for the next start.
     pub state_dir: PathBuf,
+    /// Threads that carry requests. Each keeps connections of its own to every peer it talks to, and one carries
+    /// more than the agents of one host produce.
+    pub threads: usize,
     /// How many characters of a task its log line shows; 0: none.
     pub task_preview_chars: usize,
 }
@@ -153,6 +156,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         admin: admin_listen,
         crl_path: section.string("crl_path").map(PathBuf::from),
         state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
+        threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
         task_preview_chars,
     };
     let own = [Some(proxy.outbound.listen), proxy.admin].into_iter().flatten();
