@@ -75,7 +75,7 @@ impl Drop for AccessRecord {
                 let from = Excerpt { text: found.from_agent().unwrap_or("unknown"), max_chars: 64 };
                 let text = if *preview_chars == 0 { "" } else { found.message().unwrap_or_default() };
                 let task = Excerpt { text, max_chars: *preview_chars };
-                let colon = if *preview_chars == 0 { "" } else { ": " };
+                let colon = if text.is_empty() { "" } else { ": " };
                 tracing::info!(
                     target: "AgentChannel",
                     "Received mesh delegation peer.cn={peer} from {from} → {to}{colon}{task} {end} duration_ms={ms}"

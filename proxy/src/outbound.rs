@@ -24,6 +24,7 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::error::ProxyError;
 use crate::headers;
 use crate::http2_settings;
+use crate::inbound::mesh_api;
 use crate::listener::{Connections, run_to_end};
 use crate::metrics::METRICS;
 use crate::outbound::destination::Destination;
@@ -115,7 +116,11 @@ impl Outbound {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
-            Destination::Node(node) => self.roster.node(&node)?,
+            Destination::Node(node) => match mesh_api::endpoint(&parts) {
+                Ok(None) => self.roster.node(&node)?,
+                // The mesh's own paths are how one learns that a node is back.
+                _ => self.roster.node_in_any_state(&node)?,
+            },
             Destination::Agent(agent) => {
                 let route = self.roster.agent(&agent)?;
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {

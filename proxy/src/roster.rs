@@ -143,13 +143,20 @@ impl RosterStore {
     /// # Errors
     /// An unknown node, or one that is offline.
     pub fn node(&self, name: &NodeName) -> Result<Arc<Route>, ProxyError> {
-        let table = self.table.load();
-        let route =
-            table.nodes.get(name).ok_or_else(|| self.unknown(|| ProxyError::UnknownNode(name.clone())))?;
+        let route = self.node_in_any_state(name)?;
         match route.status {
             Status::Offline => Err(ProxyError::NodeOffline(name.clone())),
-            _ => Ok(route.clone()),
+            _ => Ok(route),
         }
+    }
+
+    /// The way to a node, for asking whether it is back.
+    ///
+    /// # Errors
+    /// An unknown node.
+    pub fn node_in_any_state(&self, name: &NodeName) -> Result<Arc<Route>, ProxyError> {
+        let route = self.route(name);
+        route.ok_or_else(|| self.unknown(|| ProxyError::UnknownNode(name.clone())))
     }
 
     /// The way to a node that hosts `agent` and takes its tasks: this one if it does, else the others in

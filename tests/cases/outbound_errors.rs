@@ -29,6 +29,9 @@ async fn a_node_or_agent_that_is_offline() {
     let answer = node.comes_to("/nodes/ct150/x", Some("node_offline")).await;
     let detail = answer.problem(503, "node_offline");
     assert!(detail.contains("ct150"), "{detail}");
+    // Whether it is back can be asked all the same.
+    let answer = node.get("/nodes/ct150/api/mesh/ping").await;
+    assert_eq!(answer.header("x-mesh-error"), Some("peer_unreachable"), "{}", answer.text());
     let detail = node.get("/agents/scout/x").await.problem(503, "agent_offline");
     assert!(detail.contains("scout") && detail.contains("ct150"), "{detail}");
 }
