@@ -10,7 +10,7 @@ use mesh_shared::config::Config;
 use mesh_shared::local_api::SidecarReport;
 use mesh_shared::{LoopbackAddr, NodeName};
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::Admin;
@@ -46,7 +46,7 @@ pub enum StartError {
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
 pub async fn run(config: Config) -> Result<(), StartError> {
-    let mut hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
 
@@ -78,12 +78,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     );
     notify_supervisor(&[sd_notify::NotifyState::Ready]);
 
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => reload(&config, &shared.credentials),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
+    tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     tracing::info!(target: "Mesh", "stopping; {} connections finish their requests first", shared.open());
@@ -184,16 +182,26 @@ impl Shared {
     }
 }
 
-/// New certificates are used whole or not at all.
-fn reload(config: &Config, credentials: &ArcSwap<Credentials>) {
-    match Credentials::load(config) {
-        Ok(fresh) => {
-            credentials.store(Arc::new(fresh));
-            tracing::info!(target: "Mesh", "certificates reloaded");
-        }
-        Err(error) => {
-            METRICS.credential_reload_failures.add_one();
-            tracing::error!(target: "Mesh", "certificates not reloaded, going on with the ones in use: {error}");
+/// New certificates are used whole or not at all. Their files may lie on a mount that hangs; nothing else waits.
+async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<ArcSwap<Credentials>>) {
+    let config = Arc::new(config);
+    while hangup.recv().await.is_some() {
+        let config = config.clone();
+        let loaded = tokio::task::spawn_blocking(move || Credentials::load(&config)).await;
+        // A load that panicked has said so already.
+        let Ok(loaded) = loaded else { continue };
+        match loaded {
+            Ok(fresh) => {
+                credentials.store(Arc::new(fresh));
+                tracing::info!(target: "Mesh", "certificates reloaded");
+            }
+            Err(error) => {
+                METRICS.credential_reload_failures.add_one();
+                tracing::error!(
+                    target: "Mesh",
+                    "certificates not reloaded, going on with the ones in use: {error}"
+                );
+            }
         }
     }
 }

@@ -70,7 +70,10 @@ fn run(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(mesh_proxy::app::run(config)) {
+    let ended = runtime.block_on(mesh_proxy::app::run(config));
+    // Without waiting for file operations that may hang.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(target: "Mesh", "cannot start: {error}");

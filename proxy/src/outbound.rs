@@ -60,12 +60,10 @@ impl Outbound {
         registry: Arc<RegistryLink>,
         connections: Connections,
     ) -> Self {
-        let (limits, timeouts) = (&config.proxy.limits, &config.proxy.timeouts);
+        let limits = &config.proxy.limits;
         let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(timeouts.header)
-            .max_buf_size(limits.max_header_bytes as usize);
+        // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
+        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize);
         http.http2()
             .timer(TokioTimer::new())
             .max_header_list_size(limits.max_header_bytes)

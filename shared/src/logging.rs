@@ -19,8 +19,10 @@ pub fn init() {
     let filter = EnvFilter::try_from_env("MESH_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,mdns_sd=warn,hickory_resolver=warn"));
     let line = Line { time: std::env::var_os("JOURNAL_STREAM").is_none() || std::io::stdout().is_terminal() };
+    // A log that nobody reads any more is no reason to fail; the default tells stderr, and panics if that is gone too.
+    let log = tracing_subscriber::fmt().log_internal_errors(false);
     // Fails only when logging was started already, as tests in one process may do.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).event_format(line).try_init();
+    let _ = log.with_env_filter(filter).event_format(line).try_init();
 }
 
 struct Line {

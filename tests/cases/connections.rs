@@ -220,3 +220,18 @@ async fn several_threads_share_the_work_and_everything_else() {
     }
     assert!(node.proxy().stop().await.success());
 }
+
+#[tokio::test]
+async fn a_peer_that_never_completes_its_request_is_cut_off() {
+    let mesh = Mesh::new();
+    let limits = |config: &mut serde_json::Value| config["proxy"]["timeouts"] = json!({"header_ms": 300});
+    let mut node = mesh.node("ct110").with(limits).agent("opus").prepare().await;
+    node.start_proxy().await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111")).alpn(&["http/1.1"]);
+    let mut stream = client.connect(node.inbound(), "ct110").await.unwrap();
+    stream.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    // Closed, with or without a word.
+    let _ = mesh_tests::within("the end of the connection", stream.read_to_end(&mut rest)).await;
+    assert!(node.agent().requests().is_empty());
+}

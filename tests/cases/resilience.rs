@@ -2,6 +2,7 @@
 
 use mesh_tests::eventually;
 use mesh_tests::mesh::Mesh;
+use mesh_tests::process::Daemon;
 use serde_json::json;
 
 #[tokio::test]
@@ -103,4 +104,23 @@ async fn agents_that_restart_are_used_again_at_once() {
         two.start_agent("grok").await;
         assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let started = Daemon::start_unread("registryd", &mut node.command("registryd"));
+    node.registryd = Some(started);
+    let started = Daemon::start_unread("mesh-proxy", &mut node.command("mesh-proxy"));
+    node.proxy = Some(started);
+    let outbound = node.outbound();
+    eventually("it listens", async || tokio::net::TcpStream::connect(outbound).await.ok()).await;
+    node.has_roster().await;
+    for _ in 0..20 {
+        assert_eq!(node.get("/nodes/ct110/x").await.status, 200);
+    }
+    assert!(node.proxy().is_running() && node.registryd().is_running());
+    assert!(node.proxy().stop().await.success());
+    assert!(node.registryd().stop().await.success());
 }

@@ -110,6 +110,15 @@ impl Daemon {
         Self { name: name.into(), child, lines, grown }
     }
 
+    /// Starts `command` with an output that nobody reads: each write to it fails.
+    pub fn start_unread(name: &str, command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        die_with_this_thread(command);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        drop((child.stdout.take(), child.stderr.take()));
+        Self { name: name.into(), child, lines: Arc::default(), grown: watch::channel(0).1 }
+    }
+
     /// Everything written so far, stdout and stderr as they came.
     pub fn log(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()

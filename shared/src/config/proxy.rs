@@ -87,7 +87,7 @@ pub struct Limits {
 pub struct Timeouts {
     /// TCP connect and TLS handshake, each way.
     pub handshake: Duration,
-    /// Until a request's header block is complete.
+    /// For a peer on HTTP/1.1: until a request's header block is complete, counted from the request before.
     pub header: Duration,
     /// How long an unused connection to a peer or the backend is kept.
     pub pool_idle: Duration,
