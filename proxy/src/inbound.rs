@@ -205,7 +205,8 @@ impl ServerApp for Inbound {
         let peer = Arc::new(peer);
         let service = service_fn(|request| {
             let (this, peer) = (self.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(this.handle(&peer, request).await) }
+            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+            Box::pin(async move { Ok::<_, Infallible>(this.handle(&peer, request).await) })
         });
         let io = TokioIo::new(tls);
         let ended = match http2 {

@@ -148,7 +148,10 @@ impl ServerApp for OutboundListener {
         };
         let service = service_fn(|request| {
             let this = self.clone();
-            async move { Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), request).await) }
+            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+            Box::pin(
+                async move { Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), request).await) },
+            )
         });
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
         if let Err(error) =
