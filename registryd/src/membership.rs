@@ -160,6 +160,12 @@ impl Membership {
         }
         for (name, member) in &mut self.members {
             member.listed = newest.contains_key(name);
+            // Nobody heartbeats for such a node, so there is no silence to wait for: the file alone tells.
+            let by_file_alone = !member.node.is_agent() && !member.by_network && *name != self.local;
+            if by_file_alone && !member.listed {
+                member.node.status = Status::Offline;
+                member.said_goodbye = true;
+            }
         }
         for (name, (id, node)) in newest {
             let mut node = node.clone();

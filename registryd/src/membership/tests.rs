@@ -157,6 +157,17 @@ fn only_agents_go_stale() {
 }
 
 #[test]
+fn a_service_that_is_taken_out_of_the_file_is_gone() {
+    let mut reader = Reader::new();
+    let service = Node { role: Some("service".into()), ..node("ct150", 5) };
+    reader.reads(&[service.clone()]);
+    assert_eq!(reader.after(1).reads(&[]), [(Kind::Left, "ct150".into())]);
+    assert_eq!(reader.status("ct150"), None);
+    assert_eq!(reader.after(1).reads(&[service]), [(Kind::Joined, "ct150".into())]);
+    assert_eq!(reader.status("ct150"), Some(Status::Online));
+}
+
+#[test]
 fn the_own_entry_keeps_its_id_and_what_others_added() {
     let mut reader = Reader::new();
     let mut held = node("CT110", 400);

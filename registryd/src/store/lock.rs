@@ -25,7 +25,7 @@ pub enum LockError {
         path.display()
     )]
     Busy { path: PathBuf, waited_s: u64, holder: String },
-    #[error("cannot lock {}: {source}", path.display())]
+    #[error("cannot lock {}: {source}{}", path.display(), super::advice(source))]
     Io { path: PathBuf, source: io::Error },
 }
 
