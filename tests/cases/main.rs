@@ -4,6 +4,7 @@
 mod access_line;
 mod admin;
 mod certificates;
+mod clocks;
 mod configuration;
 mod connections;
 mod demo;
@@ -18,9 +19,11 @@ mod meshctl;
 mod names;
 mod one_file_many_writers;
 mod outbound_errors;
+mod partition;
 mod pass_through;
 mod peer_api;
 mod resilience;
+mod storage;
 mod streaming;
 
 use std::io::Write;

@@ -8,6 +8,7 @@ use std::process::Command;
 use mesh_tests::eventually;
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::network::{Network, SYSTEM_PATH};
 use mesh_tests::process::{self, Daemon, run, succeed, text};
 use serde_json::json;
 
@@ -137,7 +138,7 @@ async fn dnsmasq_forwards_the_zone_with_the_deployed_snippet() {
     fs::write(&file, format!("{here}\nno-resolv\nno-hosts\nstop-dns-rebind\nbind-interfaces\n")).unwrap();
     let mut dnsmasq = Command::new("dnsmasq");
     dnsmasq
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .env("PATH", SYSTEM_PATH)
         .args(["--keep-in-foreground", "--log-facility=-", "--user=", "--pid-file="])
         .arg(format!("--conf-file={}", file.display()))
         .arg(format!("--listen-address={}", front.ip()))
@@ -184,67 +185,9 @@ async fn meshctl_keeps_a_block_in_a_hosts_file() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "# mesh begin\nkeep me\n");
 }
 
-/// Two network namespaces joined by a veth pair; gone with this value.
-struct Network {
-    names: [String; 2],
-}
-
-impl Network {
-    /// `None`, with a loud line, where this user cannot make one.
-    async fn new() -> Option<Self> {
-        let names = ["a", "b"].map(|side| format!("mesh-test-{}{side}", std::process::id()));
-        let ip = |args: &[&str]| run(Command::new("ip").env("PATH", PATH).args(args));
-        if !ip(&["netns", "add", &names[0]]).status.success() {
-            eprintln!("##### SKIPPED: no network namespaces here (they need root): mDNS is not tested #####");
-            return None;
-        }
-        let network = Self { names };
-        let [a, b] = &network.names;
-        let must = |args: &[&str]| drop(succeed(Command::new("ip").env("PATH", PATH).args(args)));
-        must(&["netns", "add", b]);
-        must(&["-n", a, "link", "add", "mesh0", "type", "veth", "peer", "name", "mesh0", "netns", b]);
-        for (name, address) in [(a, "10.77.0.1/24"), (b, "10.77.0.2/24")] {
-            must(&["-n", name, "addr", "add", address, "dev", "mesh0"]);
-            must(&["-n", name, "link", "set", "mesh0", "up"]);
-            must(&["-n", name, "link", "set", "lo", "up"]);
-        }
-        for name in &network.names {
-            eventually("the link is up", async || {
-                let link = ip(&["-n", name, "link", "show", "mesh0"]);
-                text(&link.stdout).contains("state UP").then_some(())
-            })
-            .await;
-        }
-        Some(network)
-    }
-
-    /// The command, run inside; `ip` replaces itself by it.
-    fn inside(&self, side: usize, command: &Command) -> Command {
-        let mut wrapped = Command::new("ip");
-        wrapped.env("PATH", PATH).env_remove("MESH_CONFIG").args(["netns", "exec", &self.names[side]]);
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (key, value) in command.get_envs() {
-            if let Some(value) = value {
-                wrapped.env(key, value);
-            }
-        }
-        wrapped
-    }
-}
-
-const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for name in &self.names {
-            run(Command::new("ip").env("PATH", PATH).args(["netns", "del", name]));
-        }
-    }
-}
-
 #[tokio::test]
 async fn two_nodes_on_one_network_find_each_other_by_mdns() {
-    let Some(network) = Network::new().await else { return };
+    let Some(network) = Network::halves(1).await else { return };
     let mesh = Mesh::new();
     let mut nodes = Vec::new();
     for (side, (name, agent)) in [("ct110", "opus"), ("ct111", "grok")].into_iter().enumerate() {

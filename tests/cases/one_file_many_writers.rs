@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mesh_tests::chaos::{self, Chaos};
 use mesh_tests::eventually;
 use mesh_tests::mesh::Mesh;
 use serde_json::{Value, json};
@@ -88,40 +89,93 @@ fn read(mesh: &Mesh, node: &str) -> Option<Value> {
     registry["nodes"].as_object()?.values().find(|entry| entry["name"] == node).cloned()
 }
 
+/// One node goes, another watches, and a program writes back what it read before.
 #[tokio::test]
-async fn registryds_that_are_killed_lose_nothing_that_was_acknowledged() {
+async fn an_old_copy_in_place_brings_nobody_back_who_had_left() {
     let mesh = Mesh::new();
-    mesh.edit_registry(|registry| registry["owner"] = json!("rivet"));
-    let quick = |config: &mut Value| config["mesh"]["heartbeat_interval_ms"] = json!(100);
-    let mut nodes = Vec::new();
-    for i in 0..4 {
-        let mut node = mesh.node(&format!("ct12{i}")).with(quick).prepare().await;
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(1000);
+        config["mesh"]["stale_threshold_ms"] = json!(3000);
+    };
+    let (mut one, mut leaver, mut three) = (
+        mesh.node("ct110").with(quick).prepare().await,
+        mesh.node("ct111").with(quick).prepare().await,
+        mesh.node("ct112").with(quick).prepare().await,
+    );
+    for node in [&mut one, &mut leaver, &mut three] {
         node.start_registryd().await;
-        nodes.push(node);
     }
-    all_online(&mesh, &nodes).await;
-    let ids: Vec<_> = nodes.iter().map(|node| mesh.entry(&node.name).unwrap()["id"].clone()).collect();
-    for round in 0..16 {
-        let i = round % nodes.len();
-        nodes[i].registryd().kill();
-        // Parses at every instant (else this panics), and the entry is still there.
-        let registry = mesh.registry();
-        assert_eq!(registry["owner"], "rivet");
-        for id in &ids {
-            assert!(registry["nodes"][id.as_str().unwrap()].is_object(), "{id} is gone");
+    // What the two others have of ct111.
+    let shown = async |status: Option<&str>| {
+        for observer in [&one, &three] {
+            eventually(&format!("ct111 is {status:?} for {}", observer.name), async || {
+                let shown = observer.local("/mesh/nodes?node=ct111").await?.json();
+                (shown[0]["status"].as_str() == status).then_some(())
+            })
+            .await;
         }
-        nodes[i].start_registryd().await;
-        mesh.edit_registry(|registry| registry["round"] = json!(round));
-        assert_eq!(mesh.registry()["round"], round);
+    };
+    let offline_in_file = async || {
+        eventually("the file says that ct111 is offline", async || {
+            (read(&mesh, "ct111")?["status"] == "offline").then_some(())
+        })
+        .await;
+    };
+    shown(Some("online")).await;
+    let old = fs::read(mesh.registry_path()).unwrap();
+    let old_entry = mesh.entry("ct111").unwrap();
+    assert_eq!(old_entry["status"], "online");
+
+    assert!(leaver.registryd().stop().await.success());
+    shown(Some("offline")).await;
+    for _ in 0..3 {
+        fs::write(mesh.registry_path(), &old).unwrap();
+        offline_in_file().await;
     }
-    all_online(&mesh, &nodes).await;
-    let after: Vec<_> = nodes.iter().map(|node| mesh.entry(&node.name).unwrap()["id"].clone()).collect();
-    assert_eq!(ids, after);
-    assert_eq!(mesh.registry()["nodes"].as_object().unwrap().len(), nodes.len());
-    let left: Vec<_> = fs::read_dir(mesh.registry_path().parent().unwrap())
-        .unwrap()
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !["mesh.json", "mesh.json.lock"].contains(&name.as_str()))
-        .collect();
-    assert!(left.len() <= 4, "temporary files pile up: {left:?}");
+    // An operator removes the entry, and the old one comes back once more.
+    mesh.edit_registry(|registry| {
+        registry["nodes"].as_object_mut().unwrap().retain(|_, entry| entry["name"] != "ct111");
+    });
+    shown(None).await;
+    mesh.edit_registry(|registry| registry["nodes"][old_entry["id"].as_str().unwrap()] = old_entry.clone());
+    offline_in_file().await;
+    shown(Some("offline")).await;
+    for observer in [&one, &three] {
+        let log = observer.registryd.as_ref().unwrap().lines_with(&["node ct111 "]);
+        assert!(log.iter().any(|line| line.contains("ct111 left")), "{log:?}");
+        assert!(!log.iter().any(|line| line.contains("recovered")), "{log:?}");
+    }
+    // Only the node itself comes back.
+    leaver.start_registryd().await;
+    shown(Some("online")).await;
+}
+
+/// The short form of `tests/soak.sh`.
+#[tokio::test]
+async fn registryds_that_are_killed_at_random_lose_nothing_that_was_acknowledged() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 24,
+        lasting: Duration::from_secs(10),
+        heartbeat: Duration::from_millis(500),
+        careless: false,
+    };
+    let report = chaos.run().await;
+    println!("{report}");
+    assert!(report.reads > 200 && report.kills > 5, "{report}");
+}
+
+/// The short form of `tests/soak.sh`.
+#[tokio::test]
+async fn what_a_program_without_a_lock_overwrites_is_back_within_a_heartbeat() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 12,
+        lasting: Duration::from_secs(10),
+        heartbeat: Duration::from_secs(5),
+        careless: true,
+    };
+    let report = chaos.run().await;
+    println!("{report}");
+    assert!(report.left > 0 && report.kills > 3, "{report}");
 }

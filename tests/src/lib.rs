@@ -2,10 +2,13 @@
 //! addresses of their own, with throw-away certificates, example agents and hand-made peers.
 //!
 //! - [`mesh`]: nodes, their folders, configuration and processes
+//! - [`network`]: a network namespace for each node, and how to cut the network
 //! - [`process`]: child processes with captured logs, ended with the test
 //! - [`ca`]: certificates, good and bad
+//! - [`chaos`]: many registryds on one file, killed at random
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
+//! - [`view`]: a mount that can be made to hang
 //! - [`web`]: plain HTTP requests
 //! - [`dns`]: the resolver that nodes ask
 //!
@@ -14,11 +17,14 @@
 
 pub mod agent;
 pub mod ca;
+pub mod chaos;
 pub mod dns;
 pub mod loopback;
 pub mod mesh;
+pub mod network;
 pub mod process;
 pub mod tls;
+pub mod view;
 pub mod web;
 
 use std::time::Duration;

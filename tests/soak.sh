@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Two minutes each of many registryds on one file, killed at random; prints what happened and the seed.
+# MESH_SEED=<number> repeats a run. Arguments go to the test program, for example a part of a test's name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+deploy/prerequisites.sh test
+PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+exec cargo test --workspace --test soak --locked -- --nocapture --test-threads 1 "$@"

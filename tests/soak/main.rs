@@ -1,0 +1,38 @@
+//! Minutes of chaos with one registry file; the short forms of the same are among the cases.
+//! `tests/soak.sh` runs it.
+
+use std::time::Duration;
+
+use mesh_tests::chaos::{self, Chaos};
+
+const LASTING: Duration = Duration::from_secs(120);
+/// What the reader reaches by far, even on a busy machine.
+const READS: u64 = 10_000;
+
+#[tokio::test]
+async fn registryds_that_are_killed_at_random_lose_nothing() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 24,
+        lasting: LASTING,
+        heartbeat: Duration::from_millis(500),
+        careless: false,
+    };
+    let report = chaos.run().await;
+    println!("only registryds: {report}");
+    assert!(report.reads > READS && report.kills > 100, "{report}");
+}
+
+#[tokio::test]
+async fn what_a_program_without_a_lock_overwrites_is_back_within_a_heartbeat() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 24,
+        lasting: LASTING,
+        heartbeat: Duration::from_secs(5),
+        careless: true,
+    };
+    let report = chaos.run().await;
+    println!("with a careless program: {report}");
+    assert!(report.reads > READS && report.kills > 100, "{report}");
+}

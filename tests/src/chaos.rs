@@ -1,0 +1,426 @@
+//! Many registryds on one file that are killed at random instants, with one reader that is never tired and, if
+//! wanted, one program that rewrites the file in place and without a lock. What must hold is judged at every read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::mesh::{Mesh, Node};
+use crate::process::Daemon;
+
+/// How much of it, and of what kind.
+#[derive(Debug, Clone)]
+pub struct Chaos {
+    /// Determines who is killed when, as far as the machine lets it.
+    pub seed: u64,
+    /// How many registryds share the file.
+    pub nodes: usize,
+    /// For how long they are killed.
+    pub lasting: Duration,
+    /// The nodes' heartbeat interval; with a careless program, also the time in which all it overwrote is back.
+    pub heartbeat: Duration,
+    /// Whether one more program rewrites the file in place, without a lock, from what it read a moment ago.
+    pub careless: bool,
+}
+
+/// What happened, for people.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Reads of the file, each judged.
+    pub reads: u64,
+    /// Those that met the careless program in the middle of writing; none without it.
+    pub half_written: u64,
+    /// kill -9 of a registryd, whatever it was doing.
+    pub kills: u64,
+    /// Goodbyes of nodes that came back, while a careless program wrote.
+    pub goodbyes: u64,
+    /// Changes by a program that takes the lock.
+    pub careful_writes: u64,
+    /// Rewrites in place.
+    pub careless_writes: u64,
+    /// Goodbyes for good.
+    pub left: usize,
+    /// The longest time in which an entry was not as its node had it.
+    pub longest_gap: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} reads ({} of half-written content), {} kills, {} goodbyes, {} careful and {} careless writes, \
+             {} nodes left for good, longest gap {:?}",
+            self.reads,
+            self.half_written,
+            self.kills,
+            self.goodbyes,
+            self.careful_writes,
+            self.careless_writes,
+            self.left,
+            self.longest_gap
+        )
+    }
+}
+
+/// SplitMix64: the same numbers for the same seed.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Numbers that follow from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.number() % end as u64) as usize
+    }
+
+    /// A time below `end`.
+    pub fn time(&mut self, end: Duration) -> Duration {
+        end.mul_f64(self.below(1_000_000) as f64 / 1e6)
+    }
+}
+
+/// The seed from `MESH_SEED`, to see a failure again; else a new one.
+pub fn seed() -> u64 {
+    match std::env::var("MESH_SEED") {
+        Ok(seed) => seed.parse().expect("MESH_SEED is a number"),
+        Err(_) => crate::mesh::epoch_ms(),
+    }
+}
+
+/// What the file must say from now on.
+#[derive(Debug, Clone, Default)]
+struct Expected {
+    /// By id: what registryd acknowledged by being ready.
+    registered: BTreeMap<String, Registered>,
+    /// The careful program's last number, which only it changes.
+    counter: u64,
+    /// Nodes that run, and since when their entries have to say so.
+    alive: BTreeMap<String, Instant>,
+    /// Nodes that said goodbye, and since when their entries have to say so.
+    left: BTreeMap<String, Instant>,
+}
+
+#[derive(Debug, Clone)]
+struct Registered {
+    name: String,
+    registered_at: Value,
+}
+
+/// Reads the file again and again.
+struct Reader {
+    path: PathBuf,
+    careless: bool,
+    /// How long an entry may differ from what its node has it to be.
+    limit: Duration,
+    good_at: BTreeMap<String, Instant>,
+    report: Report,
+}
+
+impl Reader {
+    fn read(&mut self, expected: &Expected) -> Result<(), String> {
+        let started = Instant::now();
+        let content = fs::read(&self.path).map_err(|error| format!("{}: {error}", self.path.display()))?;
+        self.report.reads += 1;
+        let registry: Value = match serde_json::from_slice(&content) {
+            Ok(registry) => registry,
+            Err(_) if self.careless => {
+                self.report.half_written += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(format!("it does not parse: {error}")),
+        };
+        if registry["owner"] != json!({"team": "rivet"}) || registry["version"] != 1 {
+            return Err("an unknown field at the top is lost".into());
+        }
+        // A careless program takes back what the careful one wrote; nobody can know that it was not meant.
+        if !self.careless && registry["counter"].as_u64().unwrap_or_default() < expected.counter {
+            return Err(format!("write {} is lost", expected.counter));
+        }
+        for (id, registered) in &expected.registered {
+            let entry = &registry["nodes"][id];
+            let Registered { name, registered_at } = registered;
+            if entry["name"] != *name || entry["registeredAt"] != *registered_at {
+                return Err(format!("the registration of {name} is lost"));
+            }
+            if entry["asset"]["of"] != *name {
+                return Err(format!("an unknown field of {name} is lost"));
+            }
+        }
+        let status_of = |name: &str| {
+            let mut entries = registry["nodes"].as_object().into_iter().flat_map(|nodes| nodes.values());
+            entries.find(|entry| entry["name"] == name).map(|entry| entry["status"].clone())
+        };
+        for (wanted, nodes) in [("online", &expected.alive), ("offline", &expected.left)] {
+            for (name, since) in nodes {
+                let status = status_of(name);
+                if status.as_ref().is_some_and(|status| status == wanted) {
+                    self.good_at.insert(name.clone(), started);
+                    continue;
+                }
+                let good_at = self.good_at.get(name).map_or(*since, |good_at| *good_at.max(since));
+                let gap = started.saturating_duration_since(good_at);
+                self.report.longest_gap = self.report.longest_gap.max(gap);
+                if gap > self.limit {
+                    return Err(format!("{name} is not {wanted} for {gap:?}, but {status:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Threads that end with this value.
+struct Until {
+    stop: Arc<AtomicBool>,
+    reader: Option<JoinHandle<Result<Report, String>>>,
+    careless: Option<JoinHandle<u64>>,
+}
+
+impl Drop for Until {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Chaos {
+    /// Runs it.
+    ///
+    /// # Panics
+    /// With what did not hold, and the seed.
+    pub async fn run(self) -> Report {
+        eprintln!("seed {} (MESH_SEED={} repeats it): {self:?}", self.seed, self.seed);
+        let mesh = Mesh::new();
+        mesh.edit_registry(|registry| {
+            registry["owner"] = json!({"team": "rivet"});
+            registry["counter"] = json!(0);
+        });
+        let mut nodes = Vec::new();
+        for i in 0..self.nodes {
+            let plan = mesh.node(&format!("ct{}", 200 + i));
+            let heartbeat = self.heartbeat.as_millis() as u64;
+            let plan = plan.with(|config| config["mesh"]["heartbeat_interval_ms"] = json!(heartbeat));
+            nodes.push(plan.prepare().await);
+        }
+        let expected = Arc::new(Mutex::new(Expected::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            path: mesh.registry_path(),
+            careless: self.careless,
+            limit: if self.careless { self.heartbeat } else { Duration::MAX },
+            good_at: BTreeMap::new(),
+            report: Report::default(),
+        };
+        let reader = thread::spawn({
+            let (expected, stop) = (expected.clone(), stop.clone());
+            move || read_until(reader, &expected, &stop)
+        });
+        let mut until = Until { stop, reader: Some(reader), careless: None };
+        let mut report = Report::default();
+        let mut random = Random::new(self.seed);
+
+        // With a careless program: the first sixth of the nodes lives until it says goodbye for good, one node after
+        // the other, and the last sixth registers for the first time while the file is being overwritten.
+        let sixth = if self.careless { self.nodes / 6 } else { 0 };
+        let (settled, early) = (sixth, self.nodes - sixth);
+        nodes[..early].iter_mut().for_each(start);
+        let mut started: Option<Instant> = None;
+        while started.is_none_or(|at| at.elapsed() < self.lasting) {
+            until.must_go_on();
+            self.acknowledge(&mesh, &mut nodes, early, &expected, &mut report);
+            if started.is_none() && expected.lock().unwrap().registered.len() == early {
+                started = Some(Instant::now());
+                if self.careless {
+                    let (path, stop, seed) = (mesh.registry_path(), until.stop.clone(), self.seed);
+                    until.careless = Some(thread::spawn(move || rewrite_until(path, seed, &stop)));
+                }
+            }
+            let passed = started.map_or(0.0, |at| at.elapsed().as_secs_f64() / self.lasting.as_secs_f64());
+            if passed * (sixth + 2) as f64 > (report.left + 1) as f64 && report.left < sixth {
+                say_goodbye(&mut nodes[report.left], &expected).await;
+                report.left += 1;
+            }
+            let i = settled + random.below(self.nodes - settled);
+            let node = &mut nodes[i];
+            let since = expected.lock().unwrap().alive.get(&node.name).copied();
+            match &mut node.registryd {
+                None if i >= early && started.is_none() => {}
+                None => {
+                    expected.lock().unwrap().left.remove(&node.name);
+                    start(node);
+                }
+                // A first registration that is overwritten before anybody saw it comes back only with its node.
+                Some(_) if i >= early && since.is_none_or(|since| since.elapsed() < self.heartbeat) => {}
+                // Only a registryd that is ready says goodbye in order.
+                Some(_) if self.careless && since.is_none() => {}
+                Some(daemon) if random.below(3) == 0 => {
+                    if self.careless && random.below(2) == 0 {
+                        say_goodbye(node, &expected).await;
+                        report.goodbyes += 1;
+                    } else {
+                        expected.lock().unwrap().alive.remove(&node.name);
+                        daemon.kill();
+                        report.kills += 1;
+                        node.registryd = None;
+                    }
+                }
+                Some(_) if !self.careless => {
+                    mesh.edit_registry(|registry| {
+                        report.careful_writes += 1;
+                        registry["counter"] = json!(report.careful_writes);
+                    });
+                    expected.lock().unwrap().counter = report.careful_writes;
+                }
+                Some(_) => {}
+            }
+            tokio::time::sleep(random.time(Duration::from_millis(50))).await;
+        }
+
+        if let Some(careless) = until.careless.take() {
+            until.stop.store(true, Ordering::SeqCst);
+            report.careless_writes = careless.join().unwrap();
+            assert!(report.careless_writes > 10, "{report}");
+        }
+        // Everybody else comes back as it was.
+        for node in nodes[sixth..].iter_mut().filter(|node| node.registryd.is_none()) {
+            expected.lock().unwrap().left.remove(&node.name);
+            start(node);
+        }
+        let last_seen = |name: &str| mesh.entry(name).and_then(|entry| entry["lastSeen"].as_u64());
+        let before: Vec<_> = nodes[sixth..].iter().map(|node| last_seen(&node.name)).collect();
+        for (node, before) in nodes[sixth..].iter().zip(before) {
+            crate::eventually(&format!("{} heartbeats", node.name), async || {
+                let online = mesh.entry(&node.name)?["status"] == "online";
+                (online && last_seen(&node.name) > before).then_some(())
+            })
+            .await;
+        }
+        until.stop.store(true, Ordering::SeqCst);
+        let read = until.reader.take().unwrap().join().unwrap().unwrap_or_else(|error| panic!("{error}"));
+        let registry = mesh.registry();
+        assert_eq!(registry["nodes"].as_object().unwrap().len(), nodes.len(), "{registry}");
+        for Node { name, .. } in &nodes[..sixth] {
+            assert_eq!(mesh.entry(name).unwrap()["status"], "offline", "{name} had left");
+            for observer in &nodes {
+                if let Some(daemon) = &observer.registryd {
+                    let revived = daemon.lines_with(&[&format!("node={name} "), "recovered"]);
+                    assert!(revived.is_empty(), "{} saw {name} come back: {revived:?}", observer.name);
+                }
+            }
+        }
+        let folder = fs::read_dir(mesh.registry_path().parent().unwrap()).unwrap();
+        let files: Vec<_> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(files.iter().all(|name| !name.contains("corrupt")), "{files:?}");
+        // A kill may leave a temporary file, one for each node.
+        assert!(files.len() <= 2 + nodes.len(), "{files:?}");
+        Report { reads: read.reads, half_written: read.half_written, longest_gap: read.longest_gap, ..report }
+    }
+
+    /// Takes note of nodes that are ready: what they said is not to be lost from now on.
+    fn acknowledge(
+        &self,
+        mesh: &Mesh,
+        nodes: &mut [Node],
+        early: usize,
+        expected: &Mutex<Expected>,
+        report: &mut Report,
+    ) {
+        for (i, node) in nodes.iter_mut().enumerate() {
+            let Some(daemon) = &mut node.registryd else { continue };
+            assert!(daemon.is_running(), "{} ended by itself", node.name);
+            if expected.lock().unwrap().alive.contains_key(&node.name) {
+                continue;
+            }
+            if daemon.lines_with(&["registryd ready"]).is_empty()
+                || !daemon.lines_with(&["not in the registry yet"]).is_empty()
+            {
+                continue;
+            }
+            let known = expected.lock().unwrap().registered.values().any(|known| known.name == node.name);
+            // The careful way of writing can't be gone while a careless program writes.
+            if !known && i < early {
+                let entry = mesh.entry(&node.name);
+                let entry = entry.unwrap_or_else(|| panic!("{} is ready but not registered", node.name));
+                let id = entry["id"].as_str().unwrap().to_owned();
+                mesh.edit_registry(|registry| {
+                    report.careful_writes += 1;
+                    registry["counter"] = json!(report.careful_writes);
+                    registry["nodes"][&id]["asset"] = json!({"of": node.name});
+                });
+                let registered =
+                    Registered { name: node.name.clone(), registered_at: entry["registeredAt"].clone() };
+                let mut expected = expected.lock().unwrap();
+                expected.counter = report.careful_writes;
+                expected.registered.insert(id, registered);
+            }
+            expected.lock().unwrap().alive.insert(node.name.clone(), Instant::now());
+        }
+    }
+}
+
+impl Until {
+    /// Ends the run as soon as the reader saw what must not be.
+    fn must_go_on(&mut self) {
+        if self.reader.as_ref().is_some_and(|reader| reader.is_finished()) {
+            let outcome = self.reader.take().unwrap().join().unwrap();
+            panic!("the reader ended: {}", outcome.err().unwrap_or_default());
+        }
+    }
+}
+
+fn start(node: &mut Node) {
+    let name = format!("{} registryd", node.name);
+    node.registryd = Some(Daemon::start(&name, &mut node.command("registryd")));
+}
+
+async fn say_goodbye(node: &mut Node, expected: &Mutex<Expected>) {
+    expected.lock().unwrap().alive.remove(&node.name);
+    assert!(node.registryd().stop().await.success());
+    expected.lock().unwrap().left.insert(node.name.clone(), Instant::now());
+    node.registryd = None;
+}
+
+fn read_until(mut reader: Reader, expected: &Mutex<Expected>, stop: &AtomicBool) -> Result<Report, String> {
+    while !stop.load(Ordering::SeqCst) {
+        // Taken before reading, so that the file can only be newer.
+        let now = expected.lock().unwrap().clone();
+        if let Err(error) = reader.read(&now) {
+            return Err(format!("after {}: {error}", reader.report));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(reader.report)
+}
+
+/// What programs in the field do: read, take a while, truncate and write.
+fn rewrite_until(path: PathBuf, seed: u64, stop: &AtomicBool) -> u64 {
+    let mut random = Random::new(seed + 1);
+    let mut written = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let content = fs::read(&path).unwrap_or_default();
+        let Ok(mut registry) = serde_json::from_slice::<Value>(&content) else { continue };
+        registry["updatedAt"] = json!(crate::mesh::epoch_ms());
+        thread::sleep(random.time(Duration::from_millis(50)));
+        fs::write(&path, registry.to_string()).unwrap();
+        written += 1;
+        thread::sleep(random.time(Duration::from_millis(200)));
+    }
+    written
+}
