@@ -108,10 +108,11 @@ impl Inner {
         rows
     }
 
-    /// A node that counts as offline can be asked, and at the place that it is said to be.
+    /// A node that counts as offline can be asked, and at the place that it is said to be. It gets no tasks
+    /// meanwhile: an agent's request would wait for as long as the question does.
     fn let_through(&self, row: &mut RosterNode, wanted: &Wanted) {
         if row.status == Status::Offline {
-            row.status = Status::Online;
+            row.status = Status::Updating;
         }
         if wanted.by_claim {
             let claim = &wanted.candidate;
