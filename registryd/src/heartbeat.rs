@@ -1,9 +1,10 @@
 //! Keeping this node's entry alive in the registry file.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::jitter;
 use crate::state::State;
@@ -13,6 +14,8 @@ use crate::store::worker::Writer;
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// The first and longest wait after a failed write; the longest is also bounded by the heartbeat interval.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// Everybody alive has looked at the file by then.
+const SEEN_AFTER: Duration = Duration::from_millis(400);
 
 /// Registers this node, then writes a heartbeat every interval and whenever something should not wait for it.
 pub async fn run(state: Arc<State>, writer: Writer) {
@@ -48,14 +51,30 @@ pub async fn run(state: Arc<State>, writer: Writer) {
     }
 }
 
-/// Writes the goodbye, waiting for it no longer than `limit`.
+/// Writes the goodbye and stays until the others can have seen it, both together no longer than `limit`.
 pub async fn leave(state: &State, writer: &Writer, limit: Duration) {
     state.leave();
-    match timeout(limit, writer.write(true)).await {
-        Ok(Ok(())) => tracing::info!(target: "Registry", "left the mesh node={}", state.local()),
-        Ok(Err(_)) => {}
+    let until = Instant::now() + limit;
+    match timeout_at(until, writer.write(true)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return,
         Err(_) => {
-            tracing::warn!(target: "Registry", "the goodbye could not be written in {} s", limit.as_secs())
+            tracing::warn!(target: "Registry", "the goodbye could not be written in {} s", limit.as_secs());
+            return;
         }
     }
+    // A program that takes no lock may overwrite it from what it read before. Once the others know, they put that
+    // right; until then, only this node can.
+    let stays = async {
+        loop {
+            let written = state.counters.writes.load(Ordering::Relaxed);
+            sleep(SEEN_AFTER).await;
+            if writer.write(false).await.is_err() || state.counters.writes.load(Ordering::Relaxed) == written
+            {
+                return;
+            }
+        }
+    };
+    let _ = timeout_at(until, stays).await;
+    tracing::info!(target: "Registry", "left the mesh node={}", state.local());
 }

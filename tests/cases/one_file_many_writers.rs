@@ -159,6 +159,7 @@ async fn registryds_that_are_killed_at_random_lose_nothing_that_was_acknowledged
         lasting: Duration::from_secs(10),
         heartbeat: Duration::from_millis(500),
         careless: false,
+        mounted: false,
     };
     let report = chaos.run().await;
     println!("{report}");
@@ -174,8 +175,24 @@ async fn what_a_program_without_a_lock_overwrites_is_back_within_a_heartbeat() {
         lasting: Duration::from_secs(10),
         heartbeat: Duration::from_secs(5),
         careless: true,
+        mounted: false,
     };
     let report = chaos.run().await;
     println!("{report}");
     assert!(report.left > 0 && report.kills > 3, "{report}");
+}
+
+/// The short form of `tests/soak.sh`.
+#[tokio::test]
+async fn nothing_is_lost_where_some_have_the_file_through_a_mount_that_hangs() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 8,
+        lasting: Duration::from_secs(10),
+        heartbeat: Duration::from_millis(500),
+        careless: false,
+        mounted: true,
+    };
+    let report = chaos.run().await;
+    println!("{report}");
 }

@@ -17,6 +17,7 @@ async fn registryds_that_are_killed_at_random_lose_nothing() {
         lasting: LASTING,
         heartbeat: Duration::from_millis(500),
         careless: false,
+        mounted: false,
     };
     let report = chaos.run().await;
     println!("only registryds: {report}");
@@ -31,8 +32,24 @@ async fn what_a_program_without_a_lock_overwrites_is_back_within_a_heartbeat() {
         lasting: LASTING,
         heartbeat: Duration::from_secs(5),
         careless: true,
+        mounted: false,
     };
     let report = chaos.run().await;
     println!("with a careless program: {report}");
     assert!(report.reads > READS && report.kills > 100, "{report}");
+}
+
+#[tokio::test]
+async fn nothing_is_lost_where_some_have_the_file_through_a_mount_that_hangs() {
+    let chaos = Chaos {
+        seed: chaos::seed(),
+        nodes: 24,
+        lasting: LASTING,
+        heartbeat: Duration::from_millis(500),
+        careless: false,
+        mounted: true,
+    };
+    let report = chaos.run().await;
+    println!("with a mount that hangs: {report}");
+    assert!(report.hangs > 20 && report.kills > 100, "{report}");
 }

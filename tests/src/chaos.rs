@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, Node};
 use crate::process::Daemon;
+use crate::view::{self, Mode, View};
 
 /// How much of it, and of what kind.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Chaos {
     pub heartbeat: Duration,
     /// Whether one more program rewrites the file in place, without a lock, from what it read a moment ago.
     pub careless: bool,
+    /// Whether every other node has the file through a mount of its own, which hangs for short times.
+    pub mounted: bool,
 }
 
 /// What happened, for people.
@@ -45,6 +48,8 @@ pub struct Report {
     pub careful_writes: u64,
     /// Rewrites in place.
     pub careless_writes: u64,
+    /// How often the mount hung.
+    pub hangs: u64,
     /// Goodbyes for good.
     pub left: usize,
     /// The longest time in which an entry was not as its node had it.
@@ -56,7 +61,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} reads ({} of half-written content), {} kills, {} goodbyes, {} careful and {} careless writes, \
-             {} nodes left for good, longest gap {:?}",
+             {} nodes left for good, {} hangs of the mount, longest gap {:?}",
             self.reads,
             self.half_written,
             self.kills,
@@ -64,6 +69,7 @@ impl fmt::Display for Report {
             self.careful_writes,
             self.careless_writes,
             self.left,
+            self.hangs,
             self.longest_gap
         )
     }
@@ -192,6 +198,7 @@ struct Until {
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<Result<Report, String>>>,
     careless: Option<JoinHandle<u64>>,
+    hanging: Option<JoinHandle<u64>>,
 }
 
 impl Drop for Until {
@@ -216,8 +223,20 @@ impl Chaos {
         for i in 0..self.nodes {
             let plan = mesh.node(&format!("ct{}", 200 + i));
             let heartbeat = self.heartbeat.as_millis() as u64;
-            let plan = plan.with(|config| config["mesh"]["heartbeat_interval_ms"] = json!(heartbeat));
+            let plan = plan.with(|config| {
+                config["mesh"]["heartbeat_interval_ms"] = json!(heartbeat);
+                if self.mounted && i % 2 == 1 {
+                    config["mesh"]["storage_dir"] = json!(mesh.folder().join("view"));
+                }
+            });
             nodes.push(plan.prepare().await);
+        }
+        let mut view = None;
+        if self.mounted {
+            view = View::mount(&mesh.folder().join("shared"), &mesh.folder().join("view"));
+            if view.is_none() {
+                return Report::default();
+            }
         }
         let expected = Arc::new(Mutex::new(Expected::default()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -232,7 +251,11 @@ impl Chaos {
             let (expected, stop) = (expected.clone(), stop.clone());
             move || read_until(reader, &expected, &stop)
         });
-        let mut until = Until { stop, reader: Some(reader), careless: None };
+        let mut until = Until { stop, reader: Some(reader), careless: None, hanging: None };
+        if let Some(view) = &view {
+            let (view, stop, seed) = (view.handle(), until.stop.clone(), self.seed);
+            until.hanging = Some(thread::spawn(move || hang_until(&view, seed, &stop)));
+        }
         let mut report = Report::default();
         let mut random = Random::new(self.seed);
 
@@ -314,6 +337,9 @@ impl Chaos {
         }
         until.stop.store(true, Ordering::SeqCst);
         let read = until.reader.take().unwrap().join().unwrap().unwrap_or_else(|error| panic!("{error}"));
+        if let Some(hanging) = until.hanging.take() {
+            report.hangs = hanging.join().unwrap();
+        }
         let registry = mesh.registry();
         assert_eq!(registry["nodes"].as_object().unwrap().len(), nodes.len(), "{registry}");
         for Node { name, .. } in &nodes[..sixth] {
@@ -418,9 +444,26 @@ fn rewrite_until(path: PathBuf, seed: u64, stop: &AtomicBool) -> u64 {
         let Ok(mut registry) = serde_json::from_slice::<Value>(&content) else { continue };
         registry["updatedAt"] = json!(crate::mesh::epoch_ms());
         thread::sleep(random.time(Duration::from_millis(50)));
-        fs::write(&path, registry.to_string()).unwrap();
+        if fs::write(&path, registry.to_string()).is_err() {
+            // The run ended early and its folder is gone.
+            return written;
+        }
         written += 1;
         thread::sleep(random.time(Duration::from_millis(200)));
     }
     written
+}
+
+/// Hangs now and then, for short times: a process that waits for a mount can't even be killed.
+fn hang_until(view: &view::Handle, seed: u64, stop: &AtomicBool) -> u64 {
+    let mut random = Random::new(seed + 2);
+    let mut hangs = 0;
+    while !stop.load(Ordering::SeqCst) {
+        thread::sleep(random.time(Duration::from_secs(2)));
+        view.set(Mode::Hanging);
+        thread::sleep(random.time(Duration::from_millis(800)));
+        view.set(Mode::Passing);
+        hangs += 1;
+    }
+    hangs
 }

@@ -75,10 +75,25 @@ impl View {
         }
     }
 
+    /// A handle for another thread, which may make it hang and go on.
+    pub fn handle(&self) -> Handle {
+        Handle(self.gate.clone())
+    }
+
     /// Behaves like this from now on; what hangs goes on.
     pub fn set(&self, mode: Mode) {
-        *self.gate.mode.lock().unwrap() = mode;
-        self.gate.changed.notify_all();
+        self.gate.set(mode);
+    }
+}
+
+/// Changes how a [`View`] behaves.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Gate>);
+
+impl Handle {
+    /// As [`View::set`].
+    pub fn set(&self, mode: Mode) {
+        self.0.set(mode);
     }
 }
 
@@ -97,6 +112,11 @@ struct Gate {
 }
 
 impl Gate {
+    fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+        self.changed.notify_all();
+    }
+
     /// Returns when the operation may go on.
     fn pass(&self, changes: bool) -> Result<(), Errno> {
         let held = |mode: &mut Mode| *mode == Mode::Hanging || (changes && *mode == Mode::WritesHanging);
@@ -180,8 +200,8 @@ impl Passthrough {
 /// Answers with what the block gives.
 macro_rules! answer {
     ($reply:ident, $outcome:expr, $with:expr) => {{
-        let outcome: Result<_, Errno> = (|| $outcome)();
-        match outcome {
+        let attempt = || -> Result<_, Errno> { $outcome };
+        match attempt() {
             Ok(value) => $with($reply, value),
             Err(error) => $reply.error(error),
         }
@@ -195,11 +215,9 @@ impl Filesystem for Passthrough {
     }
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer!(
-            reply,
-            { self.gate.pass(false).and_then(|()| self.found(name)) },
-            |reply: ReplyEntry, found| { reply.entry(&TTL, &found, Generation(0)) }
-        );
+        answer!(reply, self.gate.pass(false).and_then(|()| self.found(name)), |reply: ReplyEntry, found| {
+            reply.entry(&TTL, &found, Generation(0))
+        });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
