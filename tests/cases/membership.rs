@@ -274,6 +274,8 @@ async fn a_change_of_the_registry_reaches_the_sidecar() {
     node.comes_to("/nodes/ct150/x", Some("node_offline")).await;
     mesh.amend("ct150", |entry| entry["status"] = json!("online"));
     node.comes_to("/nodes/ct150/x", None).await;
+    mesh.edit_registry(|registry| drop(registry["nodes"].as_object_mut().unwrap().remove("id-ct150")));
+    node.comes_to("/nodes/ct150/x", Some("unknown_node")).await;
     drop(peer);
 }
 

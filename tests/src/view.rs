@@ -36,7 +36,7 @@ pub enum Mode {
 }
 
 /// No hang is longer: a process that waits for a file system can't be ended before it answers.
-const HANG_LIMIT: Duration = Duration::from_secs(120);
+const HANG_LIMIT: Duration = Duration::from_secs(60);
 /// Everything is asked anew, as NFS does on opening.
 const TTL: Duration = Duration::ZERO;
 
