@@ -160,7 +160,7 @@ fn only_agents_go_stale() {
 fn a_service_that_is_taken_out_of_the_file_is_gone() {
     let mut reader = Reader::new();
     let service = Node { role: Some("service".into()), ..node("ct150", 5) };
-    reader.reads(&[service.clone()]);
+    reader.reads(std::slice::from_ref(&service));
     assert_eq!(reader.after(1).reads(&[]), [(Kind::Left, "ct150".into())]);
     assert_eq!(reader.status("ct150"), None);
     assert_eq!(reader.after(1).reads(&[service]), [(Kind::Joined, "ct150".into())]);
