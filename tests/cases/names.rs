@@ -178,6 +178,19 @@ async fn meshctl_keeps_a_block_in_a_hosts_file() {
         let content = fs::read_to_string(&file).unwrap();
         assert_eq!(content, format!("127.0.0.1 localhost\r\n{expected}\n# last"));
     }
+
+    // In a container the file is a mount of its own: nothing can be renamed over it.
+    fs::write(&file, "127.0.0.1 localhost\n# mesh begin\nolder and longer than the new one\n# mesh end\n")
+        .unwrap();
+    let script = r#"mount --bind "$0" "$0" && ! mv "$0" "$0.moved" && exec "$@" "$0""#;
+    let meshctl = node.command("meshctl");
+    let mut contained = Command::new("unshare");
+    contained.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(&file);
+    contained.arg(meshctl.get_program()).args(["hosts", "--write"]);
+    contained.envs(meshctl.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    succeed(&mut contained);
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("127.0.0.1 localhost\n{expected}"));
+
     fs::write(&file, "# mesh begin\nkeep me\n").unwrap();
     let refused = run(node.command("meshctl").arg("hosts").arg("--write").arg(&file));
     assert!(!refused.status.success());

@@ -1,6 +1,7 @@
 //! `meshctl hosts`: the mesh's names for programs that know neither registryd nor DNS for `.mesh`.
 
-use std::io::Write;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -43,13 +44,31 @@ pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> 
 }
 
 /// Readers see the old file or the new one. Links are followed; mode and contents are on disk before the name is.
-fn replace(path: &Path, content: &str) -> std::io::Result<()> {
+fn replace(path: &Path, content: &str) -> io::Result<()> {
     let path = path.canonicalize()?;
+    match replace_whole(&path, content) {
+        // A container's /etc/hosts is a mount of its own, which only takes new content.
+        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::ReadOnlyFilesystem) => {
+            write_in_place(&path, content)
+        }
+        outcome => outcome,
+    }
+}
+
+fn replace_whole(path: &Path, content: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new().prefix(".meshctl-").tempfile_in(folder)?;
     file.write_all(content.as_bytes())?;
     file.as_file().set_permissions(path.metadata()?.permissions())?;
     file.as_file().sync_all()?;
-    file.persist(&path).map_err(|error| error.error)?;
+    file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+/// The file is at no moment empty, though a reader in between may see both versions mixed.
+fn write_in_place(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(content.as_bytes())?;
+    file.set_len(content.len() as u64)?;
+    file.sync_all()
 }
