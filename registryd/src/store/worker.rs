@@ -14,6 +14,9 @@ use crate::state::State;
 
 /// How often the file is looked at. NFS tells nobody of changes, so asking is the only way that works everywhere.
 const POLL: Duration = Duration::from_millis(250);
+/// How much of a file that keeps changing each node reads per second: all nodes of a large mesh read from one server.
+const READ_BYTES_PER_S: u64 = 128 * 1024;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often and how fast a half-written file is read again before the next look.
 const REREADS: u32 = 4;
 const REREAD_PAUSE: Duration = Duration::from_millis(15);
@@ -97,6 +100,7 @@ pub fn start(store: Store, state: Arc<State>) -> io::Result<(Writer, Watchdog)> 
 fn read_loop(store: &Store, state: &State, activity: &Activity) {
     let mut seen: Option<Stamp> = None;
     loop {
+        let mut pause = POLL;
         let before = seen;
         let look = || -> Result<Option<_>, StoreError> {
             if before.is_some() && before == Some(store.stamp()?) {
@@ -116,6 +120,8 @@ fn read_loop(store: &Store, state: &State, activity: &Activity) {
             Ok(None) => state.file_unchanged(activity.writes_pass()),
             Ok(Some((registry, stamp))) => {
                 seen = Some(stamp);
+                let fair = Duration::from_millis(stamp.length.saturating_mul(1000) / READ_BYTES_PER_S);
+                pause = fair.clamp(POLL, LONGEST_PAUSE);
                 state.file_read(registry, activity.writes_pass());
             }
             Err(error) => {
@@ -123,7 +129,7 @@ fn read_loop(store: &Store, state: &State, activity: &Activity) {
                 state.file_unreadable(&error);
             }
         }
-        thread::sleep(POLL);
+        thread::sleep(pause);
     }
 }
 
