@@ -60,10 +60,60 @@ fn children_of(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");
+
 #[test]
 fn the_annotated_example_configuration_loads() {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml"));
-    let config = Config::load(path).unwrap_or_else(|error| panic!("{error}"));
+    let config = Config::load(Path::new(EXAMPLE)).unwrap_or_else(|error| panic!("{error}"));
     assert!(config.mesh.enabled);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    for daemon in ["mesh-proxy", "registryd"] {
+        let output = run(command(daemon).args(["check", "--config", EXAMPLE]));
+        let told = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{told}{}", text(&output.stderr));
+        assert!(told.contains("/rivet-shared/rivet-ca/issued/ct110.crt"), "{told}");
+    }
+}
+
+#[test]
+fn the_annotated_example_shows_the_defaults_and_only_keys_that_exist() {
+    let example = std::fs::read_to_string(EXAMPLE).unwrap();
+    let parse = |yaml: &str| Config::parse(yaml).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{yaml}"));
+    let shown = |config: &Config| format!("{:#?}{:#?}{:#?}", config.mesh, config.proxy, config.registryd);
+
+    let least = "mesh: {enabled: true, node_name: ct110, tls: true}\nregistryd: {agents: [opus]}";
+    let defaults = uncommented(&example, |line| !line.contains("default") && !line.contains("deprecated"));
+    assert_eq!(shown(&parse(&defaults)), shown(&parse(least)));
+
+    // Every key in it, at once.
+    let all = uncommented(&example, |_| true).replace("    - opus\n", "");
+    let config = parse(&all);
+    assert_eq!(config.warnings.len(), 1, "only mesh.secret is deprecated: {:?}", config.warnings);
+    assert_eq!(config.registryd.agents[0].provider.as_deref(), Some("anthropic"));
+}
+
+/// The example with those of its optional keys that are `wanted` put in force, and what stands below them.
+fn uncommented(example: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let mut unwanted_above = None;
+    let mut lines: Vec<String> = Vec::new();
+    for line in example.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let Some(key) = line.trim_start().strip_prefix("# ").filter(|_| indent > 0) else {
+            lines.push(line.into());
+            continue;
+        };
+        let depth = indent + key.len() - key.trim_start().len();
+        if unwanted_above.is_some_and(|above| depth > above) {
+            continue;
+        }
+        unwanted_above = (!wanted(key)).then_some(depth);
+        if unwanted_above.is_none() {
+            lines.push(format!("{}{key}", " ".repeat(indent)));
+        }
+    }
+    // The same key in its long form.
+    if lines.iter().any(|line| line == "  tls:") {
+        lines.retain(|line| !line.starts_with("  tls: true"));
+    }
+    lines.join("\n") + "\n"
 }
