@@ -237,9 +237,11 @@ impl Store {
                 .mode(0o664)
                 .open(&self.temporary)?;
             if let Ok(before) = fs::metadata(&self.path) {
-                // Other programs and users keep the access that they have. Root squashing may forbid the second.
+                // Other programs and users keep the access that they have, as far as this user may give it: root the
+                // owner, others a group of their own.
                 file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))?;
-                let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+                let _ = fchown(&file, Some(before.uid()), Some(before.gid()))
+                    .or_else(|_| fchown(&file, None, Some(before.gid())));
             }
             file.write_all(&registry.to_json())?;
             file.sync_all()
