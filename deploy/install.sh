@@ -61,6 +61,10 @@ else
 fi
 [ -n "$root" ] || ! command -v systemctl >/dev/null || "${run[@]}" systemctl daemon-reload || true
 
+if [ ${#run[@]} -gt 0 ]; then
+  echo "nothing was changed (--dry-run)"
+  exit
+fi
 cat <<NEXT
 installed. Next:
   1. edit /etc/mesh/mesh.yaml (node_name, storage_dir, agents)
