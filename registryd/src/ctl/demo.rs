@@ -411,7 +411,7 @@ Who is there:
     {meshctl} ping --socket {socket}
     {meshctl} watch --socket {socket}
 Refused, as ct111's log will say:
-    curl -sS -k https://{peer}/api/mesh/ping
+    curl -sS -k --http1.1 https://{peer}/api/mesh/ping
     openssl s_client -connect {peer} -CAfile {folder}/shared/rivet-ca/intermediate/ca-chain.pem
 The logs, the configurations, mesh.json:
     tail -f {folder}/ct110/*.log {folder}/ct111/*.log
