@@ -4,5 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 deploy/prerequisites.sh
 PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-cargo build --release --locked --bins
-exec "${CARGO_TARGET_DIR:-target}/release/meshctl" demo "$@"
+echo "building; the first time takes a few minutes"
+cargo build --profile demo --locked --bins
+exec "${CARGO_TARGET_DIR:-target}/demo/meshctl" demo "$@"
