@@ -32,6 +32,20 @@ async fn start(node: &mut Node, hours: i64) {
     node.registryd().wait_log(&["registryd ready"]).await;
 }
 
+/// What libfaketime leaves behind of a process that is killed.
+struct Leftovers(Vec<u32>);
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            for name in ["faketime_shm", "sem.faketime_sem"] {
+                // There is none of a process that ended in order.
+                let _ = std::fs::remove_file(format!("/dev/shm/{name}_{pid}"));
+            }
+        }
+    }
+}
+
 async fn seen_by(observer: &Node, node: &str) -> serde_json::Value {
     observer.local(&format!("/mesh/nodes?node={node}")).await.unwrap().json()[0].clone()
 }
@@ -46,6 +60,7 @@ async fn becomes(observer: &Node, node: &str, status: &str) {
 #[tokio::test]
 async fn clocks_an_hour_off_neither_kill_nor_keep_alive() {
     let mesh = Mesh::new();
+    let mut leftovers = Leftovers(Vec::new());
     let mut nodes = Vec::new();
     for (name, hours) in [("ct110", 0), ("ct111", 1), ("ct112", -1), ("ct113", 0)] {
         let plan = mesh.node(name).with(|config| {
@@ -54,6 +69,7 @@ async fn clocks_an_hour_off_neither_kill_nor_keep_alive() {
         });
         let mut node = plan.prepare().await;
         start(&mut node, hours).await;
+        leftovers.0.push(node.registryd().pid());
         nodes.push((node, hours));
     }
     let names: Vec<_> = nodes.iter().map(|(node, _)| node.name.clone()).collect();
