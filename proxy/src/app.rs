@@ -51,7 +51,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
 
     let (mesh, proxy) = (&config.mesh, &config.proxy);
-    let sockets = Sockets::bind(&config)?;
+    let mut sockets = Sockets::bind(&config)?;
     let shared = Shared::new(&config, dialable(sockets.inbound.address))?;
     let (stop, stopped) = watch::channel(false);
     let (end, ended) = watch::channel(false);
@@ -59,11 +59,13 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         .map(|number| shared.worker(&config, &sockets, stopped.clone())?.start(number, ended.clone()))
         .collect::<io::Result<Vec<_>>>()
         .map_err(StartError::Threads)?;
-    if let Some(socket) = sockets.admin {
+    if let Some(socket) = sockets.admin.take() {
         tokio::spawn(socket.serve(Admin { roster: shared.roster.clone() }, stopped));
     }
     tokio::spawn(shared.registry.clone().follow(shared.roster.clone()));
     let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
+    // The workers have their own copies; with the last one that stops, the port is closed.
+    drop(sockets);
     let (backend, credentials) = (proxy.backend.address, shared.credentials.clone());
     tokio::spawn(shared.registry.clone().report(async move || SidecarReport {
         inbound,

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::backend::root_cause;
 use crate::body::RequestBody;
+use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
 use crate::roster::RosterStore;
 
@@ -71,7 +72,7 @@ impl RegistryLink {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let stream = UnixStream::connect(&self.socket).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
         tokio::spawn(connection);
         Ok(sender.send_request(request).await?)
     }

@@ -235,3 +235,25 @@ async fn a_peer_that_never_completes_its_request_is_cut_off() {
     let _ = mesh_tests::within("the end of the connection", stream.read_to_end(&mut rest)).await;
     assert!(node.agent().requests().is_empty());
 }
+
+#[tokio::test]
+async fn on_sigterm_nobody_comes_in_and_requests_in_flight_end() {
+    let mesh = Mesh::new();
+    let patient = |config: &mut serde_json::Value| config["proxy"]["timeouts"] = json!({"drain_ms": 20_000});
+    let mut node = mesh.node("ct110").with(patient).agent("opus").start().await;
+    let request = web::request(Method::GET, "/nodes/ct110/stream").body(web::empty()).unwrap();
+    let mut response = web::open(node.outbound(), request).await.unwrap();
+    let stream = node.agent().stream().await;
+    stream.send(web::piece("one")).unwrap();
+    web::expect_data(response.body_mut(), "one").await;
+    node.proxy().signal(libc::SIGTERM);
+    node.proxy().wait_log(&["[Mesh] stopping"]).await;
+    for port in [node.inbound(), node.outbound()] {
+        eventually("the port is closed", async || tokio::net::TcpStream::connect(port).await.err()).await;
+    }
+    stream.send(web::piece("two")).unwrap();
+    web::expect_data(response.body_mut(), "two").await;
+    drop(stream);
+    assert!(web::next_data(response.body_mut()).await.is_none());
+    assert!(node.proxy().exited().await.success());
+}

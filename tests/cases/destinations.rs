@@ -1,18 +1,9 @@
 //! Every way in which an agent names its destination on the outbound side.
 
-use http::{Method, Request};
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::Mesh;
-use mesh_tests::web::{self, Body};
+use mesh_tests::web;
 use serde_json::json;
-
-fn get(target: &str, headers: &[(&str, &str)]) -> Request<Body> {
-    let mut request = web::request(Method::GET, target);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.body(web::empty()).unwrap()
-}
 
 #[tokio::test]
 async fn a_node_is_named_by_proxy_form_host_path_or_header() {
@@ -34,7 +25,7 @@ async fn a_node_is_named_by_proxy_form_host_path_or_header() {
         ("/agents/scout/api/x?y", vec![("host", here.as_str())], "/api/x?y"),
         ("/a", vec![("host", here.as_str()), ("x-mesh-agent", "scout")], "/a"),
     ] {
-        let answer = web::send(node.outbound(), get(target, &headers)).await;
+        let answer = web::send(node.outbound(), web::get_with(target, &headers)).await;
         assert_eq!(answer.text(), format!("GET {arrives}"), "{target} {headers:?}");
         let seen = peer.example.last();
         let host = seen.headers.get("host").map(|host| host.to_str().unwrap().to_owned());
@@ -73,8 +64,10 @@ async fn a_listener_of_its_own_leads_to_its_node() {
     // Everything goes there, whatever the path looks like.
     assert_eq!(web::get(own.port(3111), "/nodes/ct110/x").await.text(), "GET /nodes/ct110/x");
     assert_eq!(web::get(own.port(3111), "/mesh/nodes").await.text(), "GET /mesh/nodes");
-    web::send(own.port(3111), get("http://ct110.mesh/", &[])).await.problem(400, "bad_destination");
-    web::send(own.port(3111), get("/", &[("origin", "http://x")])).await.problem(403, "browser_request");
+    web::send(own.port(3111), web::get_with("http://ct110.mesh/", &[])).await.problem(400, "bad_destination");
+    web::send(own.port(3111), web::get_with("/", &[("origin", "http://x")]))
+        .await
+        .problem(403, "browser_request");
     assert_eq!(peer.example.requests().len(), 3);
     drop(node);
 }
@@ -155,7 +148,7 @@ async fn h2c_is_understood_too() {
         [("http://ct150.mesh/a?b", "/a?b"), ("http://localhost:3001/nodes/ct150/c", "/c")]
     {
         h2.ready().await.unwrap();
-        let response = h2.send_request(get(target, &[])).await.unwrap();
+        let response = h2.send_request(web::get_with(target, &[])).await.unwrap();
         let answer = web::Answer::read(response).await.unwrap();
         assert_eq!(answer.text(), format!("GET {arrives}"));
     }

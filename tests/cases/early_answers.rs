@@ -103,3 +103,15 @@ async fn refusals_of_the_sidecar_reach_clients_that_write_first() {
     let answer = write_then_read(stream, "/nodes/ct199/x", 8 << 20).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
+
+#[tokio::test]
+async fn registryds_refusal_of_a_join_that_is_too_large_arrives() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111")).alpn(&["http/1.1"]);
+    for round in 0..10 {
+        let stream = client.connect(node.inbound(), "ct110").await.unwrap();
+        let answer = write_then_read(stream, "/api/mesh/join", 2 << 20).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "round {round}: {answer}");
+    }
+}

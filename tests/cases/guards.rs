@@ -1,16 +1,8 @@
 //! What the outbound side refuses, so that nothing but mesh nodes is reached and no web page uses the node.
 
-use http::{Method, Request};
+use http::Method;
 use mesh_tests::mesh::Mesh;
-use mesh_tests::web::{self, Body};
-
-fn get(target: &str, headers: &[(&str, &str)]) -> Request<Body> {
-    let mut request = web::request(Method::GET, target);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.body(web::empty()).unwrap()
-}
+use mesh_tests::web;
 
 #[tokio::test]
 async fn hosts_outside_the_mesh_are_refused() {
@@ -28,7 +20,7 @@ async fn hosts_outside_the_mesh_are_refused() {
         ("http://ct110.mesh/", Some("example.org")),
     ] {
         let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
-        let answer = web::send(node.outbound(), get(target, &headers)).await;
+        let answer = web::send(node.outbound(), web::get_with(target, &headers)).await;
         let detail = answer.problem(403, "not_in_mesh");
         assert!(detail.contains("mesh"), "{detail}");
     }
@@ -47,7 +39,7 @@ async fn requests_of_web_pages_are_refused() {
         [("sec-fetch-site", "same-site"), ("x", "y")],
     ] {
         for target in ["/nodes/ct110/x", "/mesh/nodes", "/mesh/events", "http://ct110.mesh/"] {
-            let answer = web::send(node.outbound(), get(target, &headers)).await;
+            let answer = web::send(node.outbound(), web::get_with(target, &headers)).await;
             answer.problem(403, "browser_request");
             assert_eq!(answer.header("access-control-allow-origin"), None);
         }
@@ -58,7 +50,7 @@ async fn requests_of_web_pages_are_refused() {
         .header("access-control-request-method", "POST");
     web::send(node.outbound(), preflight.body(web::empty()).unwrap()).await.problem(403, "browser_request");
     // A person who types the address into a browser is not a page.
-    let typed = web::send(node.outbound(), get("/mesh/nodes", &[("sec-fetch-site", "none")])).await;
+    let typed = web::send(node.outbound(), web::get_with("/mesh/nodes", &[("sec-fetch-site", "none")])).await;
     assert_eq!(typed.status, 200);
     assert!(node.agent().requests().is_empty());
 }
@@ -74,7 +66,7 @@ async fn requests_without_a_usable_destination_are_refused_in_words() {
         node.get(target).await.problem(400, "bad_destination");
     }
     for headers in [[("x-mesh-node", "a b")], [("x-mesh-agent", "../x")]] {
-        web::send(node.outbound(), get("/", &headers)).await.problem(400, "bad_destination");
+        web::send(node.outbound(), web::get_with("/", &headers)).await.problem(400, "bad_destination");
     }
 }
 
@@ -102,14 +94,14 @@ async fn an_agent_cannot_speak_for_somebody_else() {
         ("x-forwarded-for", "10.9.9.9"),
         ("x-kept", "1"),
     ];
-    assert_eq!(web::send(node.outbound(), get("/nodes/ct150/x", &spoofed)).await.status, 200);
+    assert_eq!(web::send(node.outbound(), web::get_with("/nodes/ct150/x", &spoofed)).await.status, 200);
     let seen = peer.example.last();
     for name in ["x-mesh-peer-cn", "x-forwarded-client-cert", "x-forwarded-for"] {
         assert!(seen.all(name).is_empty(), "{name} left the node: {:?}", seen.headers);
     }
     assert_eq!(seen.all("x-kept"), ["1"]);
     // Nor towards its own registryd.
-    let answer = web::send(node.outbound(), get("/mesh/nodes", &spoofed)).await;
+    let answer = web::send(node.outbound(), web::get_with("/mesh/nodes", &spoofed)).await;
     assert_eq!(answer.status, 200);
     let join = web::request(Method::POST, "/api/mesh/join").header("x-mesh-peer-cn", "ct999");
     let answer = web::send(node.outbound(), join.body(web::full("{}")).unwrap()).await;

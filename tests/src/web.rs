@@ -122,6 +122,15 @@ impl Answer {
     }
 }
 
+/// A GET request with these headers.
+pub fn get_with(target: &str, headers: &[(&str, &str)]) -> Request<Body> {
+    let mut request = request(Method::GET, target);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(empty()).unwrap()
+}
+
 /// A request to complete with a body.
 pub fn request(method: Method, target: &str) -> request::Builder {
     Request::builder().method(method).uri(target)
