@@ -357,28 +357,30 @@ async fn every_event_is_told_and_a_reader_resumes_where_it_left() {
     let one = mesh.node("ct110").with(quick).agent("opus").start().await;
     let mut two = mesh.node("ct111").with(quick).agent("grok").start().await;
     let mut seen = 0;
-    let mut wait_for = async |kind: &str| {
-        eventually(&format!("the event {kind}"), async || {
+    let mut wait_for = async |kind: &str, whom: &str| {
+        eventually(&format!("the event {kind} of {whom}"), async || {
             // From the beginning: every kept event comes again.
             let all = events(&one, Some("0"), seen + 1).await;
-            let news = all[seen..].iter().position(|(_, event, node)| event == kind && node == "ct111");
+            let news = all[seen..].iter().position(|(_, event, node)| event == kind && node == whom);
             news.map(|at| seen += at + 1)
         })
         .await;
     };
-    wait_for("joined").await;
+    wait_for("joined", "ct111").await;
     two.stop_agent().await;
-    wait_for("degraded").await;
+    wait_for("degraded", "ct111").await;
     two.start_agent("grok").await;
-    wait_for("recovered").await;
+    wait_for("recovered", "ct111").await;
     two.registryd().kill();
-    wait_for("stale").await;
+    wait_for("stale", "ct111").await;
     two.start_registryd().await;
-    wait_for("recovered").await;
-    mesh.amend("ct111", |entry| entry["host"] = json!("127.1.2.3"));
-    wait_for("updated").await;
+    wait_for("recovered", "ct111").await;
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    wait_for("joined", "ct150").await;
+    mesh.amend("ct150", |entry| entry["host"] = json!("127.1.2.4"));
+    wait_for("updated", "ct150").await;
     two.registryd().stop().await;
-    wait_for("left").await;
+    wait_for("left", "ct111").await;
 
     // A reader that was cut off after the second event gets the third next.
     let all = events(&one, Some("0"), seen).await;

@@ -290,7 +290,7 @@ async fn the_mesh_can_be_watched() {
     })
     .await;
     let line = as_json.wait_log(&["ct150"]).await;
-    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["node"], "ct150", "{line}");
+    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["data"]["node"], "ct150", "{line}");
     nodes.wait_log(&["ct150"]).await;
     mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
     watch.wait_log(&["ct150", "left"]).await;
