@@ -1,11 +1,15 @@
 //! What the harness itself promises.
 
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
 use http::Method;
 use mesh_tests::agent::Agent;
 use mesh_tests::ca::Ca;
 use mesh_tests::loopback::Loopback;
 use mesh_tests::tls::{Client, Peer, PeerOptions};
-use mesh_tests::web;
+use mesh_tests::{eventually_within, web, within};
 
 #[tokio::test]
 async fn a_client_and_a_peer_of_one_ca_talk_and_others_do_not() {
@@ -39,4 +43,16 @@ async fn an_agent_streams_and_upgrades() {
     web::expect_data(response.body_mut(), "one").await;
     drop(stream);
     assert_eq!(web::next_data(response.body_mut()).await, None);
+}
+
+#[tokio::test]
+async fn waiting_ends_whether_the_probe_waits_or_not() {
+    let limit = Duration::from_millis(50);
+    let ready = eventually_within::<()>(limit, "pigs fly", async || None);
+    let pending = eventually_within::<()>(limit, "pigs fly", async || std::future::pending().await);
+    let both = async {
+        (AssertUnwindSafe(ready).catch_unwind().await, AssertUnwindSafe(pending).catch_unwind().await)
+    };
+    let (ready, pending) = within("the end of both", both).await;
+    assert!(ready.is_err() && pending.is_err());
 }

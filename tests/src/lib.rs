@@ -36,16 +36,30 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// With `what` when it does not within [`DEADLINE`].
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(DEADLINE, what, probe).await
+}
+
+/// Waits until `probe` gives a value, for a promise that names its own `limit`.
+///
+/// # Panics
+/// With `what` when it does not within `limit`.
+pub async fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let started = std::time::Instant::now();
-    loop {
-        let left = DEADLINE.saturating_sub(started.elapsed());
+    // A probe that never waits is always in time for `timeout`, so the clock is read as well.
+    while started.elapsed() < limit {
+        let left = limit.saturating_sub(started.elapsed());
         match tokio::time::timeout(left, probe()).await {
             Ok(Some(value)) => return value,
             Ok(None) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(_) => panic!("within {DEADLINE:?} this did not come true: {what}"),
+            Err(_) => break,
         }
     }
+    panic!("within {limit:?} this did not come true: {what}")
 }
 
 /// Waits for `future`.
