@@ -88,13 +88,30 @@ impl EventLog {
         let _ = self.listeners.send(event);
     }
 
-    /// The kept events after `last_id` (none without one), and all that follow them, without a gap between.
-    pub fn listen(&self, last_id: Option<u64>) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
+    /// The stream from `last_id` on, the last event that the reader has; from now on without one.
+    pub fn listen(&self, last_id: Option<u64>) -> Listening {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let missed = last_id
-            .map_or_else(Vec::new, |last| kept.1.iter().filter(|event| event.id > last).cloned().collect());
-        (missed, self.listeners.subscribe())
+        let (newest, live) = (kept.0, self.listeners.subscribe());
+        let Some(last) = last_id else { return Listening { missed: Vec::new(), gap: false, newest, live } };
+        let before_kept = kept.1.front().map_or(newest, |event| event.id - 1);
+        // Of an earlier run, or from before a clock was set back: what else there was is not known here.
+        let gap = !(before_kept..=newest).contains(&last);
+        let missed = kept.1.iter().filter(|event| gap || event.id > last).cloned().collect();
+        Listening { missed, gap, newest, live }
     }
+}
+
+/// What a reader gets, without a gap between the parts.
+#[derive(Debug)]
+pub struct Listening {
+    /// The kept events that the reader has not had.
+    pub missed: Vec<Arc<Event>>,
+    /// Whether there were others that are no longer kept, or were noticed by an earlier run.
+    pub gap: bool,
+    /// The number of the last event so far.
+    pub newest: u64,
+    /// What happens from now on.
+    pub live: broadcast::Receiver<Arc<Event>>,
 }
 
 #[cfg(test)]
@@ -115,12 +132,33 @@ mod tests {
         for i in 0..KEPT + 10 {
             log.push(event(&format!("n{i}")));
         }
-        let (all, _) = log.listen(Some(0));
-        assert_eq!(all.len(), KEPT);
-        let (missed, mut live) = log.listen(Some(all[KEPT - 3].id));
-        assert_eq!(missed.iter().map(|e| e.node.as_str()).collect::<Vec<_>>(), ["n1008", "n1009"]);
-        assert!(log.listen(None).0.is_empty());
+        let all = log.listen(Some(0));
+        assert_eq!((all.missed.len(), all.gap), (KEPT, true));
+        let ids: Vec<_> = all.missed.iter().map(|event| event.id).collect();
+        let mut rest = log.listen(Some(ids[KEPT - 3]));
+        assert_eq!(rest.missed.iter().map(|e| e.node.as_str()).collect::<Vec<_>>(), ["n1008", "n1009"]);
+        assert!(!rest.gap);
+        // The last one that is no longer kept, the one before it, the newest, and one of the future.
+        for (last, missed, gap) in [
+            (ids[0] - 1, KEPT, false),
+            (ids[0] - 2, KEPT, true),
+            (all.newest, 0, false),
+            (all.newest + 1, KEPT, true),
+        ] {
+            let listening = log.listen(Some(last));
+            assert_eq!((listening.missed.len(), listening.gap), (missed, gap), "{last}");
+        }
+        let new = log.listen(None);
+        assert!(new.missed.is_empty() && !new.gap);
         log.push(event("late"));
-        assert_eq!(live.try_recv().unwrap().node.as_str(), "late");
+        assert_eq!(rest.live.try_recv().unwrap().node.as_str(), "late");
+    }
+
+    #[test]
+    fn a_reader_that_had_all_of_a_silent_run_has_missed_nothing() {
+        let log = EventLog::new(7);
+        let newest = log.listen(None).newest;
+        assert!(!log.listen(Some(newest)).gap);
+        assert!(EventLog::new(8).listen(Some(newest)).gap);
     }
 }

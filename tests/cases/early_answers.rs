@@ -105,13 +105,21 @@ async fn refusals_of_the_sidecar_reach_clients_that_write_first() {
 }
 
 #[tokio::test]
-async fn registryds_refusal_of_a_join_that_is_too_large_arrives() {
+async fn registryds_refusal_of_a_large_join_is_read_to_its_end() {
     let mesh = Mesh::new();
     let node = mesh.start("ct110", "opus").await;
     let client = Client::new(&mesh.ca, &mesh.ca.node("ct111")).alpn(&["http/1.1"]);
     for round in 0..10 {
+        let stream = tokio::net::UnixStream::connect(node.socket()).await.unwrap();
+        let answer = write_then_read(stream, "/api/mesh/join", 2 << 20).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "round {round}: {answer}");
+        // Also where nobody waits for a body.
+        let stream = tokio::net::UnixStream::connect(node.socket()).await.unwrap();
+        let answer = write_then_read(stream, "/nothing", 2 << 20).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "round {round}: {answer}");
         let stream = client.connect(node.inbound(), "ct110").await.unwrap();
         let answer = write_then_read(stream, "/api/mesh/join", 2 << 20).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "round {round}: {answer}");
+        assert!(answer.contains("x-mesh-error: body_too_large"), "{answer}");
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use mesh_shared::local_api::EVENTS;
 use mesh_shared::logging::Excerpt;
 use serde_json::Value;
@@ -29,29 +30,40 @@ const MAX_LINE_BYTES: usize = 4 << 20;
 pub async fn run(global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
     let mut events = Events::default();
-    follow(&daemon, &mut events, global.json).await?;
+    let mut body = connect(&daemon, &events).await?;
     loop {
-        tokio::time::sleep(RECONNECT).await;
-        match follow(&daemon, &mut events, global.json).await {
+        match follow(&daemon, body, &mut events, global.json).await {
             Err(Failure::Client(error)) => eprintln!("meshctl: {error}; trying again"),
-            other => other?,
+            ended => ended?,
         }
+        body = loop {
+            tokio::time::sleep(RECONNECT).await;
+            match connect(&daemon, &events).await {
+                Ok(body) => break body,
+                Err(error) => eprintln!("meshctl: {error}; trying again"),
+            }
+        };
     }
 }
 
-/// One connection's events. Returns when registryd closes it.
-async fn follow(daemon: &Daemon, events: &mut Events, json: bool) -> Result<(), Failure> {
+async fn connect(daemon: &Daemon, events: &Events) -> Result<Incoming, ClientError> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
     if let Some(id) = events.last_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()) {
         headers.insert("last-event-id", id);
     }
-    let (head, mut body) = daemon.open(Method::GET, EVENTS, headers, Bytes::new()).await?.into_parts();
-    if !head.status.is_success() {
-        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        let refused = Answer { status: head.status, headers: head.headers, body };
-        return Ok(daemon.accepted(EVENTS, refused).map(|_| ())?);
+    let (head, body) = daemon.open(Method::GET, EVENTS, headers, Bytes::new()).await?.into_parts();
+    if head.status.is_success() {
+        return Ok(body);
     }
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let status = head.status.to_string();
+    let refused = Answer { status: head.status, headers: head.headers, body };
+    daemon.accepted(EVENTS, refused).and(Err(daemon.unexpected(EVENTS, status)))
+}
+
+/// One connection's events. Returns when registryd closes it.
+async fn follow(daemon: &Daemon, mut body: Incoming, events: &mut Events, json: bool) -> Result<(), Failure> {
     events.restart();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|source| ClientError::Broken { daemon: daemon.clone(), source })?;
@@ -148,7 +160,7 @@ impl Event {
                     reason.map(|reason| format!("  {reason}")).unwrap_or_default()
                 )
             }
-            None => self.data.clone(),
+            None => data.get("detail").and_then(Value::as_str).unwrap_or(&self.data).to_owned(),
         };
         format!("{time}  {:<10}{}\n", self.name, Excerpt { text: &shown, max_chars: 200 })
     }

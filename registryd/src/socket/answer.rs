@@ -1,6 +1,7 @@
 //! The forms of answers.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -10,6 +11,10 @@ use hyper::body::Incoming;
 use mesh_shared::local_api::{MESH_ERROR, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+/// How long a body may take.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a request gets.
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -54,18 +59,24 @@ pub(super) fn refusal(status: u16, code: &'static str, detail: String) -> Answer
 }
 
 /// Reads a whole body of at most `limit` bytes; the error is the answer to give.
-pub(super) async fn read_bytes(body: Incoming, limit: usize) -> Result<Bytes, Answer> {
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
+pub(super) async fn read_bytes(body: &mut Incoming, limit: usize) -> Result<Bytes, Answer> {
+    let whole = timeout(BODY_LIMIT, Limited::new(body, limit).collect()).await;
+    match whole {
+        Err(_) => Err(refusal(
+            408,
+            "body_too_slow",
+            format!("the body took longer than {} s", BODY_LIMIT.as_secs()),
+        )),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(refusal(413, "body_too_large", format!("the body is longer than {limit} bytes")))
         }
-        Err(error) => Err(refusal(400, "bad_request", format!("the body broke off: {error}"))),
+        Ok(Err(error)) => Err(refusal(400, "bad_request", format!("the body broke off: {error}"))),
     }
 }
 
 /// Reads a JSON body of at most `limit` bytes; the error is the answer to give.
-pub(super) async fn read_body<T: DeserializeOwned>(body: Incoming, limit: usize) -> Result<T, Answer> {
+pub(super) async fn read_body<T: DeserializeOwned>(body: &mut Incoming, limit: usize) -> Result<T, Answer> {
     let bytes = read_bytes(body, limit).await?;
     serde_json::from_slice(&bytes)
         .map_err(|error| refusal(400, "bad_request", format!("the body is not as expected: {error}")))

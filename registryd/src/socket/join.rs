@@ -13,7 +13,7 @@ use crate::store::worker::Writer;
 
 /// Judges and enters a join; acknowledged only once a new registration is in the file.
 pub(super) async fn answer(
-    body: Incoming,
+    body: &mut Incoming,
     peer: Option<&str>,
     state: &Arc<State>,
     writer: &Writer,

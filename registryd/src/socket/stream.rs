@@ -15,12 +15,14 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
 use super::answer::Answer;
-use crate::events::Event;
+use crate::events::{Event, Listening};
 use crate::state::State;
 
 /// A silent stream says this often that it lives.
 const ROSTER_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Says that the reader's last event is too old, or of an earlier run of registryd.
+const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes anew\"}\n\n";
 
 /// The roster now, then each one that differs for routing; a line each.
 pub(super) fn rosters(state: &State) -> Answer {
@@ -43,10 +45,21 @@ pub(super) fn rosters(state: &State) -> Answer {
     )
 }
 
-/// What happened after `last_id` (as far as it is kept), then what happens.
+/// What happened after `last_id`, then what happens. Where that is not known any more, the reader is told so by an
+/// event `missed` and gets what is kept.
 pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
-    let (missed, live) = state.events.listen(last_id);
-    let follower = Follower { state: state.clone(), missed: missed.into(), live, last_id, connected: false };
+    let Listening { missed, gap, newest, live } = state.events.listen(last_id);
+    // Shows the reader that it is connected, even when nothing happens. A new one gets a number to resume from.
+    let mut start = String::from(": connected\n\n");
+    if last_id.is_none() {
+        start = format!(": connected\nid: {newest}\n\n");
+    }
+    if gap {
+        start.push_str(GAP);
+    }
+    let last_id = last_id.filter(|_| !gap).unwrap_or(newest);
+    let follower =
+        Follower { state: state.clone(), start: Some(start.into()), missed: missed.into(), live, last_id };
     endless(
         "text/event-stream",
         stream::unfold(follower, |mut follower| async {
@@ -59,21 +72,20 @@ pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
 /// One reader of the events.
 struct Follower {
     state: Arc<State>,
+    start: Option<Bytes>,
     missed: VecDeque<Arc<Event>>,
     live: Receiver<Arc<Event>>,
-    last_id: Option<u64>,
-    connected: bool,
+    last_id: u64,
 }
 
 impl Follower {
     async fn next(&mut self) -> Option<Bytes> {
-        if !std::mem::replace(&mut self.connected, true) {
-            // Shows the reader that it is connected, even when nothing happens.
-            return Some(Bytes::from_static(b": connected\n\n"));
+        if let Some(start) = self.start.take() {
+            return Some(start);
         }
         loop {
             if let Some(event) = self.missed.pop_front() {
-                self.last_id = Some(event.id);
+                self.last_id = event.id;
                 let (name, data) = (event.event.as_str(), serde_json::to_string(&*event).ok()?);
                 return Some(format!("id: {}\nevent: {name}\ndata: {data}\n\n", event.id).into());
             }
@@ -82,8 +94,11 @@ impl Follower {
                 Ok(Ok(event)) => self.missed.push_back(event),
                 Ok(Err(RecvError::Lagged(_))) => {
                     // A reader too slow for the channel goes on from the kept events.
-                    let (kept, live) = self.state.events.listen(Some(self.last_id.unwrap_or(0)));
-                    (self.missed, self.live) = (kept.into(), live);
+                    let Listening { missed, gap, live, .. } = self.state.events.listen(Some(self.last_id));
+                    (self.missed, self.live) = (missed.into(), live);
+                    if gap {
+                        return Some(Bytes::from_static(GAP.as_bytes()));
+                    }
                 }
                 Ok(Err(RecvError::Closed)) => return None,
             }
