@@ -3,7 +3,7 @@
 //! Requests read one immutable snapshot. The last view is kept in a file, so that a sidecar that starts
 //! while registryd is away still knows its peers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -93,10 +93,18 @@ impl RosterStore {
         }
     }
 
-    /// Makes `roster` the current view. True if it differs from the one before.
+    /// Makes `roster` the current view; a partial one only adds to it. True if it differs from the one before.
     pub fn publish(&self, roster: Roster) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last.as_ref().is_some_and(|last| last.nodes == roster.nodes) {
+        if roster.partial {
+            state.missing = "registryd could not read its registry yet, see meshctl status".into();
+        }
+        let roster = match &state.last {
+            Some(last) if roster.partial => merged(last, roster),
+            _ => roster,
+        };
+        let same = |last: &Roster| last.nodes == roster.nodes && last.partial == roster.partial;
+        if state.last.as_ref().is_some_and(same) {
             return false;
         }
         self.table.store(Arc::new(RouteTable::new(&roster, &self.own_node, self.own_inbound)));
@@ -195,11 +203,30 @@ impl RosterStore {
     /// Without any view, nothing can be said to be unknown.
     fn unknown(&self, error: impl FnOnce() -> ProxyError) -> ProxyError {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.last {
-            Some(_) => error(),
-            None => ProxyError::NoRoster(state.missing.clone()),
+        match &state.last {
+            Some(last) if !last.partial => error(),
+            _ => ProxyError::NoRoster(state.missing.clone()),
         }
     }
+}
+
+/// The last view with what a partial one knows better. A node that registryd merely wants to ask has no agents yet;
+/// those that were known stay.
+fn merged(last: &Roster, partial: Roster) -> Roster {
+    let mut nodes: BTreeMap<NodeName, RosterNode> =
+        last.nodes.iter().map(|node| (node.name.clone(), node.clone())).collect();
+    for mut node in partial.nodes {
+        if let Some(known) = nodes.get(&node.name) {
+            if node.agents.is_empty() {
+                node.agents = known.agents.clone();
+            }
+            if node.addresses.is_empty() {
+                node.addresses = known.addresses.clone();
+            }
+        }
+        nodes.insert(node.name.clone(), node);
+    }
+    Roster { revision: partial.revision, nodes: nodes.into_values().collect(), partial: last.partial }
 }
 
 impl RouteTable {
@@ -262,24 +289,51 @@ mod tests {
             node("ct112", Status::Online, &["grok"]),
             node("ct113", Status::Updating, &["grok", "alone"]),
         ];
-        store.publish(Roster { revision: 1, nodes: nodes.clone() });
+        store.publish(Roster { revision: 1, nodes: nodes.clone(), partial: false });
         let picked: std::collections::HashSet<_> =
             (0..4).map(|_| store.agent(&grok).unwrap().node.to_string()).collect();
         assert_eq!(picked.len(), 2);
         assert_eq!(store.agent(&"alone".parse().unwrap()).unwrap_err().parts().1, "agent_offline");
         assert_eq!(store.agent(&"none".parse().unwrap()).unwrap_err().parts().1, "unknown_agent");
         nodes.push(node("ct110", Status::Online, &["grok"]));
-        assert!(store.publish(Roster { revision: 2, nodes: nodes.clone() }));
-        assert!(!store.publish(Roster { revision: 3, nodes }));
+        assert!(store.publish(Roster { revision: 2, nodes: nodes.clone(), partial: false }));
+        assert!(!store.publish(Roster { revision: 3, nodes, partial: false }));
         assert_eq!(store.agent(&grok).unwrap().node.as_str(), "ct110");
         assert_eq!(store.agent(&grok).unwrap().addresses[0].to_string(), "127.0.0.1:3000");
+    }
+
+    #[test]
+    fn a_partial_view_forgets_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let partial = |nodes| Roster { revision: 1, nodes, partial: true };
+        // With nothing else known, it says where to dial, but not who is missing.
+        store.publish(partial(vec![node("ct111", Status::Online, &[])]));
+        assert!(store.node(&"ct111".parse().unwrap()).is_ok());
+        assert_eq!(store.node(&"ct112".parse().unwrap()).unwrap_err().parts().1, "no_roster");
+
+        let nodes = vec![node("ct111", Status::Online, &["grok"]), node("ct112", Status::Online, &["scout"])];
+        store.publish(Roster { revision: 2, nodes, partial: false });
+        let mut moved = node("ct111", Status::Online, &[]);
+        moved.addresses = vec!["127.0.0.10".parse().unwrap()];
+        assert!(store.publish(partial(vec![moved, node("ct113", Status::Online, &[])])));
+        assert_eq!(
+            store.agent(&"grok".parse().unwrap()).unwrap().addresses[0].to_string(),
+            "127.0.0.10:3000"
+        );
+        assert!(store.agent(&"scout".parse().unwrap()).is_ok());
+        assert!(store.node(&"ct113".parse().unwrap()).is_ok());
+        assert_eq!(store.node(&"ct114".parse().unwrap()).unwrap_err().parts().1, "unknown_node");
+        store.publish(Roster { revision: 3, nodes: Vec::new(), partial: false });
+        assert_eq!(store.node(&"ct112".parse().unwrap()).unwrap_err().parts().1, "unknown_node");
     }
 
     #[test]
     fn the_view_survives_a_restart_and_a_bad_file_is_no_view() {
         let folder = tempfile::tempdir().unwrap();
         let first = store(folder.path());
-        first.publish(Roster { revision: 1, nodes: vec![node("ct111", Status::Online, &[])] });
+        let nodes = vec![node("ct111", Status::Online, &[])];
+        first.publish(Roster { revision: 1, nodes, partial: false });
         first.save().unwrap();
         assert!(store(folder.path()).node(&"ct111".parse().unwrap()).is_ok());
         std::fs::write(folder.path().join(FILE_NAME), "{\"revision\":").unwrap();

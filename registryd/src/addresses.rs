@@ -27,10 +27,12 @@ struct Due {
 
 /// Looks up all nodes that are or may be in the mesh, for as long as the daemon runs.
 pub async fn run(state: Arc<State>, resolver: Arc<Resolver>) {
-    let mut rosters = state.rosters();
+    // Not the rosters: one whose host changed has the same addresses until it was looked up.
+    let mut views = state.views();
     let mut known: HashMap<NodeName, Due> = HashMap::new();
     let mut lookups = JoinSet::new();
     loop {
+        views.mark_unchanged();
         follow(&mut known, state.with(|inner, _| hosts(inner, state.local())));
         let now = Instant::now();
         let mut due: Vec<_> = known.iter_mut().filter(|(_, due)| !due.running && due.at <= now).collect();
@@ -57,11 +59,14 @@ pub async fn run(state: Arc<State>, resolver: Arc<Resolver>) {
                 let Ok((name, host, resolution)) = done else { continue };
                 if let Some(due) = known.get_mut(&name) {
                     due.running = false;
-                    due.at = if due.host == host { Instant::now() + resolution.valid_for.clamp(RANGE.0, RANGE.1) } else { now };
-                    state.with(|inner, _| take(inner, name, resolution));
+                    // Of a host that the node no longer has, the answer counts for nothing.
+                    if due.host == host {
+                        due.at = Instant::now() + resolution.valid_for.clamp(RANGE.0, RANGE.1);
+                        state.with(|inner, _| take(inner, name, host, resolution));
+                    }
                 }
             }
-            changed = rosters.changed() => if changed.is_err() { return },
+            changed = views.changed() => if changed.is_err() { return },
             () = sleep_until(next) => {}
         }
     }
@@ -90,14 +95,14 @@ fn follow(known: &mut HashMap<NodeName, Due>, hosts: HashMap<NodeName, String>) 
     }
 }
 
-/// Takes in an answer. A lookup that failed leaves the last good addresses in use.
-fn take(inner: &mut Inner, name: NodeName, resolution: Resolution) {
+/// Takes in an answer. A lookup that failed leaves the last good addresses of the same host in use.
+fn take(inner: &mut Inner, name: NodeName, host: String, resolution: Resolution) {
     let held = inner.addresses.get(&name);
     let addresses: Vec<IpAddr> = match (resolution.addresses.is_empty(), held) {
-        (true, Some(held)) => held.addresses.clone(),
+        (true, Some(held)) if held.host == host => held.addresses.clone(),
         _ => resolution.addresses,
     };
-    let resolved = Resolved { addresses, problem: resolution.problem };
+    let resolved = Resolved { host, addresses, problem: resolution.problem };
     if held != Some(&resolved) {
         if let Some(problem) = resolved.problem.as_ref().filter(|_| resolved.addresses.is_empty()) {
             tracing::warn!(target: "Names", "{problem} node={name}");

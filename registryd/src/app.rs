@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::config::{self, Config, Discovery};
 use sd_notify::NotifyState;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -17,11 +19,13 @@ use crate::dns_server::{self, BindError, DnsServer};
 use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
 use crate::socket::{self, SocketError};
-use crate::state::{State, own_claims};
+use crate::state::{State, follow_host, own_claims};
 use crate::store::Store;
 use crate::store::worker::{self, Writer};
 use crate::{addresses, discovery, heartbeat};
 
+/// How long the first look at the registry and at this host's address may keep everything else waiting.
+const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// How long to wait for the first registration before this node counts as ready all the same.
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
 /// How long the goodbyes to the registry and to peers may take, at the same time.
@@ -37,6 +41,8 @@ pub enum AppError {
     Runtime(#[source] io::Error),
     #[error("cannot watch for signals: {0}")]
     Signals(#[source] io::Error),
+    #[error("cannot serve the socket: {0}")]
+    Listener(#[source] io::Error),
     #[error("cannot start the storage threads: {0}")]
     Threads(#[source] io::Error),
     #[error(transparent)]
@@ -54,6 +60,11 @@ pub fn run(config: Config) -> ExitCode {
         tracing::error!(target: "Config", "mesh.enabled is false: registryd does not start");
         return ExitCode::from(config::EXIT_CODE);
     }
+    let path = config.registryd.socket.clone();
+    let listener = match socket::bind(&path) {
+        Ok(listener) => listener,
+        Err(error) => return stopped(&error.into()),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(4)
@@ -61,26 +72,25 @@ pub fn run(config: Config) -> ExitCode {
         .enable_all()
         .build();
     let outcome = runtime.map_err(AppError::Runtime).and_then(|runtime| {
-        let outcome = runtime.block_on(serve(Arc::new(config)));
+        let outcome = runtime.block_on(serve(Arc::new(config), listener));
         // Storage that hangs must not keep the process.
         runtime.shutdown_background();
         outcome
     });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(target: "Registry", "registryd stops: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    // Fails only if somebody removed it already.
+    let _ = fs::remove_file(&path);
+    outcome.map_or_else(|error| stopped(&error), |()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: Arc<Config>) -> Result<(), AppError> {
+fn stopped(error: &AppError) -> ExitCode {
+    tracing::error!(target: "Registry", "registryd stops: {error}");
+    ExitCode::FAILURE
+}
+
+async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
-    let path = config.registryd.socket.clone();
-    let listener = socket::bind(&path).await?;
-
+    let listener = UnixListener::from_std(listener).map_err(AppError::Listener)?;
     let dns = match config.registryd.dns.listen {
         Some(address) => Some(DnsServer::bind(address).await?),
         None => None,
@@ -92,6 +102,11 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let client = PeerClient::new(config.proxy.outbound.listen);
     let resolver = Arc::new(Resolver::new(&config.registryd.dns));
     let (sightings, sighted) = mpsc::channel(64);
+    let (looked, own_host) = oneshot::channel();
+    tokio::spawn(follow_host(state.clone(), looked));
+    // Whoever asks is answered with the registry in view, and the first registration has the right host, unless
+    // the storage is slow.
+    let _ = timeout(FIRST_LOOK_LIMIT, async { tokio::join!(own_host, state.first_look()) }).await;
 
     tokio::spawn(watchdog.run(state.clone()));
     tokio::spawn(heartbeat::run(state.clone(), writer.clone()));
@@ -114,7 +129,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         "registryd ready node={} registry={} socket={}",
         state.local(),
         config.mesh.registry_path().display(),
-        path.display()
+        config.registryd.socket.display()
     );
     notify(NotifyState::Ready);
     tokio::select! {
@@ -127,8 +142,6 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     if let Some(announcing) = announcing {
         let _ = timeout(GOODBYE_LIMIT, announcing).await;
     }
-    // Fails only if somebody removed it already.
-    let _ = fs::remove_file(&path);
     Ok(())
 }
 

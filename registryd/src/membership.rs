@@ -44,6 +44,8 @@ pub struct Membership {
     /// Until when this reader could see whether `lastSeen` moves.
     looked_at: Instant,
     loaded: bool,
+    /// Whether the operator updates this node; `None` until the file or the operator says.
+    updating: Option<bool>,
     /// Whether changes are news yet: what the first reading shows is not.
     announcing: bool,
 }
@@ -99,6 +101,7 @@ impl Membership {
             departed: HashMap::new(),
             looked_at: now.instant,
             loaded: false,
+            updating: None,
             announcing: false,
         };
         let mut member = Member::new(&local, own, now);
@@ -126,6 +129,16 @@ impl Membership {
         let Some(member) = self.members.get_mut(&local) else { return false };
         member.said_goodbye = status == Status::Offline;
         std::mem::replace(&mut member.node.status, status) != status
+    }
+
+    /// Whether the operator updates this node.
+    pub fn updating(&self) -> bool {
+        self.updating == Some(true)
+    }
+
+    /// Notes what the operator says.
+    pub fn set_updating(&mut self, updating: bool) {
+        self.updating = Some(updating);
     }
 
     /// Moves the own `lastSeen`: forward even where this host's clock was set back.
@@ -175,6 +188,16 @@ impl Membership {
             }
         }
         self.loaded = true;
+        if self.updating.is_none() {
+            let own = registry.id_of(&self.local).and_then(|id| registry.nodes.get(id)?.node());
+            self.updating = Some(own.is_some_and(amend::says_updating));
+            if self.updating() {
+                tracing::info!(
+                    target: "Registry",
+                    "this node is still being updated, as it was before the restart; `meshctl status set online` ends it"
+                );
+            }
+        }
     }
 
     fn read_one(&mut self, name: &NodeName, mut node: Node, now: Now) {
@@ -210,9 +233,16 @@ impl Membership {
 
     /// Takes in what a node says of itself over verified mutual TLS. `true` if it is new or said something new
     /// beyond being alive.
-    pub fn hear_itself(&mut self, name: &NodeName, node: Node, now: Now) -> bool {
+    pub fn hear_itself(&mut self, name: &NodeName, mut node: Node, now: Now) -> bool {
         if *name == self.local {
             return false;
+        }
+        if node.last_seen == 0 {
+            // It gives no stamp, so the one of its word counts.
+            node.last_seen = now.epoch_ms;
+        }
+        if node.registered_at == 0 {
+            node.registered_at = node.last_seen;
         }
         self.departed.remove(name);
         let Some(member) = self.members.get_mut(name) else {

@@ -22,7 +22,7 @@ use crate::membership::{Membership, Now};
 use crate::store::{StoreError, Written};
 use crate::view::View;
 
-pub use own::own_claims;
+pub use own::{follow_host, own_claims};
 
 /// How long a sidecar's report counts.
 const REPORT_LIFETIME: Duration = Duration::from_secs(15);
@@ -41,6 +41,7 @@ pub struct State {
     /// Wakes discovery: somebody is to be asked.
     pub ask_wanted: Notify,
     inner: Mutex<Inner>,
+    looked: watch::Sender<bool>,
     view: watch::Sender<Arc<View>>,
     roster: watch::Sender<Arc<Roster>>,
 }
@@ -52,9 +53,10 @@ pub struct Inner {
     pub members: Membership,
     /// What names resolve to.
     pub addresses: HashMap<NodeName, Resolved>,
+    /// What nodes announce by mDNS: tried where nothing better is known or answers.
+    pub announced: HashMap<NodeName, Vec<IpAddr>>,
     /// Nodes that are being asked, or known from the configuration: routable although not members.
     pub candidates: BTreeMap<NodeName, Wanted>,
-    updating: bool,
     leaving: bool,
     sidecar: Option<(SidecarReport, Instant)>,
     problems: BTreeMap<&'static str, String>,
@@ -68,6 +70,8 @@ pub struct Inner {
 /// What a node's name resolved to last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolved {
+    /// The registered host that the lookup fell back to.
+    pub host: String,
     /// The addresses, in the order to try; the last good ones where the last lookup failed.
     pub addresses: Vec<IpAddr>,
     /// Why there are none, or what was wrong with the last lookup.
@@ -118,13 +122,14 @@ impl State {
             counters: Counters::default(),
             write_wanted: Notify::new(),
             ask_wanted: Notify::new(),
+            looked: watch::channel(false).0,
             view: watch::channel(Arc::new(View::empty(local))).0,
             roster: watch::channel(Arc::new(Roster::default())).0,
             inner: Mutex::new(Inner {
                 members,
                 addresses: HashMap::new(),
+                announced: HashMap::new(),
                 candidates: BTreeMap::new(),
-                updating: false,
                 leaving: false,
                 sidecar: None,
                 problems: BTreeMap::new(),
@@ -180,6 +185,12 @@ impl State {
         self.with(|inner, _| inner.solved(about));
     }
 
+    /// Waits until the registry was looked at once, with whatever outcome.
+    pub async fn first_look(&self) {
+        // Fails only when the sender, which is here, is gone.
+        let _ = self.looked.subscribe().wait_for(|looked| *looked).await;
+    }
+
     /// Takes in the file as it was read. `writes_pass` tells whether it could have been written just now.
     pub fn file_read(&self, registry: Registry, writes_pass: bool) {
         Counters::add(&self.counters.reads);
@@ -194,6 +205,7 @@ impl State {
                 self.write_wanted.notify_one();
             }
         });
+        self.looked.send_replace(true);
     }
 
     /// Notes that the file is as it was read last. `writes_pass` tells whether it could have been written just now.
@@ -218,6 +230,7 @@ impl State {
             }
             inner.problem("read", format!("{error}; going on with the last good view"));
         });
+        self.looked.send_replace(true);
     }
 
     /// The content to start from where the file is gone or broken.
@@ -229,6 +242,9 @@ impl State {
     pub fn amend(&self, registry: &mut Registry, due: bool) -> bool {
         self.with(|inner, now| {
             inner.take_in(registry, now);
+            // The first look may have shown that this node is being updated.
+            let status = inner.own_status(now);
+            inner.members.set_own_status(status);
             let due = due && inner.heartbeats();
             inner.members.amend(registry, due, now)
         })
@@ -287,9 +303,26 @@ impl State {
         });
     }
 
-    /// Sets the status that the operator wants.
+    /// Sets the status that the operator wants; it holds until the operator sets another one.
     pub fn set_updating(&self, updating: bool) {
-        self.with(|inner, _| inner.updating = updating);
+        self.with(|inner, _| inner.members.set_updating(updating));
+    }
+
+    /// Sets where others dial this node.
+    pub fn set_own_host(&self, host: String) {
+        self.with(|inner, _| {
+            let registered = inner.last_heartbeat.is_some();
+            let own = inner.members.own();
+            if own.host == host {
+                return;
+            }
+            if registered {
+                let before = &own.host;
+                tracing::info!(target: "Registry", "this node's address is {host} now, it was {before}");
+            }
+            own.host = host;
+            self.write_wanted.notify_one();
+        });
     }
 
     /// From now on this node is on its way out.
@@ -384,7 +417,7 @@ impl Inner {
         let backend_down = self.sidecar(now).is_some_and(|report| report.backend_up == Some(false));
         match () {
             () if self.leaving => Status::Offline,
-            () if self.updating => Status::Updating,
+            () if self.members.updating() => Status::Updating,
             () if backend_down => Status::Degraded,
             () => Status::Online,
         }

@@ -55,6 +55,9 @@ pub struct Roster {
     pub revision: u64,
     /// All nodes with valid names, the own one among them, ordered by name.
     pub nodes: Vec<RosterNode>,
+    /// Whether registryd has not seen its registry yet, so that a node that is not in here may exist all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// A node as the sidecar needs it.
@@ -96,6 +99,8 @@ pub struct SidecarReport {
 pub struct DaemonStatus {
     /// This node.
     pub node: NodeName,
+    /// Its state.
+    pub status: Status,
     /// The program's version.
     pub version: String,
     /// The file in use.

@@ -1,6 +1,7 @@
 //! Nodes without a shared file find each other: by a seed, by a list, always through their sidecars.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use mesh_tests::eventually;
 use mesh_tests::mesh::{Mesh, Node, Plan, read_json};
@@ -86,6 +87,71 @@ async fn a_mesh_goes_on_and_grows_without_its_seed() {
         }
     }
     assert_eq!(two.get("/agents/scout/x").await.status, 200);
+}
+
+/// Long enough that two of them are more than a busy machine needs.
+const INTERVAL: Duration = Duration::from_secs(4);
+
+async fn four(mesh: &Mesh) -> [Node; 4] {
+    let mut nodes = Vec::new();
+    for (name, agent) in [("ct110", "opus"), ("ct111", "grok"), ("ct112", "scout"), ("ct113", "ranger")] {
+        let slow = |config: &mut serde_json::Value| {
+            config["mesh"]["heartbeat_interval_ms"] = json!(INTERVAL.as_millis() as u64);
+        };
+        nodes.push(seeded(mesh, name, agent).with(slow).start().await);
+    }
+    let nodes = <[Node; 4]>::try_from(nodes).unwrap_or_else(|_| unreachable!());
+    for node in &nodes {
+        for (other, agent) in [("ct110", "opus"), ("ct111", "grok"), ("ct112", "scout"), ("ct113", "ranger")]
+        {
+            knows(node, other, agent).await;
+        }
+    }
+    nodes
+}
+
+/// Restarts ct111 with other agents and gives how long it takes until all of `others` know.
+async fn change_reaches(changed: &mut Node, others: &[&Node]) -> Duration {
+    let mut config = read_json(&changed.config_path);
+    config["registryd"]["agents"] = json!(["grok", "helper"]);
+    std::fs::write(&changed.config_path, config.to_string()).unwrap();
+    changed.registryd().kill();
+    changed.start_registryd().await;
+    let started = Instant::now();
+    for node in others {
+        mesh_tests::eventually_within(
+            2 * INTERVAL,
+            &format!("{} knows the new agents", node.name),
+            async || (own_entry(node, "ct111")?["agents"] == json!(["grok", "helper"])).then_some(()),
+        )
+        .await;
+    }
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn without_the_seed_a_change_reaches_all_within_two_intervals() {
+    let mesh = Mesh::new();
+    let [mut seed, mut changed, two, three] = four(&mesh).await;
+    seed.proxy().kill();
+    seed.registryd().kill();
+    let taken = change_reaches(&mut changed, &[&two, &three]).await;
+    println!("seed lost: {taken:?} of two intervals of {INTERVAL:?}");
+    // And the other way round: it has not forgotten anybody.
+    for (other, agent) in [("ct112", "scout"), ("ct113", "ranger")] {
+        assert!(own_entry(&changed, other).is_some());
+        assert_eq!(changed.comes_to(&format!("/agents/{agent}/x"), None).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn without_another_node_a_change_reaches_all_within_two_intervals() {
+    let mesh = Mesh::new();
+    let [seed, mut changed, two, mut lost] = four(&mesh).await;
+    lost.proxy().kill();
+    lost.registryd().kill();
+    let taken = change_reaches(&mut changed, &[&seed, &two]).await;
+    println!("another node lost: {taken:?} of two intervals of {INTERVAL:?}");
 }
 
 #[tokio::test]

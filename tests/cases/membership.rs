@@ -305,19 +305,77 @@ async fn an_operator_takes_a_node_out_for_an_update_and_back() {
 }
 
 #[tokio::test]
-async fn events_tell_what_changes() {
+async fn an_update_lasts_across_restarts_until_it_is_ended() {
+    let mesh = Mesh::new();
+    let mut node = registryd(&mesh, "ct110").await;
+    registered(&mesh, "ct110").await;
+    let is = async |status: &str| {
+        eventually(&format!("ct110 is {status}"), async || {
+            (mesh.entry("ct110")?["status"] == status).then_some(())
+        })
+        .await;
+    };
+    let meshctl = |node: &Node, arguments: &[&str]| {
+        mesh_tests::process::text(&mesh_tests::process::run(node.command("meshctl").args(arguments)).stdout)
+    };
+    meshctl(&node, &["status", "set", "updating"]);
+    is("updating").await;
+    for kill in [false, true] {
+        match kill {
+            true => node.registryd().kill(),
+            false => {
+                assert!(node.registryd().stop().await.success());
+                assert_eq!(mesh.entry("ct110").unwrap()["status"], "offline");
+            }
+        }
+        let seen = mesh.entry("ct110").unwrap()["lastSeen"].as_u64();
+        node.start_registryd().await;
+        // From its very first heartbeat on: it takes no task in between.
+        let first = eventually("the first heartbeat", async || {
+            mesh.entry("ct110").filter(|entry| entry["lastSeen"].as_u64() > seen)
+        })
+        .await;
+        assert_eq!(first["status"], "updating");
+        node.registryd().wait_log(&["still being updated", "meshctl status set online"]).await;
+    }
+    let told = meshctl(&node, &["status"]);
+    assert!(told.contains("updating"), "{told}");
+    meshctl(&node, &["status", "set", "online"]);
+    is("online").await;
+    assert!(node.registryd().stop().await.success());
+    node.start_registryd().await;
+    is("online").await;
+}
+
+/// DESIGN: a change in the registry is in the sidecar's routing within a second.
+#[tokio::test]
+async fn changes_reach_the_sidecar_at_once() {
     let mesh = Mesh::new();
     let node = mesh.start("ct110", "opus").await;
-    let request = web::request(Method::GET, "/mesh/events").body(web::empty()).unwrap();
-    let mut response = web::open(node.outbound(), request).await.unwrap();
-    assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
-    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
-    let mut told = String::new();
-    while !(told.contains("joined") && told.contains("ct150")) {
-        let data = web::next_data(response.body_mut()).await.expect("the stream of events ended");
-        told.push_str(&mesh_tests::process::text(&data));
+    let limit = std::time::Duration::from_secs(5);
+    let mut taken = Vec::new();
+    for i in 0..8 {
+        let (name, agent) = (format!("ct15{i}"), format!("scout-{i}"));
+        let started = std::time::Instant::now();
+        match i % 2 {
+            // By another program's change of the file, which the node has to notice.
+            0 => mesh.register(&name, "127.1.2.3", 3000, &[&agent]),
+            // By a registration at this node itself.
+            _ => {
+                let request = web::request(Method::POST, "/api/mesh/join");
+                let body = entry(&name, "127.1.2.3", 3000, &[&agent]).to_string();
+                let answer = node.from_peer(&mesh, &name, request.body(web::full(body)).unwrap()).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            }
+        }
+        let target = format!("/agents/{agent}/x");
+        mesh_tests::eventually_within(limit, "the agent is routed", async || {
+            (node.get(&target).await.header("x-mesh-error") != Some("unknown_agent")).then_some(())
+        })
+        .await;
+        taken.push(started.elapsed());
     }
+    println!("from change to routing: {taken:?}");
 }
 
 /// Reads server-sent events until `wanted` ones came; each as its id, name and node.

@@ -145,6 +145,63 @@ async fn a_join_that_is_no_node_is_refused_in_words() {
 }
 
 #[tokio::test]
+async fn each_limit_on_a_join_has_an_error_of_its_own() {
+    let mesh = Mesh::new();
+    let mut node = mesh.start("ct110", "opus").await;
+    let many = json!((0..257).map(|i| format!("a{i}")).collect::<Vec<_>>());
+    let long = "x".repeat(257);
+    for (field, value, code) in [
+        ("agents", many.clone(), "too_many_agents"),
+        ("providers", many.clone(), "too_many_providers"),
+        ("models", many.clone(), "too_many_models"),
+        ("capabilities", many, "too_many_capabilities"),
+        ("models", json!([long]), "node_text_too_long"),
+        ("version", json!(long), "node_text_too_long"),
+        ("name", json!("no name"), "bad_node_name"),
+        ("name", json!("n".repeat(64)), "bad_node_name"),
+        ("agents", json!(["a/b"]), "bad_agent_name"),
+        ("agents", json!(["a".repeat(65)]), "bad_agent_name"),
+        ("host", json!("http://10.0.0.1"), "bad_node_host"),
+        ("port", json!(0), "bad_node_port"),
+        ("metadata", json!({"notes": "x".repeat(70_000)}), "node_metadata_too_large"),
+    ] {
+        let mut body = entry("ct112", "127.9.9.9", 3000, &["scout"]);
+        body[field] = value;
+        join(&mesh, &node, "ct112", &body).await.problem(400, code);
+    }
+    // Just at the limits it is taken; just above, with and without a length, it is not.
+    let sized = |bytes: usize| {
+        let body = entry("ct112", "127.9.9.9", 3000, &["scout"]).to_string();
+        body.replacen('{', &format!("{{{}", " ".repeat(bytes - body.len())), 1)
+    };
+    for (bytes, streamed) in [(1 << 20, false), (1 << 20, true), ((1 << 20) + 1, false), (2 << 20, true)] {
+        let (sender, stream) = web::channel();
+        let body = match streamed {
+            false => web::full(sized(bytes)),
+            true => {
+                sender.send(web::piece(sized(bytes))).unwrap();
+                stream
+            }
+        };
+        drop(sender);
+        let request = web::request(Method::POST, "/api/mesh/join").body(body).unwrap();
+        let answer = node.from_peer(&mesh, "ct112", request).await;
+        match bytes == 1 << 20 {
+            true => assert_eq!(answer.status, 200, "{}", answer.text()),
+            false => drop(answer.problem(413, "body_too_large")),
+        }
+    }
+    for host in ["ct110.mesh", "CT110.MESH.", "ct110", "ct199.mesh"] {
+        let answer = join(&mesh, &node, "ct112", &entry("ct112", host, 3000, &["scout"])).await;
+        answer.problem(403, "join_other_node");
+        node.registryd().wait_log(&["WARN [Registry] join refused", host, "peer.cn=ct112"]).await;
+    }
+    assert_eq!(mesh.entry("ct112").unwrap()["host"], "127.9.9.9");
+    // Nothing that was refused is counted as registered.
+    assert_eq!(mesh.registry()["nodes"].as_object().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn without_registryd_its_paths_say_so() {
     let mesh = Mesh::new();
     let mut node = mesh.node("ct110").prepare().await;

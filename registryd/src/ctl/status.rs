@@ -26,7 +26,9 @@ pub struct StatusArgs {
 
 #[derive(Debug, Subcommand)]
 enum Change {
-    /// Announce that this node is being updated (it takes no tasks by agent name), or is back
+    /// Announce that this node is being updated (it takes no tasks by agent name), or is back.
+    ///
+    /// It stays `updating`, also when registryd or the host is restarted, until it is set `online`.
     Set {
         /// What this node is from now on
         status: Wanted,
@@ -127,6 +129,7 @@ fn days_left(not_after: i64, now: UnixTime) -> i64 {
 fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String {
     let mut lines = vec![
         ("node", format!("{} (registryd {})", status.node, status.version)),
+        ("status", status.status.as_str().into()),
         ("registry", format!("{}: {} nodes, {} online", status.registry_path, status.nodes, status.online)),
         ("discovery", status.discovery.clone()),
         (
@@ -173,6 +176,7 @@ mod tests {
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_000_000));
         let mut status = DaemonStatus {
             node: "ct110".parse().unwrap(),
+            status: Status::Online,
             version: "0".into(),
             registry_path: String::new(),
             discovery: "none".into(),

@@ -5,6 +5,7 @@
 //! node that somebody else spoke of, or that has been silent for suspiciously long.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ const AT_ONCE: usize = 8;
 const FAN_OUT: usize = 16;
 /// Most nodes from hearsay that wait to be asked.
 const MAX_HEARD: usize = 1000;
+/// Most announced addresses of a node that are dialled.
+const MAX_ANNOUNCED: usize = 8;
 /// How often a node that was merely heard of is asked before it is forgotten.
 const HEARD_ATTEMPTS: u32 = 3;
 /// The first wait after a failure.
@@ -93,8 +96,14 @@ pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Rec
                 }
             }
             Some(sighting) = sightings.recv() => match sighting {
-                Sighting::Found(candidate) => engine.want(candidate, Why::Heard { offline: false }),
-                Sighting::Goodbye(name) => engine.check_goodbye(name),
+                Sighting::Found(candidate) => {
+                    engine.announced(&candidate.name, candidate.addresses.clone());
+                    engine.want(candidate, Why::Heard { offline: false });
+                }
+                Sighting::Goodbye(name) => {
+                    engine.check_goodbye(name.clone());
+                    engine.announced(&name, Vec::new());
+                }
             },
             () = sleep_until(next) => {
                 if Instant::now() >= engine.round_at {
@@ -320,6 +329,20 @@ impl Engine {
         for (candidate, offline) in heard {
             self.want(candidate, Why::Heard { offline });
         }
+    }
+
+    /// Keeps what a node announces for dialling; a registered address comes first, and the certificate decides.
+    fn announced(&self, name: &NodeName, mut addresses: Vec<IpAddr>) {
+        addresses.truncate(MAX_ANNOUNCED);
+        self.state.with(|inner, _| {
+            let before = match addresses.is_empty() {
+                true => inner.announced.remove(name),
+                false => inner.announced.insert(name.clone(), addresses.clone()),
+            };
+            if before.unwrap_or_default() != addresses {
+                inner.touch();
+            }
+        });
     }
 
     /// A goodbye on the network is not authenticated: the node is asked, and believed if it answers.

@@ -2,10 +2,21 @@
 
 use mesh_shared::registry::{Entry, Node, Registry, Status};
 
+use serde_json::{Map, Value};
+
 use super::{Membership, Now};
 
-/// A `lastSeen` further ahead than this in the own entry is not caught up with but replaced.
+/// A time further ahead than this in the own entry is not caught up with but replaced.
 const MAX_CATCH_UP_MS: u64 = 24 * 3600 * 1000;
+
+/// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
+/// `status`, which says `offline` while the node is down for the update.
+const UPDATING_SINCE: &str = "updatingSince";
+
+/// Whether an entry says that its node is being updated, even if the node is down now.
+pub(super) fn says_updating(entry: &Node) -> bool {
+    entry.status == Status::Updating || entry.extra.get(UPDATING_SINCE).is_some_and(Value::is_number)
+}
 
 impl Membership {
     /// Brings the registry, as it was read just now under the lock and taken in with [`Membership::read`], up to
@@ -61,7 +72,7 @@ impl Membership {
     }
 
     fn amend_own(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
-        let local = self.local.clone();
+        let (local, updating) = (self.local.clone(), self.updating());
         let own = self.own();
         let id = registry.id_of(&local).map(str::to_owned);
         let held = id.as_ref().and_then(|id| registry.nodes.get(id)).and_then(Entry::node).cloned();
@@ -70,12 +81,17 @@ impl Membership {
             if own.registered_at == 0 {
                 own.registered_at = now.epoch_ms;
             }
+            own.last_seen = own.last_seen.max(own.registered_at);
+            mark_updating(&mut own.extra, updating, now);
             registry.nodes.insert(own.id.clone(), own.clone().into());
             return true;
         };
         own.id = id.clone();
-        own.registered_at = if held.registered_at > 0 { held.registered_at } else { now.epoch_ms };
+        let plausible = 1..now.epoch_ms.saturating_add(MAX_CATCH_UP_MS);
+        let registered = plausible.contains(&held.registered_at);
+        own.registered_at = if registered { held.registered_at } else { now.epoch_ms };
         own.extra = held.extra.clone();
+        mark_updating(&mut own.extra, updating, now);
         let mut wanted = Node { name: held.name.clone(), ..own.clone() };
         if own.metadata.is_none() {
             wanted.metadata = held.metadata.clone();
@@ -83,6 +99,7 @@ impl Membership {
         let same = super::same_claims(&wanted, &held)
             && wanted.status == held.status
             && wanted.registered_at == held.registered_at
+            && wanted.extra == held.extra
             && wanted.id == held.id;
         if same && !due {
             return false;
@@ -91,10 +108,19 @@ impl Membership {
         // this node, or another writer, put one from a clock that was ahead.
         let catch_up = held.last_seen.saturating_sub(now.epoch_ms) < MAX_CATCH_UP_MS;
         let after_held = if catch_up { held.last_seen + 1 } else { 0 };
-        own.last_seen = own.last_seen.max(now.epoch_ms).max(after_held);
+        own.last_seen = own.last_seen.max(now.epoch_ms).max(after_held).max(own.registered_at);
         wanted.last_seen = own.last_seen;
         registry.nodes.insert(id, wanted.into());
         true
+    }
+}
+
+fn mark_updating(extra: &mut Map<String, Value>, updating: bool, now: Now) {
+    match (updating, extra.get(UPDATING_SINCE)) {
+        (true, Some(Value::Number(_))) | (false, None | Some(Value::Null)) => {}
+        (true, _) => drop(extra.insert(UPDATING_SINCE.into(), now.epoch_ms.into())),
+        // Not removed: peers that keep what they do not know would bring it back.
+        (false, Some(_)) => drop(extra.insert(UPDATING_SINCE.into(), Value::Null)),
     }
 }
 

@@ -237,3 +237,57 @@ fn what_was_heard_is_written_and_what_lags_waits_for_the_beat() {
     assert!(reader.mesh.amend(&mut file, true, reader.now));
     assert_eq!(file.nodes["ct111"].node().unwrap().last_seen, 20);
 }
+
+#[test]
+fn a_node_is_never_seen_before_it_is_registered() {
+    let mut reader = Reader::new();
+    reader.mesh.beat(reader.now);
+    // The lock was waited for since.
+    reader.now.epoch_ms += 3;
+    let mut file = registry(&[]);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    for registered_at in [0, reader.now.epoch_ms + 50, u64::MAX] {
+        let held = Node { registered_at, ..node("ct110", 5) };
+        let mut other = registry(&[held]);
+        assert!(reader.mesh.amend(&mut other, true, reader.now));
+        let own = other.nodes["ct110"].node().unwrap();
+        assert!(own.last_seen >= own.registered_at && own.registered_at > 0, "{own:?}");
+    }
+    let own = file.nodes["ct110"].node().unwrap();
+    assert!(own.last_seen >= own.registered_at && own.registered_at > 0, "{own:?}");
+    reader.mesh.hear_itself(&named("ct111"), Node { registered_at: 0, ..node("ct111", 0) }, reader.now);
+    let heard = &reader.mesh.members["ct111"].node;
+    assert!(heard.last_seen >= heard.registered_at && heard.registered_at > 0, "{heard:?}");
+}
+
+#[test]
+fn an_update_lasts_until_the_operator_ends_it() {
+    let mut reader = Reader::new();
+    let mut file = registry(&[]);
+    reader.mesh.read(&file, reader.now);
+    assert!(!reader.mesh.updating());
+    reader.mesh.set_updating(true);
+    // Down for the update.
+    reader.mesh.set_own_status(Status::Offline);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+
+    let mut again = Reader::new();
+    again.mesh.read(&file, again.now);
+    assert!(again.mesh.updating());
+    again.mesh.set_updating(false);
+    again.mesh.set_own_status(Status::Online);
+    assert!(again.mesh.amend(&mut file, false, again.now));
+    let mut last = Reader::new();
+    last.mesh.read(&file, last.now);
+    assert!(!last.mesh.updating());
+
+    // An entry by another program; and an operator who was faster than the file.
+    let held = Node { status: Status::Updating, ..node("ct110", 5) };
+    let mut other = Reader::new();
+    other.mesh.read(&registry(std::slice::from_ref(&held)), other.now);
+    assert!(other.mesh.updating());
+    let mut other = Reader::new();
+    other.mesh.set_updating(false);
+    other.mesh.read(&registry(&[held]), other.now);
+    assert!(!other.mesh.updating());
+}

@@ -85,6 +85,7 @@ pub(super) fn daemon_status(state: &State) -> DaemonStatus {
     let mesh = &state.config.mesh;
     state.with(|inner, now| DaemonStatus {
         node: mesh.node_name.clone(),
+        status: inner.members.own().status,
         version: env!("CARGO_PKG_VERSION").into(),
         registry_path: mesh.registry_path().display().to_string(),
         discovery: match mesh.discovery {

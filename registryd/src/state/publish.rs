@@ -31,11 +31,11 @@ impl State {
             local: self.local().clone(),
             nodes: inner.node_views(self.local(), now),
         }));
-        let nodes = inner.roster_nodes();
+        let (nodes, partial) = (inner.roster_nodes(), !inner.has_view());
         self.roster.send_if_modified(|roster| {
-            let news = roster.revision == 0 || roster.nodes != nodes;
+            let news = roster.revision == 0 || roster.nodes != nodes || roster.partial != partial;
             if news {
-                *roster = Arc::new(Roster { revision: roster.revision + 1, nodes });
+                *roster = Arc::new(Roster { revision: roster.revision + 1, nodes, partial });
             }
             news
         });
@@ -126,7 +126,8 @@ impl Inner {
     }
 
     fn row(&self, name: &NodeName, host: &str, port: u16, status: Status) -> RosterNode {
-        let addresses = self.addresses_of(name, host);
+        let mut addresses = self.addresses_of(name, host);
+        add_new(&mut addresses, self.announced.get(name).into_iter().flatten().copied());
         let problem = self.addresses.get(name).and_then(|resolved| resolved.problem.clone());
         let unresolved = addresses
             .is_empty()
@@ -134,11 +135,24 @@ impl Inner {
         RosterNode { name: name.clone(), status, agents: Vec::new(), addresses, port, unresolved }
     }
 
-    /// What the name resolved to, or the address that the node gives where nothing is known yet.
+    /// What the name resolved to. While a node's host is being looked up, the address that it gives comes first.
     fn addresses_of(&self, name: &NodeName, host: &str) -> Vec<IpAddr> {
-        match self.addresses.get(name) {
-            Some(resolved) if !resolved.addresses.is_empty() => resolved.addresses.clone(),
-            _ => host.parse().into_iter().collect(),
+        let resolved = self.addresses.get(name);
+        let current = resolved.filter(|resolved| resolved.host == host && !resolved.addresses.is_empty());
+        if let Some(resolved) = current {
+            return resolved.addresses.clone();
+        }
+        let mut addresses: Vec<IpAddr> = host.parse().into_iter().collect();
+        let older = resolved.into_iter().flat_map(|resolved| resolved.addresses.iter().copied());
+        add_new(&mut addresses, older);
+        addresses
+    }
+}
+
+fn add_new(addresses: &mut Vec<IpAddr>, more: impl Iterator<Item = IpAddr>) {
+    for address in more {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
     }
 }

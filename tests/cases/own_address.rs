@@ -1,0 +1,72 @@
+//! A node that has to find out its own address: when the network comes up late, or changes.
+
+use std::process::Command;
+
+use mesh_tests::eventually_within;
+use mesh_tests::mesh::Mesh;
+use mesh_tests::process::{self, Daemon, run, succeed};
+use serde_json::json;
+
+const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+
+/// A network namespace with one interface that is down; gone with this value.
+struct Late(String);
+
+impl Late {
+    /// `None`, with a loud line, where this user cannot make one.
+    fn new() -> Option<Self> {
+        let name = format!("mesh-late-{}", std::process::id());
+        if !run(Command::new("ip").env("PATH", PATH).args(["netns", "add", &name])).status.success() {
+            eprintln!(
+                "##### SKIPPED: no network namespaces here (they need root): a late network is not tested #####"
+            );
+            return None;
+        }
+        let late = Self(name);
+        late.ip(&["link", "add", "mesh0", "type", "veth", "peer", "name", "mesh1"]);
+        late.ip(&["link", "set", "mesh1", "up"]);
+        Some(late)
+    }
+
+    fn ip(&self, args: &[&str]) {
+        succeed(Command::new("ip").env("PATH", PATH).args(["-n", &self.0]).args(args));
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        run(Command::new("ip").env("PATH", PATH).args(["netns", "del", &self.0]));
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_comes_late_or_changes_is_registered() {
+    let Some(network) = Late::new() else { return };
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").with(|config| {
+        config["mesh"].as_object_mut().unwrap().remove("advertise_host");
+        config["mesh"]["heartbeat_interval_ms"] = json!(2000);
+    });
+    let mut node = plan.prepare().await;
+    let mut command = Command::new("ip");
+    command.env("PATH", PATH).env_remove("MESH_CONFIG").args(["netns", "exec", &network.0]);
+    command.arg(process::binary("registryd")).arg("--config").arg(&node.config_path);
+    node.registryd = Some(Daemon::start("registryd", &mut command));
+    let registered = async |host: &str| {
+        // One heartbeat, and time for a machine that is busy.
+        let limit = std::time::Duration::from_secs(10);
+        eventually_within(limit, &format!("{host} is registered"), async || {
+            (mesh.entry("ct110")?["host"] == host).then_some(())
+        })
+        .await;
+    };
+    registered("ct110.mesh").await;
+    network.ip(&["addr", "add", "10.78.0.1/24", "dev", "mesh0"]);
+    network.ip(&["link", "set", "mesh0", "up"]);
+    registered("10.78.0.1").await;
+    network.ip(&["addr", "add", "10.78.0.2/24", "dev", "mesh0"]);
+    network.ip(&["addr", "del", "10.78.0.1/24", "dev", "mesh0"]);
+    network.ip(&["addr", "replace", "10.78.0.2/24", "dev", "mesh0"]);
+    registered("10.78.0.2").await;
+    node.registryd().wait_log(&["this node's address is 10.78.0.2 now"]).await;
+}
