@@ -38,8 +38,6 @@ pub struct State {
     pub counters: Counters,
     /// Wakes the heartbeat: the file lacks something that should not wait for the next beat.
     pub write_wanted: Notify,
-    /// Wakes discovery: somebody is to be asked.
-    pub ask_wanted: Notify,
     inner: Mutex<Inner>,
     looked: watch::Sender<bool>,
     view: watch::Sender<Arc<View>>,
@@ -121,7 +119,6 @@ impl State {
             events: EventLog::new(now.epoch_ms),
             counters: Counters::default(),
             write_wanted: Notify::new(),
-            ask_wanted: Notify::new(),
             looked: watch::channel(false).0,
             view: watch::channel(Arc::new(View::empty(local))).0,
             roster: watch::channel(Arc::new(Roster::default())).0,

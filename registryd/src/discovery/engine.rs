@@ -278,6 +278,8 @@ impl Engine {
             Err(error) if why == Why::Configured => {
                 let seconds = wait.as_secs_f32().ceil();
                 if first_failure {
+                    // Whoever else is known stands in for it now, not an interval later.
+                    self.round_at = Instant::now();
                     tracing::warn!(target: "Discovery", "{error}; trying again in {seconds} s node={name}");
                 }
                 self.state.with(|inner, _| {

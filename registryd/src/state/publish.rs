@@ -156,3 +156,66 @@ fn add_new(addresses: &mut Vec<IpAddr>, more: impl Iterator<Item = IpAddr>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_shared::config::Config;
+    use mesh_shared::registry::Registry;
+
+    use super::*;
+    use crate::state::{Resolved, own_claims};
+
+    /// ct110, which has heard of ct111 at this host.
+    fn state(host: &str) -> State {
+        let config = Config::parse("mesh: {enabled: true, node_name: ct110, tls: true}").unwrap();
+        let own = own_claims(&config);
+        let state = State::new(Arc::new(config), own);
+        let node = Node { name: "ct111".into(), host: host.into(), port: 3000, ..Node::default() };
+        state.with(|inner, now| inner.members.hear_itself(&ct111(), node, now));
+        state
+    }
+
+    fn ct111() -> NodeName {
+        "ct111".parse().unwrap()
+    }
+
+    fn dialled(state: &State) -> Vec<String> {
+        state.with(|inner, _| inner.touch());
+        let roster = state.rosters().borrow().clone();
+        let row = roster.nodes.iter().find(|row| row.name == ct111()).unwrap();
+        row.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    fn resolve(state: &State, host: &str, address: &str) {
+        let resolved =
+            Resolved { host: host.into(), addresses: vec![address.parse().unwrap()], problem: None };
+        state.with(|inner, _| inner.addresses.insert(ct111(), resolved));
+    }
+
+    #[test]
+    fn announced_addresses_are_dialled_last() {
+        let state = state("10.0.0.111");
+        let announced = ["10.0.0.111", "192.168.1.9"].map(|address| address.parse().unwrap());
+        state.with(|inner, _| inner.announced.insert(ct111(), announced.into()));
+        assert_eq!(dialled(&state), ["10.0.0.111", "192.168.1.9"]);
+        resolve(&state, "10.0.0.111", "10.0.0.5");
+        assert_eq!(dialled(&state), ["10.0.0.5", "10.0.0.111", "192.168.1.9"]);
+    }
+
+    #[test]
+    fn the_addresses_of_a_host_that_changed_come_after_the_new_one() {
+        let state = state("10.0.0.112");
+        resolve(&state, "10.0.0.111", "10.0.0.111");
+        assert_eq!(dialled(&state), ["10.0.0.112", "10.0.0.111"]);
+        resolve(&state, "10.0.0.112", "10.0.0.112");
+        assert_eq!(dialled(&state), ["10.0.0.112"]);
+    }
+
+    #[test]
+    fn a_roster_is_partial_until_the_registry_was_seen() {
+        let state = state("10.0.0.111");
+        assert!(state.rosters().borrow().partial);
+        state.file_read(Registry::empty(), true);
+        assert!(!state.rosters().borrow().partial);
+    }
+}
