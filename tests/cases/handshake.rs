@@ -203,3 +203,22 @@ async fn a_revoked_certificate_is_refused() {
     Client::new(&mesh.ca, &revoked).refused(node.inbound(), "ct110").await;
     node.proxy().wait_log(&[FAILED, "certificate is revoked"]).await;
 }
+
+#[tokio::test]
+async fn peers_come_in_on_every_address_unless_told_otherwise() {
+    let mesh = Mesh::new();
+    let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["mesh"]["agent_channel_port"] = port.into();
+        config["proxy"].as_object_mut().unwrap().remove("inbound");
+    });
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    for address in ["127.0.0.1", "127.9.8.7", "::1"] {
+        let request = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+        let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+        let answer =
+            client.send((address.parse::<std::net::IpAddr>().unwrap(), port).into(), "ct110", request).await;
+        assert_eq!(answer.status, 200, "{address}");
+    }
+}
