@@ -21,10 +21,9 @@ const LOOK: Duration = Duration::from_secs(10);
 pub fn own_claims(config: &Config) -> Node {
     let registryd = &config.registryd;
     let name = &config.mesh.node_name;
-    let host =
-        config.mesh.advertise_host.clone().unwrap_or_else(|| {
-            primary_address().map_or_else(|| name.mesh_host(), |address| address.to_string())
-        });
+    let host = config.mesh.advertise_host.clone().unwrap_or_else(|| {
+        reachable_addresses().first().map_or_else(|| name.mesh_host(), ToString::to_string)
+    });
     Node {
         name: name.to_string(),
         role: Some(registryd.role.clone()),
@@ -50,7 +49,7 @@ pub async fn follow_host(state: Arc<State>, looked: oneshot::Sender<()>) {
         return;
     }
     let mut looked = Some(looked);
-    let mut host = OwnHost { config: state.config.clone(), certified: None, told: None };
+    let mut host = OwnHost { config: state.config.clone(), certified: None, told: None, given: None };
     loop {
         // The certificate may lie on a mount that hangs.
         let look = spawn_blocking(move || {
@@ -73,6 +72,8 @@ struct OwnHost {
     /// What the certificate said when it could be read last.
     certified: Option<IpAddr>,
     told: Option<String>,
+    /// The address given where the certificate has none.
+    given: Option<IpAddr>,
 }
 
 impl OwnHost {
@@ -86,7 +87,11 @@ impl OwnHost {
                 self.told = Some(error);
             }
         }
-        self.certified.or_else(primary_address)
+        // A further address is no reason to move, a lost one is.
+        let reachable = reachable_addresses();
+        let given = self.given.filter(|address| reachable.contains(address));
+        self.given = given.or_else(|| reachable.first().copied());
+        self.certified.or(self.given)
     }
 }
 
@@ -98,13 +103,14 @@ fn certified_address(config: &Config) -> Result<Option<IpAddr>, String> {
     Ok(leaf.and_then(|leaf| leaf.addresses.first().copied()))
 }
 
-/// The first address of an interface that is up: IPv4 before IPv6, none that only this host or link can use.
-fn primary_address() -> Option<IpAddr> {
+/// The addresses of interfaces that are up: IPv4 before IPv6, none that only this host or link can use.
+fn reachable_addresses() -> Vec<IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let addresses: Vec<IpAddr> = interfaces
+    let mut addresses: Vec<IpAddr> = interfaces
         .iter()
         .filter(|interface| !interface.is_loopback() && interface.is_oper_up() && !interface.is_link_local())
         .map(|interface| interface.ip())
         .collect();
-    addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses
 }
