@@ -138,8 +138,8 @@ impl Events {
 impl Event {
     /// For programs: one JSON document a line.
     fn json(&self) -> Value {
-        let data = serde_json::from_str(&self.data).unwrap_or_else(|_| Value::from(self.data.as_str()));
-        serde_json::json!({ "event": self.name, "data": data })
+        serde_json::from_str(&self.data)
+            .unwrap_or_else(|_| serde_json::json!({ "event": self.name, "data": self.data }))
     }
 
     /// For people: time, what happened, to whom, and the state it is in.
@@ -177,7 +177,7 @@ mod tests {
             let mut events = Events::default();
             let found: Vec<_> = stream.chunks(size).flat_map(|piece| events.feed(piece)).collect();
             assert_eq!(found.len(), 1);
-            assert_eq!(found[0].json()["data"]["name"], "ct111");
+            assert_eq!(found[0].json()["name"], "ct111");
             assert!(found[0].line().contains("joined    ct111             online"), "{:?}", found[0].line());
             assert_eq!(events.last_id.as_deref(), Some("8"));
         }
