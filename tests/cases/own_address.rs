@@ -2,12 +2,11 @@
 
 use std::process::Command;
 
-use mesh_tests::eventually_within;
 use mesh_tests::mesh::Mesh;
+use mesh_tests::network::SYSTEM_PATH as PATH;
 use mesh_tests::process::{self, Daemon, run, succeed};
+use mesh_tests::{eventually_within, skipped};
 use serde_json::json;
-
-const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// A network namespace with one interface that is down; gone with this value.
 struct Late(String);
@@ -17,9 +16,7 @@ impl Late {
     fn new() -> Option<Self> {
         let name = format!("mesh-late-{}", std::process::id());
         if !run(Command::new("ip").env("PATH", PATH).args(["netns", "add", &name])).status.success() {
-            eprintln!(
-                "##### SKIPPED: no network namespaces here (they need root): a late network is not tested #####"
-            );
+            skipped("no network namespaces here (they need root): a late network is not tested");
             return None;
         }
         let late = Self(name);

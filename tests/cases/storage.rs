@@ -11,7 +11,7 @@ use mesh_tests::mesh::{Mesh, Node, entry};
 use mesh_tests::network::SYSTEM_PATH;
 use mesh_tests::process::{Daemon, run, succeed, text};
 use mesh_tests::view::{Mode, View};
-use mesh_tests::{eventually, within};
+use mesh_tests::{eventually, skipped, within};
 use serde_json::{Value, json};
 
 /// Two nodes, the first of which has the registry under `path`, which may be another view of the same folder.
@@ -150,7 +150,7 @@ impl Mounted {
     fn over(folder: &Path) -> Option<Self> {
         let mounted = run(mount("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder));
         if !mounted.status.success() {
-            eprintln!("##### SKIPPED: no mounts here (they need root): {} #####", text(&mounted.stderr));
+            skipped(&format!("no mounts here (they need root): {}", text(&mounted.stderr)));
             return None;
         }
         Some(Self(folder.into()))
@@ -239,7 +239,7 @@ async fn a_folder_that_shuts_this_user_out_is_told_and_harms_nothing() {
     fs::set_permissions(mesh.folder(), Permissions::from_mode(0o711)).unwrap();
     let owned = run(Command::new("chown").args(["-R", "65534:65534"]).args([one.folder(), &shared]));
     if !owned.status.success() {
-        eprintln!("##### SKIPPED: not root here: no permission change is tested #####");
+        skipped("not root here: no permission change is tested");
         return;
     }
     let mut registryd = Command::new("setpriv");

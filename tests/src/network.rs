@@ -25,7 +25,7 @@ impl Network {
         let prefix = format!("mesh-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let hub = format!("{prefix}-hub");
         if !run(&mut ip(&["netns", "add", &hub])).status.success() {
-            eprintln!("##### SKIPPED: no network namespaces here (they need root) #####");
+            crate::skipped("no network namespaces here (they need root)");
             return None;
         }
         let mut network = Self { nodes: Vec::new(), hub };
