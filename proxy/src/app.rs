@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use mesh_shared::config::Config;
 use mesh_shared::local_api::SidecarReport;
 use mesh_shared::{LoopbackAddr, NodeName};
@@ -14,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::Admin;
-use crate::credentials::{Credentials, CredentialsError};
+use crate::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::inbound::Inbound;
 use crate::listener::{BindError, Connections, Listener};
 use crate::metrics::METRICS;
@@ -135,7 +134,7 @@ impl Sockets {
 
 /// What all workers share.
 struct Shared {
-    credentials: Arc<ArcSwap<Credentials>>,
+    credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     registry: Arc<RegistryLink>,
     /// Connections of peers, and of this host's programs.
@@ -147,7 +146,7 @@ impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
         Ok(Self {
-            credentials: Arc::new(ArcSwap::from_pointee(Credentials::load(config)?)),
+            credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
             roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
             registry: Arc::new(RegistryLink::new(config)),
             peers: Connections::new(proxy.limits.max_connections),
@@ -185,7 +184,7 @@ impl Shared {
 }
 
 /// New certificates are used whole or not at all. Their files may lie on a mount that hangs; nothing else waits.
-async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<ArcSwap<Credentials>>) {
+async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<CredentialStore>) {
     let config = Arc::new(config);
     while hangup.recv().await.is_some() {
         let config = config.clone();
@@ -194,7 +193,7 @@ async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<ArcSwap<
         let Ok(loaded) = loaded else { continue };
         match loaded {
             Ok(fresh) => {
-                credentials.store(Arc::new(fresh));
+                credentials.replace(fresh);
                 tracing::info!(target: "Mesh", "certificates reloaded");
             }
             Err(error) => {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::{ArcSwap, Guard};
 use mesh_shared::certificate::{Material, MaterialError, provider};
 use mesh_shared::config::Config;
 use rustls::client::WebPkiServerVerifier;
@@ -12,6 +13,7 @@ use rustls::pki_types::UnixTime;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
 
 use crate::verify::{ClientVerifier, ServerVerifier};
 
@@ -28,6 +30,8 @@ pub struct Credentials {
     pub client: Arc<ClientConfig>,
     /// For calls that need HTTP/1.1, such as protocol upgrades.
     pub client_http1: Arc<ClientConfig>,
+    /// Judges peers that call in, also those that are connected already.
+    pub clients: Arc<ClientVerifier>,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
@@ -59,10 +63,11 @@ impl Credentials {
             .with_crls(material.crls.clone())
             .build()
             .map_err(|error| tls(&error))?;
+        let clients = Arc::new(ClientVerifier::new(clients));
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| tls(&error))?
-            .with_client_cert_verifier(Arc::new(ClientVerifier::new(clients)))
+            .with_client_cert_verifier(clients.clone())
             .with_cert_resolver(key.clone());
         server.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         // Tickets carry the session, so resumption costs no memory here. Their keys live and die with this
@@ -88,7 +93,37 @@ impl Credentials {
             server: Arc::new(server),
             client: Arc::new(client),
             client_http1: Arc::new(client_http1),
+            clients,
             not_after: material.leaf.not_after,
         })
+    }
+}
+
+/// The snapshot in use, and word of each new one.
+pub struct CredentialStore {
+    current: ArcSwap<Credentials>,
+    replaced: watch::Sender<()>,
+}
+
+impl CredentialStore {
+    /// Starts with `credentials`.
+    pub fn new(credentials: Credentials) -> Self {
+        Self { current: ArcSwap::from_pointee(credentials), replaced: watch::Sender::new(()) }
+    }
+
+    /// The snapshot in use.
+    pub fn load(&self) -> Guard<Arc<Credentials>> {
+        self.current.load()
+    }
+
+    /// Uses `credentials` from now on.
+    pub fn replace(&self, credentials: Credentials) {
+        self.current.store(Arc::new(credentials));
+        self.replaced.send_replace(());
+    }
+
+    /// Wakes at each snapshot from now on.
+    pub fn replacements(&self) -> watch::Receiver<()> {
+        self.replaced.subscribe()
     }
 }

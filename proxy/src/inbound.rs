@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -23,13 +22,14 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use rustls::pki_types::UnixTime;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::access_log::AccessRecord;
 use crate::backend::Backend;
 use crate::body::{RequestBody, ResponseBody};
-use crate::credentials::{ALPN_H2, Credentials};
+use crate::credentials::{ALPN_H2, CredentialStore};
 use crate::error::ProxyError;
 use crate::headers;
 use crate::http2_settings;
@@ -38,12 +38,12 @@ use crate::listener::{Connections, remote_address, run_to_end};
 use crate::metrics::METRICS;
 use crate::policy;
 use crate::registry_link::RegistryLink;
-use crate::upgrade::Upgrade;
+use crate::upgrade::{Tunnel, Upgrade};
 use crate::verify::PeerIdentity;
 
 /// The inbound side of the sidecar.
 pub struct Inbound {
-    credentials: Arc<ArcSwap<Credentials>>,
+    credentials: Arc<CredentialStore>,
     backend: Backend,
     registry: Arc<RegistryLink>,
     policy: Policy,
@@ -63,7 +63,7 @@ impl Inbound {
     /// The inbound side as configured.
     pub fn new(
         config: &Config,
-        credentials: Arc<ArcSwap<Credentials>>,
+        credentials: Arc<CredentialStore>,
         registry: Arc<RegistryLink>,
         connections: Connections,
     ) -> Self {
@@ -123,10 +123,29 @@ impl Inbound {
         None
     }
 
+    /// Returns why `peer` is trusted no more, once it is not: its certificate has ended, or the files that were
+    /// read since say so. `replaced` tells of those.
+    async fn distrusted(&self, peer: &PeerIdentity, mut replaced: watch::Receiver<()>) -> rustls::Error {
+        loop {
+            let now = UnixTime::now();
+            let left = Duration::from_secs(
+                (peer.not_after() + 1).saturating_sub_unsigned(now.as_secs()).max(1) as u64,
+            );
+            tokio::select! {
+                _ = replaced.changed() => {}
+                () = tokio::time::sleep(left) => {}
+            }
+            if let Err(reason) = self.credentials.load().clients.still_trusts(peer, UnixTime::now()) {
+                return reason;
+            }
+        }
+    }
+
     /// One request, with the log line that must not be forgotten.
     async fn handle(
         &self,
         peer: &Arc<PeerIdentity>,
+        tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         METRICS.inbound_requests.add_one();
@@ -136,7 +155,7 @@ impl Inbound {
         let mut response = outcome.unwrap_or_else(ProxyError::into_response);
         record.answered(response.status());
         let record = match upgrade {
-            Some(upgrade) => upgrade.join(&mut response, record),
+            Some(upgrade) => upgrade.join(&mut response, tunnel, record),
             None => Some(record),
         };
         response.map(|body| body.recorded(record))
@@ -200,28 +219,38 @@ impl ServerApp for Inbound {
             return None;
         };
         self.full.store(false, Ordering::Relaxed);
+        // Before the handshake, so that no new files are missed after it.
+        let replaced = self.credentials.replacements();
         let (tls, peer) = self.handshake(stream, address).await?;
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
-        let peer = Arc::new(peer);
+        let (peer, tunnel) = (Arc::new(peer), Arc::<Tunnel>::default());
         let service = service_fn(|request| {
-            let (this, peer) = (self.clone(), peer.clone());
+            let (this, peer, tunnel) = (self.clone(), peer.clone(), tunnel.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move { Ok::<_, Infallible>(this.handle(&peer, request).await) })
+            Box::pin(async move { Ok::<_, Infallible>(this.handle(&peer, &tunnel, request).await) })
         });
-        let io = TokioIo::new(tls);
-        let ended = match http2 {
-            true => {
+        let serve = async {
+            let io = TokioIo::new(tls);
+            if http2 {
                 let connection = self.http2.serve_connection(io, service);
-                run_to_end(connection, http2::Connection::graceful_shutdown, shutdown.clone()).await
+                return run_to_end(connection, http2::Connection::graceful_shutdown, shutdown.clone()).await;
             }
-            false => {
-                let connection = self.http1.serve_connection(io, service).with_upgrades();
-                run_to_end(connection, http1::UpgradeableConnection::graceful_shutdown, shutdown.clone())
-                    .await
-            }
+            let connection = self.http1.serve_connection(io, service).with_upgrades();
+            let finish = http1::UpgradeableConnection::graceful_shutdown;
+            run_to_end(connection, finish, shutdown.clone()).await?;
+            tunnel.ended().await;
+            Ok(())
         };
-        if let Err(error) = ended {
-            tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+        tokio::select! {
+            ended = serve => if let Err(error) = ended {
+                tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+            },
+            reason = self.distrusted(&peer, replaced) => tracing::warn!(
+                target: "AgentChannel",
+                "cutting off peer.cn={} from {address}: {}",
+                peer.name(),
+                describe(&reason, Role::Client)
+            ),
         }
         None
     }

@@ -31,7 +31,7 @@ use crate::outbound::destination::Destination;
 use crate::outbound::peers::Peers;
 use crate::registry_link::RegistryLink;
 use crate::roster::RosterStore;
-use crate::upgrade::Upgrade;
+use crate::upgrade::{Tunnel, Upgrade};
 
 /// What all outbound listeners share.
 pub struct Outbound {
@@ -76,6 +76,7 @@ impl Outbound {
     async fn handle(
         &self,
         only: Option<&NodeName>,
+        tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         METRICS.outbound_requests.add_one();
@@ -91,7 +92,7 @@ impl Outbound {
             error.into_response()
         });
         if let Some(upgrade) = upgrade {
-            upgrade.join(&mut response, ());
+            upgrade.join(&mut response, tunnel, ());
         }
         response
     }
@@ -146,12 +147,13 @@ impl ServerApp for OutboundListener {
             tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
             return None;
         };
+        let tunnel = Arc::<Tunnel>::default();
         let service = service_fn(|request| {
-            let this = self.clone();
+            let (this, tunnel) = (self.clone(), tunnel.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(
-                async move { Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), request).await) },
-            )
+            Box::pin(async move {
+                Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), &tunnel, request).await)
+            })
         });
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
         if let Err(error) =
@@ -159,6 +161,7 @@ impl ServerApp for OutboundListener {
         {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
+        tunnel.ended().await;
         None
     }
 }

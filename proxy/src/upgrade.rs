@@ -1,18 +1,37 @@
 //! Connections that leave HTTP after `101 Switching Protocols` (RFC 9110, section 7.8), such as WebSockets:
 //! bytes both ways.
 
+use std::sync::{Mutex, PoisonError};
+
 use http::header::HeaderValue;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
+use tokio::task::JoinSet;
 
 use crate::body::ResponseBody;
 use crate::headers;
 
 /// Small, because such connections are many and mostly idle.
 const BUFFER_BYTES: usize = 16 * 1024;
+
+/// What one connection carries once it has left HTTP. It ends with this value.
+#[derive(Default)]
+pub struct Tunnel(Mutex<JoinSet<()>>);
+
+impl Tunnel {
+    /// Returns once nothing is carried any more; at once where the connection never left HTTP.
+    pub async fn ended(&self) {
+        let mut carried = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        while carried.join_next().await.is_some() {}
+    }
+
+    fn carry(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+    }
+}
 
 /// A client's wish to change the protocol.
 pub struct Upgrade {
@@ -32,16 +51,21 @@ impl Upgrade {
         headers::set_upgrade(headers, self.protocol.clone());
     }
 
-    /// If the next hop agreed, joins both sides once the client has the answer, until both have ended. `held` is
-    /// given back if it did not agree, and else dropped at the end.
-    pub fn join<H: Send + 'static>(self, response: &mut Response<ResponseBody>, held: H) -> Option<H> {
+    /// If the next hop agreed, joins both sides in `tunnel` once the client has the answer, until both have ended.
+    /// `held` is given back if it did not agree, and else dropped at the end.
+    pub fn join<H: Send + 'static>(
+        self,
+        response: &mut Response<ResponseBody>,
+        tunnel: &Tunnel,
+        held: H,
+    ) -> Option<H> {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Some(held);
         }
         let upstream = hyper::upgrade::on(&mut *response);
         headers::set_upgrade(response.headers_mut(), self.protocol);
         let downstream = self.downstream;
-        tokio::spawn(async move {
+        tunnel.carry(async move {
             let _held = held;
             let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
                 Ok(both) => both,

@@ -20,6 +20,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 #[derive(Debug)]
 pub struct PeerIdentity {
     identity: Identity,
+    /// As it was presented, leaf first.
+    chain: Vec<CertificateDer<'static>>,
     /// End of the certificate's validity, epoch seconds.
     not_after: i64,
     name: String,
@@ -39,10 +41,8 @@ impl PeerIdentity {
         address: IpAddr,
         now: UnixTime,
     ) -> Result<Self, rustls::Error> {
-        let certificate = connection
-            .peer_certificates()
-            .and_then(<[_]>::first)
-            .ok_or(rustls::Error::NoCertificatesPresented)?;
+        let chain = connection.peer_certificates().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
         let leaf = Leaf::parse(certificate).map_err(refused)?;
         if leaf.not_after < now.as_secs() as i64 {
             return Err(CertificateError::Expired.into());
@@ -58,6 +58,7 @@ impl PeerIdentity {
             cn_header: header(&name)?,
             certificate_header: header(&certificate_value)?,
             address_header: header(&address.to_string())?,
+            chain: chain.to_vec(),
             identity: leaf.identity,
             not_after: leaf.not_after,
             name,
@@ -128,6 +129,15 @@ impl ClientVerifier {
     /// Adds the mesh's demands to a verifier that knows the trust bundle.
     pub fn new(inner: Arc<dyn ClientCertVerifier>) -> Self {
         Self { inner }
+    }
+
+    /// Whether a connected peer would be let in now as well.
+    ///
+    /// # Errors
+    /// Its certificate has ended or was revoked since, or its CA is trusted no more. Fails closed.
+    pub fn still_trusts(&self, peer: &PeerIdentity, now: UnixTime) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = peer.chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verify_client_cert(leaf, intermediates, now).map(drop)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Inbound handshakes: who comes in, who does not, and the line that says why.
 
+use std::time::Duration;
+
 use http::Method;
 use mesh_tests::ca::{Ca, Issued, Spec, self_signed};
 use mesh_tests::mesh::{Mesh, Node};
@@ -202,6 +204,80 @@ async fn a_revoked_certificate_is_refused() {
     assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
     Client::new(&mesh.ca, &revoked).refused(node.inbound(), "ct110").await;
     node.proxy().wait_log(&[FAILED, "certificate is revoked"]).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_trusted_no_more_is_cut_off_and_nobody_else() {
+    let mesh = Mesh::new();
+    let (kept, gone) = (mesh.ca.node("ct111"), mesh.ca.node("ct112"));
+    let crl = mesh.folder().join("ca/crl.pem");
+    std::fs::write(&crl, mesh.ca.crl_pem(&[])).unwrap();
+    let plan = mesh.node("ct110").agent("opus");
+    let plan = plan.with(|config| config["proxy"]["crl_path"] = crl.display().to_string().into());
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    let clients = [(&kept, "h2"), (&gone, "h2"), (&kept, "http/1.1"), (&gone, "http/1.1")];
+    let mut waiting = tokio::task::JoinSet::new();
+    let clients = clients.map(|(identity, protocol)| {
+        (Client::new(&mesh.ca, identity).alpn(&[protocol]), std::ptr::eq(identity, &gone), protocol)
+    });
+    for (client, is_gone, protocol) in &clients {
+        let stream = client.connect(node.inbound(), "ct110").await.unwrap();
+        let (is_gone, protocol) = (*is_gone, *protocol);
+        waiting.spawn(async move {
+            let request = web::request(Method::GET, "https://ct110.mesh/stream").body(web::empty()).unwrap();
+            let response = match protocol {
+                "h2" => web::h2(stream).await.send_request(request).await.unwrap(),
+                _ => web::Connection::over(stream).await.open(request).await.unwrap(),
+            };
+            (is_gone, Answer::read(response).await)
+        });
+    }
+    let mut streams = Vec::new();
+    for _ in &clients {
+        streams.push(node.agent().stream().await);
+    }
+    std::fs::write(&crl, mesh.ca.crl_pem(&[&gone])).unwrap();
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy()
+        .wait_log(&["WARN [AgentChannel] cutting off peer.cn=ct112 from 127.0.0.1: certificate is revoked"])
+        .await;
+    // Those that go on wait for the rest of their answers.
+    for _ in 0..2 {
+        let (is_gone, outcome) = waiting.join_next().await.unwrap().unwrap();
+        assert!(is_gone && outcome.is_err(), "{outcome:?}");
+    }
+    drop(streams);
+    for _ in 0..2 {
+        let (is_gone, outcome) = waiting.join_next().await.unwrap().unwrap();
+        assert!(!is_gone && outcome.is_ok(), "{outcome:?}");
+    }
+    // Sessions of before do not help.
+    for (client, is_gone, _) in &clients[2..] {
+        match is_gone {
+            true => drop(client.refused(node.inbound(), "ct110").await),
+            false => {
+                let ping = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+                assert_eq!(client.send(node.inbound(), "ct110", ping).await.status, 200);
+            }
+        }
+    }
+    assert_eq!(node.proxy().lines_with(&["cutting off"]).len(), 2);
+}
+
+#[tokio::test]
+async fn a_peer_whose_certificate_ends_is_cut_off() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh).await;
+    let client = Client::new(&mesh.ca, &mesh.ca.ending("ct111", Duration::from_secs(6)));
+    let mut connection = client.http(node.inbound(), "ct110").await;
+    let ping = || web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+    assert_eq!(connection.send(ping()).await.status, 200);
+    node.proxy().wait_log(&["cutting off peer.cn=ct111", "certificate has expired"]).await;
+    assert!(connection.open(ping()).await.is_err());
+    // The session of before does not help.
+    client.refused(node.inbound(), "ct110").await;
+    node.proxy().wait_log(&[FAILED, "certificate has expired"]).await;
 }
 
 #[tokio::test]

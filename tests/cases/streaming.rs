@@ -170,17 +170,87 @@ async fn a_websocket_upgrade_passes_end_to_end() {
 #[tokio::test]
 async fn an_upgrade_that_the_agent_declines_is_an_ordinary_answer() {
     let mesh = Mesh::new();
-    let (one, mut two) = mesh.pair().await;
-    two.stop_agent().await;
-    let answer = web::raw(
-        one.outbound(),
-        b"GET /nodes/ct111/socket HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-    );
-    // The connection may stay open for the next request, so do not wait for its end.
-    tokio::select! {
-        told = answer => assert!(told.starts_with("HTTP/1.1 502") && told.contains("backend_unreachable"), "{told}"),
-        () = async { two.proxy().wait_log(&["/socket", "status=502"]).await; } => {}
+    let (one, two) = mesh.pair().await;
+    let mut connection = web::Connection::over(TcpStream::connect(one.outbound()).await.unwrap()).await;
+    let mut ask = async |target: &str| {
+        let headers = [("connection", "upgrade"), ("upgrade", "websocket")];
+        connection.send(web::get_with(target, &headers)).await
+    };
+    for status in [200, 426] {
+        let answer = ask(&format!("/nodes/ct111/status/{status}")).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-agent")), (status, Some("grok")));
+        assert_eq!(two.agent().last().all("upgrade"), ["websocket"]);
     }
+    // The connection goes on with HTTP.
+    ask("/nodes/ct199/x").await.problem(404, "unknown_node");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_one_request_until_its_end() {
+    let mesh = Mesh::new();
+    let (one, mut two) = mesh.pair().await;
+    let mut stream = websocket(&one, "/nodes/ct111/socket").await;
+    say(&mut stream, b"hello").await;
+    // Told to stop, the sidecars wait for it as for any other request.
+    two.proxy().signal(libc::SIGTERM);
+    two.proxy().wait_log(&["[Mesh] stopping"]).await;
+    say(&mut stream, b"still here").await;
+    assert!(two.proxy().lines_with(&["/socket"]).is_empty());
+    stream.shutdown().await.unwrap();
+    let line = two.proxy().wait_log(&["Request peer.cn=ct110 GET /socket status=101"]).await;
+    assert!(line.contains("duration_ms="), "{line}");
+    assert!(two.proxy().exited().await.success());
+    assert!(two.proxy().lines_with(&["are cut off"]).is_empty());
+}
+
+#[tokio::test]
+async fn requests_that_outlast_the_drain_time_are_cut_off() {
+    let mesh = Mesh::new();
+    let one = mesh.start("ct110", "opus").await;
+    let plan =
+        mesh.node("ct111").agent("grok").with(|config| config["proxy"]["timeouts"]["drain_ms"] = 300.into());
+    let mut two = plan.start().await;
+    one.reaches("ct111").await;
+    let mut stream = websocket(&one, "/nodes/ct111/socket").await;
+    say(&mut stream, b"hello").await;
+    two.proxy().signal(libc::SIGTERM);
+    two.proxy()
+        .wait_log(&["WARN [Mesh]", "requests after 300 ms (proxy.timeouts.drain_ms); they are cut off"])
+        .await;
+    assert!(two.proxy().exited().await.success());
+    let mut rest = Vec::new();
+    // Reset or ended, it is over.
+    let _ = within("end of the upgraded connection", stream.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn upgraded_connections_take_places_like_others() {
+    let mesh = Mesh::new();
+    let one = mesh.start("ct110", "opus").await;
+    let plan = mesh.node("ct111").agent("grok");
+    let plan = plan.with(|config| config["proxy"]["limits"] = serde_json::json!({"max_connections": 2}));
+    let mut two = plan.start().await;
+    one.reaches("ct111").await;
+    // The ping's connection is kept, so one place is left.
+    let mut stream = websocket(&one, "/nodes/ct111/socket").await;
+    say(&mut stream, b"hello").await;
+    let headers = [("connection", "upgrade"), ("upgrade", "websocket")];
+    let refused = web::send(one.outbound(), web::get_with("/nodes/ct111/socket", &headers)).await;
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    two.proxy()
+        .wait_log(&[
+            "WARN [AgentChannel] refusing connections",
+            "all 2 places are taken (proxy.limits.max_connections)",
+        ])
+        .await;
+    stream.shutdown().await.unwrap();
+    two.proxy().wait_log(&["GET /socket status=101"]).await;
+    eventually("the place is free again", async || {
+        let answer = web::send(one.outbound(), web::get_with("/nodes/ct111/status/426", &headers)).await;
+        (answer.status == 426).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ impl Recorded {
 /// - `/break`: half an answer
 /// - `/close`: 200, and the end of an HTTP/1.1 connection
 /// - `/trailers`: the body back, with `grpc-status: 0` behind it
-/// - an `Upgrade` request: 101, then every byte in upper case
+/// - an `Upgrade` request elsewhere: 101, then every byte in upper case
 /// - anything else: 200 with `method target`
 pub struct Example {
     name: String,
@@ -142,10 +142,10 @@ impl Example {
             target: target.clone(),
             headers: request.headers().clone(),
         });
-        if request.headers().contains_key("upgrade") {
+        let path = request.uri().path().to_owned();
+        if request.headers().contains_key("upgrade") && !path.starts_with("/status/") {
             return Ok(upgrade(&mut request));
         }
-        let path = request.uri().path().to_owned();
         match path.as_str() {
             "/api/message" => self.message(request).await,
             "/echo" => {

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
@@ -123,8 +124,18 @@ impl Ca {
 
     /// Issues a leaf.
     pub fn issue(&self, spec: &Spec) -> Issued {
+        self.sign(params(spec))
+    }
+
+    /// Issues a good leaf for a node that ends so long from now.
+    pub fn ending(&self, node: &str, life: Duration) -> Issued {
+        let mut params = params(&Spec::node(node));
+        params.not_after = (SystemTime::now() + life).into();
+        self.sign(params)
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Issued {
         let key = KeyPair::generate().unwrap();
-        let mut params = params(spec);
         // Positive, whatever the hash.
         let serial = (RandomState::new().hash_one(key.public_key_raw()) >> 1).to_be_bytes().to_vec();
         params.serial_number = Some(SerialNumber::from_slice(&serial));

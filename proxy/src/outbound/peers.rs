@@ -22,7 +22,7 @@ use rustls::ClientConfig;
 use super::dial::{PeerStream, dial};
 use crate::backend::{absolute, root_cause};
 use crate::body::RequestBody;
-use crate::credentials::Credentials;
+use crate::credentials::{CredentialStore, Credentials};
 use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
 use crate::http2_settings;
@@ -31,7 +31,7 @@ use crate::roster::{RosterStore, Route};
 
 /// One worker's connections to peers.
 pub struct Peers {
-    credentials: Arc<ArcSwap<Credentials>>,
+    credentials: Arc<CredentialStore>,
     clients: ArcSwap<Clients>,
     roster: Arc<RosterStore>,
     timeouts: Timeouts,
@@ -49,9 +49,9 @@ struct Clients {
 
 impl Peers {
     /// Connections with these credentials to nodes of this roster; made when they are needed.
-    pub fn new(credentials: Arc<ArcSwap<Credentials>>, roster: Arc<RosterStore>, timeouts: Timeouts) -> Self {
+    pub fn new(credentials: Arc<CredentialStore>, roster: Arc<RosterStore>, timeouts: Timeouts) -> Self {
         let refusals = Arc::new(Refusals::default());
-        let clients = Clients::new(credentials.load_full(), &roster, &timeouts, &refusals);
+        let clients = Clients::new(Guard::into_inner(credentials.load()), &roster, &timeouts, &refusals);
         Self { credentials, clients: ArcSwap::from_pointee(clients), roster, timeouts, refusals }
     }
 
