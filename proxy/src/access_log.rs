@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use http::{Method, Uri};
+use mesh_shared::AgentName;
 use mesh_shared::logging::Excerpt;
 
 use crate::body::SharedScanner;
 use crate::delegation::DelegationScanner;
+use crate::error::ProxyError;
 use crate::verify::PeerIdentity;
 
 /// A request of a peer, from its headers to the end of its answer.
@@ -17,6 +19,7 @@ pub struct AccessRecord {
     peer: Arc<PeerIdentity>,
     subject: Subject,
     status: Option<u16>,
+    failure: Option<String>,
     broke_off: Option<String>,
 }
 
@@ -38,7 +41,7 @@ impl AccessRecord {
     }
 
     fn start(peer: Arc<PeerIdentity>, subject: Subject) -> Self {
-        Self { started: Instant::now(), peer, subject, status: None, broke_off: None }
+        Self { started: Instant::now(), peer, subject, status: None, failure: None, broke_off: None }
     }
 
     /// What must see the request's body, if anything.
@@ -54,6 +57,11 @@ impl AccessRecord {
         self.status = Some(status.as_u16());
     }
 
+    /// Notes that the answer is an error that this sidecar makes.
+    pub fn failed(&mut self, error: &ProxyError) {
+        self.failure = Some(format!("{}: {error}", error.parts().1));
+    }
+
     /// Notes that the answer ended too early.
     pub fn broke_off(&mut self, error: &dyn std::error::Error) {
         self.broke_off = Some(error.to_string());
@@ -64,7 +72,11 @@ impl Drop for AccessRecord {
     fn drop(&mut self) {
         let peer = self.peer.name();
         let ms = self.started.elapsed().as_millis();
-        let end = End { status: self.status, broke_off: self.broke_off.as_deref() };
+        let end = End {
+            status: self.status,
+            failure: self.failure.as_deref(),
+            broke_off: self.broke_off.as_deref(),
+        };
         match &self.subject {
             Subject::Request { method, uri } => {
                 let path = Excerpt { text: uri.path(), max_chars: 200 };
@@ -72,7 +84,9 @@ impl Drop for AccessRecord {
             }
             Subject::Delegation { to, scanner, preview_chars } => {
                 let found = scanner.lock().unwrap_or_else(PoisonError::into_inner);
-                let from = Excerpt { text: found.from_agent().unwrap_or("unknown"), max_chars: 64 };
+                // Anything but a name could pass for another part of the line.
+                let from = found.from_agent().filter(|from| from.parse::<AgentName>().is_ok());
+                let from = from.unwrap_or("unknown");
                 let text = if *preview_chars == 0 { "" } else { found.message().unwrap_or_default() };
                 let task = Excerpt { text, max_chars: *preview_chars };
                 let colon = if text.is_empty() { "" } else { ": " };
@@ -88,6 +102,7 @@ impl Drop for AccessRecord {
 /// How a request ended.
 struct End<'a> {
     status: Option<u16>,
+    failure: Option<&'a str>,
     broke_off: Option<&'a str>,
 }
 
@@ -96,6 +111,9 @@ impl std::fmt::Display for End<'_> {
         match self.status {
             Some(status) => write!(f, "status={status}")?,
             None => f.write_str("status=- ended=\"given up by the peer\"")?,
+        }
+        if let Some(failure) = self.failure {
+            write!(f, " error={failure:?}")?;
         }
         match self.broke_off {
             Some(reason) => write!(f, " ended={reason:?}"),

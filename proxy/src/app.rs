@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::credentials::{CredentialStore, Credentials, CredentialsError};
+use crate::descriptors;
 use crate::inbound::Inbound;
-use crate::listener::{BindError, Connections, Listener};
+use crate::listener::{BindError, Connections, Handshakes, Listener};
 use crate::metrics::METRICS;
 use crate::outbound::peers::Peers;
 use crate::outbound::{Outbound, OutboundListener};
@@ -137,6 +138,7 @@ struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     registry: Arc<RegistryLink>,
+    handshakes: Handshakes,
     /// Connections of peers, and of this host's programs.
     peers: Connections,
     locals: Connections,
@@ -145,12 +147,14 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
+        let most = descriptors::carry(proxy.limits.max_connections);
         Ok(Self {
             credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
             roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
             registry: Arc::new(RegistryLink::new(config)),
-            peers: Connections::new(proxy.limits.max_connections),
-            locals: Connections::new(proxy.limits.max_connections),
+            handshakes: Handshakes::beside(most),
+            peers: Connections::new(most),
+            locals: Connections::new(most),
         })
     }
 
@@ -166,10 +170,16 @@ impl Shared {
         shutdown: watch::Receiver<bool>,
     ) -> io::Result<Worker> {
         let worker = Worker::new(shutdown)?;
-        let inbound =
-            Inbound::new(config, self.credentials.clone(), self.registry.clone(), self.peers.clone());
+        let inbound = Inbound::new(
+            config,
+            self.credentials.clone(),
+            self.registry.clone(),
+            self.handshakes.clone(),
+            self.peers.clone(),
+        );
         worker.serve(sockets.inbound.try_clone()?, inbound);
-        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), config.proxy.timeouts.clone());
+        let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
+        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
         let outbound =
             Outbound::new(config, self.roster.clone(), peers, self.registry.clone(), self.locals.clone());
         let outbound = Arc::new(outbound);

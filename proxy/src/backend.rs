@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::body::RequestBody;
 use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
+use crate::tcp;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
 /// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new
@@ -80,7 +81,7 @@ impl tower_service::Service<Uri> for Connector {
         let address = self.0;
         Box::pin(async move {
             let stream = timeout(CONNECT, TcpStream::connect(address)).await??;
-            stream.set_nodelay(true)?;
+            tcp::prepare(&stream)?;
             Ok(TokioIo::new(EarlyAnswer::new(stream)))
         })
     }

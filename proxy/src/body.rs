@@ -17,6 +17,8 @@ use tokio::time::timeout;
 use crate::access_log::AccessRecord;
 use crate::delegation::DelegationScanner;
 use crate::error::ProxyError;
+use crate::headers;
+use crate::roster::StreamPlace;
 
 /// How long to go on reading a request whose answer is there already, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
@@ -103,10 +105,13 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let Some(frame) = ready!(Pin::new(inner).poll_frame(context)?) else {
+        let Some(mut frame) = ready!(Pin::new(inner).poll_frame(context)?) else {
             this.inner = None;
             return Poll::Ready(None);
         };
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::clean_trailers(trailers);
+        }
         if let Some(data) = frame.data_ref() {
             if let Some(limit) = &mut this.limit {
                 match limit.left_bytes.checked_sub(data.len() as u64) {
@@ -148,6 +153,8 @@ impl Drop for RequestBody {
 pub struct ResponseBody {
     kind: Kind,
     record: Option<AccessRecord>,
+    /// Held until the answer has passed.
+    place: Option<StreamPlace>,
 }
 
 enum Kind {
@@ -158,12 +165,22 @@ enum Kind {
 impl ResponseBody {
     /// An answer made here.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Own(Some(bytes.into()).filter(|bytes| !bytes.is_empty())), record: None }
+        Self {
+            kind: Kind::Own(Some(bytes.into()).filter(|bytes| !bytes.is_empty())),
+            record: None,
+            place: None,
+        }
     }
 
     /// An answer that comes from elsewhere.
     pub fn passing(inner: Incoming) -> Self {
-        Self { kind: Kind::Passing(inner), record: None }
+        Self { kind: Kind::Passing(inner), record: None, place: None }
+    }
+
+    /// Keeps its place on the connection to a peer until the body has passed or was given up.
+    pub fn on(mut self, place: Option<StreamPlace>) -> Self {
+        self.place = place;
+        self
     }
 
     /// Keeps `record` until the body has passed or was given up.
@@ -181,10 +198,13 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = match &mut self.kind {
+        let mut frame = match &mut self.kind {
             Kind::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Passing(inner) => ready!(Pin::new(inner).poll_frame(context)),
         };
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            headers::clean_trailers(trailers);
+        }
         if let (Some(Err(error)), Some(record)) = (&frame, &mut self.record) {
             record.broke_off(error);
         }

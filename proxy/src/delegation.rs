@@ -68,7 +68,7 @@ impl DelegationScanner {
                 }
                 State::InText { .. } => {
                     // Most of a body is the inside of texts: take it in one piece.
-                    let run = tail.iter().position(|b| matches!(b, b'"' | b'\\')).unwrap_or(tail.len());
+                    let run = memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len());
                     self.keep(&[byte]);
                     self.keep(&tail[..run]);
                     rest = &tail[run..];
@@ -122,9 +122,16 @@ impl DelegationScanner {
         }
         if self.at_key {
             self.at_key = false;
-            self.field = match self.text.as_slice() {
-                b"fromAgent" => Field::FromAgent,
-                b"message" => Field::Message,
+            // As in most parsers, the last of several values counts.
+            self.field = match unescape(&self.text).as_str() {
+                "fromAgent" => {
+                    self.from_agent = None;
+                    Field::FromAgent
+                }
+                "message" => {
+                    self.message = None;
+                    Field::Message
+                }
                 _ => Field::Other,
             };
             return;
@@ -134,9 +141,6 @@ impl DelegationScanner {
             Field::FromAgent => self.from_agent = found(),
             Field::Message => self.message = found(),
             Field::Other => {}
-        }
-        if self.from_agent.is_some() && self.message.is_some() {
-            self.state = State::Done;
         }
     }
 
@@ -180,6 +184,14 @@ mod tests {
             assert_eq!(from.as_deref(), Some("opus"), "chunk {chunk}");
             assert_eq!(message.as_deref(), Some("a \"b\" é😀\n{"), "chunk {chunk}");
         }
+    }
+
+    #[test]
+    fn reads_keys_and_values_as_the_agent_does() {
+        let body =
+            r#"{"message":"harmless","fromAgent":"ct999","mess\u0061ge":"EVIL","\u0066romAgent":"opus"}"#;
+        assert_eq!(scan(body, 7), (Some("opus".into()), Some("EVIL".into())));
+        assert_eq!(scan(r#"{"message":"harmless","message":5}"#, 7), (None, None));
     }
 
     #[test]

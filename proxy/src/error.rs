@@ -4,10 +4,12 @@
 
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
-use mesh_shared::local_api::{MESH_ERROR, Problem};
+use mesh_shared::local_api::Problem;
 use mesh_shared::{AgentName, NodeName};
 
 use crate::body::ResponseBody;
+use crate::headers::MESH_ERROR;
+use crate::metrics::METRICS;
 
 /// What went wrong with one request. The text is for the person who reads the agent's log: what failed,
 /// and what to do.
@@ -58,6 +60,10 @@ pub enum ProxyError {
     PeerUnresolved { node: NodeName, reason: String },
     #[error("cannot connect to {node}.mesh: {reason}")]
     PeerUnreachable { node: NodeName, reason: String },
+    #[error(
+        "{most} requests to {node}.mesh are under way from here, and no more are taken until some of them end"
+    )]
+    PeerBusy { node: NodeName, most: usize },
     #[error("{node}.mesh did not complete the connection within {limit_ms} ms ({addresses})")]
     PeerTimeout { node: NodeName, limit_ms: u128, addresses: String },
     #[error(
@@ -109,6 +115,7 @@ impl ProxyError {
             Self::AgentOffline { .. } => (S::SERVICE_UNAVAILABLE, "agent_offline", "Agent is offline"),
             Self::PeerUnresolved { .. } => (S::BAD_GATEWAY, "peer_unresolved", "Peer has no address"),
             Self::PeerUnreachable { .. } => (S::BAD_GATEWAY, "peer_unreachable", "Peer is unreachable"),
+            Self::PeerBusy { .. } => (S::SERVICE_UNAVAILABLE, "peer_busy", "Peer is busy"),
             Self::PeerTimeout { .. } => (S::GATEWAY_TIMEOUT, "peer_timeout", "Peer did not answer in time"),
             Self::PeerIdentityMismatch { .. } => {
                 (S::BAD_GATEWAY, "peer_identity_mismatch", "Peer is somebody else")
@@ -127,8 +134,9 @@ impl ProxyError {
         }
     }
 
-    /// The answer to the client: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
+    /// The answer to the client, counted: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
     pub fn into_response(self) -> Response<ResponseBody> {
+        METRICS.sidecar_errors.add_one();
         let (status, code, title) = self.parts();
         let problem = Problem {
             code: code.into(),

@@ -1,7 +1,9 @@
 //! Headers that must not pass, and those that the backend can trust.
 
 use http::HeaderMap;
-use http::header::{CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 
 use crate::verify::PeerIdentity;
 
@@ -13,6 +15,8 @@ pub const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Which agent a request is for.
 pub const MESH_AGENT: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_AGENT);
+/// The code of an error that a sidecar or registryd made.
+pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_ERROR);
 /// Which node a request is for.
 pub const MESH_NODE: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_NODE);
 
@@ -63,28 +67,60 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what only a sidecar may say about a peer, whoever said it.
+const IDENTITY: [HeaderName; 3] = [PEER_CN, CLIENT_CERTIFICATE, FORWARDED_FOR];
+
+/// Removes what only a sidecar may say about a peer, whoever said it, and what a server could take for it: CGI,
+/// and WSGI after it, tell `-` and `_` in names not apart (RFC 3875, section 4.1.18).
 pub fn remove_identity(headers: &mut HeaderMap) {
-    headers.remove(PEER_CN);
-    headers.remove(CLIENT_CERTIFICATE);
-    headers.remove(FORWARDED_FOR);
+    for name in &IDENTITY {
+        headers.remove(name);
+    }
+    let alike = |name: &HeaderName| {
+        let same = |a: u8, b: u8| a == b || (a == b'_' && b == b'-');
+        let name = name.as_str().as_bytes();
+        IDENTITY
+            .iter()
+            .map(|guarded| guarded.as_str().as_bytes())
+            .any(|guarded| name.len() == guarded.len() && name.iter().zip(guarded).all(|(a, b)| same(*a, *b)))
+    };
+    while let Some(name) = headers.keys().find(|name| alike(name)).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Removes from trailers what may not be in the head either, on requests and answers alike.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    remove_identity(trailers);
+    trailers.remove(MESH_ERROR);
 }
 
 /// Replaces whatever the peer said about itself by what its handshake proved.
 pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
+    remove_identity(headers);
     headers.insert(PEER_CN, peer.cn_header());
     headers.insert(CLIENT_CERTIFICATE, peer.certificate_header());
     headers.insert(FORWARDED_FOR, peer.address_header());
 }
 
-/// Says in `Host` what an HTTP/2 request says in `:authority`, for the HTTP/1.1 behind it (RFC 9113, section 8.3.1).
+/// Says in `Host` what a request says in `:authority` or in an absolute target, which win over `Host`, for the
+/// HTTP/1.1 behind it (RFC 9113, section 8.3.1; RFC 9112, section 3.2.2).
 pub fn set_host(request: &mut http::request::Parts) {
-    if request.headers.contains_key(HOST) {
-        return;
-    }
     let host = request.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(host) = host {
         request.headers.insert(HOST, host);
+    }
+}
+
+/// Makes one field of the cookies that HTTP/2 may send one by one (RFC 9113, section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Made of valid values and a separator.
+    if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -130,6 +166,28 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn names_that_a_server_could_take_for_an_identity_do_not_pass() {
+        let mut headers = map(&[
+            ("x-mesh-peer-cn", "a"),
+            ("x_mesh_peer_cn", "b"),
+            ("x-mesh_peer-cn", "c"),
+            ("x_forwarded_client_cert", "d"),
+            ("x_forwarded-for", "e"),
+            ("x_mesh_peer", "kept"),
+            ("x_trace_id", "kept"),
+        ]);
+        remove_identity(&mut headers);
+        assert_eq!(headers, map(&[("x_mesh_peer", "kept"), ("x_trace_id", "kept")]));
+    }
+
+    #[test]
+    fn cookies_become_one_field() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3; d=4")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3; d=4")]));
     }
 
     #[test]

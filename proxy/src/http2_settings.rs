@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
-/// How much one stream may have under way (RFC 9113, section 6.9.2).
-pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// How much all streams of a connection may have under way.
-pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// How much one stream may have under way (RFC 9113, section 6.9.2): a gigabit at 4 ms.
+pub const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+/// Largest window (RFC 9113, section 6.9.1).
+const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
+
+/// How much all of so many streams of a connection may have under way: as much as each of them may, so that those
+/// that nobody reads never hold up the others.
+pub fn connection_window_bytes(streams: u32) -> u32 {
+    STREAM_WINDOW_BYTES.saturating_mul(streams).min(MAX_WINDOW_BYTES)
+}
+
 /// Four TLS records a frame.
 pub const FRAME_BYTES: u32 = 64 * 1024;
 /// A ping is sent after this silence.

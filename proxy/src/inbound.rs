@@ -1,7 +1,5 @@
 //! Port 3000: peers come in. The steps of a connection, then of a request, in order.
 
-pub mod mesh_api;
-
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -10,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Request, Response};
+use http::header::HOST;
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -33,8 +32,8 @@ use crate::credentials::{ALPN_H2, CredentialStore};
 use crate::error::ProxyError;
 use crate::headers;
 use crate::http2_settings;
-use crate::inbound::mesh_api::Endpoint;
-use crate::listener::{Connections, remote_address, run_to_end};
+use crate::listener::{Connections, Handshakes, remote_address, run_to_end};
+use crate::mesh_api::{self, Endpoint};
 use crate::metrics::METRICS;
 use crate::policy;
 use crate::registry_link::RegistryLink;
@@ -49,6 +48,7 @@ pub struct Inbound {
     policy: Policy,
     limits: Limits,
     handshake_limit: Duration,
+    handshakes: Handshakes,
     connections: Connections,
     full: AtomicBool,
     node: String,
@@ -65,6 +65,7 @@ impl Inbound {
         config: &Config,
         credentials: Arc<CredentialStore>,
         registry: Arc<RegistryLink>,
+        handshakes: Handshakes,
         connections: Connections,
     ) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
@@ -83,7 +84,7 @@ impl Inbound {
             .max_header_list_size(proxy.limits.max_header_bytes)
             .max_concurrent_streams(proxy.limits.max_streams)
             .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(http2_settings::CONNECTION_WINDOW_BYTES)
+            .initial_connection_window_size(http2_settings::connection_window_bytes(proxy.limits.max_streams))
             .max_frame_size(http2_settings::FRAME_BYTES)
             .keep_alive_interval(http2_settings::PING_INTERVAL)
             .keep_alive_timeout(http2_settings::PING_TIMEOUT);
@@ -94,6 +95,7 @@ impl Inbound {
             policy: proxy.policy.clone(),
             limits: proxy.limits.clone(),
             handshake_limit: proxy.timeouts.handshake,
+            handshakes,
             connections,
             full: AtomicBool::new(false),
             node,
@@ -152,7 +154,10 @@ impl Inbound {
         let mut record = self.record(peer, &request);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = self.answer(peer, request, &record, upgrade.as_ref()).await;
-        let mut response = outcome.unwrap_or_else(ProxyError::into_response);
+        let mut response = outcome.unwrap_or_else(|error| {
+            record.failed(&error);
+            error.into_response()
+        });
         record.answered(response.status());
         let record = match upgrade {
             Some(upgrade) => upgrade.join(&mut response, tunnel, record),
@@ -180,6 +185,12 @@ impl Inbound {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         let body = RequestBody::new(body, parts.version);
+        if parts.method == Method::CONNECT {
+            return Err(ProxyError::ConnectNotSupported);
+        }
+        if parts.headers.get_all(HOST).iter().nth(1).is_some() {
+            return Err(ProxyError::BadRequest("it has more than one Host header".into()));
+        }
         if !policy::allows(&self.policy, peer.identity()) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
@@ -188,6 +199,7 @@ impl Inbound {
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::set_identity(&mut parts.headers, peer);
         headers::set_host(&mut parts);
+        headers::join_cookies(&mut parts.headers);
         let sent = match mesh_api::endpoint(&parts)? {
             Some(Endpoint::Ping) => return Ok(mesh_api::ping(&self.node, peer)),
             Some(Endpoint::Registry) => self.registry.send(Request::from_parts(parts, body)).await,
@@ -195,7 +207,12 @@ impl Inbound {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
-                self.backend.send(Request::from_parts(parts, body)).await
+                let sent = self.backend.send(Request::from_parts(parts, body)).await;
+                sent.map(|mut response| {
+                    // Only a sidecar's or registryd's errors have it.
+                    response.headers_mut().remove(headers::MESH_ERROR);
+                    response
+                })
             }
         };
         let mut response = sent.map_err(|error| overrun.or(error))?;
@@ -208,20 +225,31 @@ impl Inbound {
 impl ServerApp for Inbound {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let address = remote_address(&stream)?.ip();
+        // Before the handshake, so that no new files are missed after it.
+        let replaced = self.credentials.replacements();
+        let (tls, peer) = match self.handshakes.enter(address) {
+            Some(_handshake) => self.handshake(stream, address).await?,
+            None => {
+                METRICS.inbound_handshake_failures.add_one();
+                tracing::warn!(
+                    target: "AgentChannel",
+                    "TLS handshake failed from {address}: too many handshakes are under way"
+                );
+                return None;
+            }
+        };
         let Some(_place) = self.connections.enter() else {
             if !self.full.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     target: "AgentChannel",
-                    "refusing connections, {address} first: all {} places are taken (proxy.limits.max_connections)",
-                    self.limits.max_connections
+                    "refusing connections, peer.cn={} first: all {} places are taken (proxy.limits.max_connections)",
+                    peer.name(),
+                    self.connections.most()
                 );
             }
             return None;
         };
         self.full.store(false, Ordering::Relaxed);
-        // Before the handshake, so that no new files are missed after it.
-        let replaced = self.credentials.replacements();
-        let (tls, peer) = self.handshake(stream, address).await?;
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
         let (peer, tunnel) = (Arc::new(peer), Arc::<Tunnel>::default());
         let service = service_fn(|request| {

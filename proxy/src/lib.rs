@@ -2,7 +2,7 @@
 //!
 //! - **inbound** (a peer calls this host's agent): [`inbound`] accepts the connection and completes mutual
 //!   TLS with [`credentials`]; [`verify`] turns the verified certificate into a `PeerIdentity`;
-//!   [`policy`] says whether that peer may come in; [`inbound::mesh_api`] answers the mesh's own paths;
+//!   [`policy`] says whether that peer may come in; [`mesh_api`] answers the mesh's own paths;
 //!   everything else goes through [`headers`] and [`backend`] to the agent. [`access_log`] writes its line.
 //! - **outbound** (this host's agent calls a peer): [`outbound`] accepts plain HTTP on loopback,
 //!   [`outbound::browser_guard`] refuses web pages, [`outbound::destination`] reads where to,
@@ -18,17 +18,20 @@ pub mod backend;
 pub mod body;
 pub mod credentials;
 pub mod delegation;
+pub mod descriptors;
 pub mod early_answer;
 pub mod error;
 pub mod headers;
 pub mod http2_settings;
 pub mod inbound;
 pub mod listener;
+pub mod mesh_api;
 pub mod metrics;
 pub mod outbound;
 pub mod policy;
 pub mod registry_link;
 pub mod roster;
+pub mod tcp;
 pub mod upgrade;
 pub mod verify;
 pub mod worker;

@@ -1,6 +1,6 @@
 //! What all listening sides share: binding, counting connections, and ending them in order.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::IntoRawFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -9,8 +9,11 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::{Fds, ShutdownWatch};
 use pingora_core::services::listening::Service;
+use pingora_limits::inflight::{Guard, Inflight};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::tcp;
 
 /// A socket that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,8 @@ impl Listener {
                 socket.set_only_v6(false)?;
             }
             socket.set_reuse_address(true)?;
+            // Accepted connections inherit it.
+            socket.set_tcp_keepalive(&tcp::keepalive())?;
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
@@ -51,9 +56,7 @@ impl Listener {
         };
         open(address)
             .or_else(|error| match address.ip() {
-                std::net::IpAddr::V6(ip)
-                    if ip.is_unspecified() && error.kind() != std::io::ErrorKind::AddrInUse =>
-                {
+                IpAddr::V6(ip) if ip.is_unspecified() && error.kind() != std::io::ErrorKind::AddrInUse => {
                     open(SocketAddr::from(([0, 0, 0, 0], address.port())))
                 }
                 _ => Err(error),
@@ -107,6 +110,11 @@ impl Connections {
         self.slots.clone().try_acquire_owned().ok()
     }
 
+    /// How many there may be.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// Connections open now.
     pub fn open(&self) -> usize {
         self.most - self.slots.available_permits()
@@ -116,6 +124,34 @@ impl Connections {
     pub async fn all_closed(&self) {
         // Fails only on a closed semaphore, and nothing closes this one.
         let _ = self.slots.acquire_many(u32::try_from(self.most).unwrap_or(u32::MAX)).await;
+    }
+}
+
+/// Handshakes under way. Who they are with is not known yet, so they take none of the peers' places, and no address
+/// takes all of theirs.
+#[derive(Clone)]
+pub struct Handshakes {
+    slots: Arc<Semaphore>,
+    by_address: Arc<Inflight>,
+    most_by_address: isize,
+}
+
+impl Handshakes {
+    /// As many as a tenth of the `most` connections that there may be, half of them from one address.
+    pub fn beside(most: usize) -> Self {
+        let slots = (most / 10).clamp(8, Semaphore::MAX_PERMITS);
+        Self {
+            slots: Arc::new(Semaphore::new(slots)),
+            by_address: Arc::new(Inflight::new()),
+            most_by_address: isize::try_from(slots / 2).unwrap_or(isize::MAX),
+        }
+    }
+
+    /// A place for one handshake, held until it is dropped; `None` when all are taken.
+    pub fn enter(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Guard)> {
+        let (guard, under_way) = self.by_address.incr(address, 1);
+        let slot = self.slots.clone().try_acquire_owned().ok()?;
+        (under_way <= self.most_by_address).then_some((slot, guard))
     }
 }
 

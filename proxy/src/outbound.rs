@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
+use mesh_shared::logging::Excerpt;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
@@ -24,8 +25,8 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::error::ProxyError;
 use crate::headers;
 use crate::http2_settings;
-use crate::inbound::mesh_api;
 use crate::listener::{Connections, run_to_end};
+use crate::mesh_api;
 use crate::metrics::METRICS;
 use crate::outbound::destination::Destination;
 use crate::outbound::peers::Peers;
@@ -69,7 +70,7 @@ impl Outbound {
             .max_header_list_size(limits.max_header_bytes)
             .max_concurrent_streams(limits.max_streams)
             .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(http2_settings::CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(http2_settings::connection_window_bytes(limits.max_streams));
         Self { roster, peers, registry, connections, max_body_bytes: limits.max_body_bytes, http }
     }
 
@@ -82,12 +83,13 @@ impl Outbound {
         METRICS.outbound_requests.add_one();
         let upgrade = Upgrade::wanted(&mut request);
         let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
-            METRICS.sidecar_errors.add_one();
             let (status, code, _) = error.parts();
+            let text = error.to_string();
+            let text = Excerpt { text: &text, max_chars: 500 };
             match status.is_server_error() {
-                true => tracing::warn!(target: "Outbound", "{code}: {error}"),
+                true => tracing::warn!(target: "Outbound", "{code}: {text}"),
                 // The caller's mistake, which its answer tells.
-                false => tracing::info!(target: "Outbound", "{code}: {error}"),
+                false => tracing::info!(target: "Outbound", "{code}: {text}"),
             }
             error.into_response()
         });
@@ -110,6 +112,7 @@ impl Outbound {
         let (body, overrun) = body.limited(self.max_body_bytes)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_identity(&mut parts.headers);
+        headers::join_cookies(&mut parts.headers);
         let route = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
@@ -133,9 +136,9 @@ impl Outbound {
             upgrade.ask(&mut parts.headers);
         }
         let sent = self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await;
-        let mut response = sent.map_err(|error| overrun.or(error))?;
+        let (mut response, place) = sent.map_err(|error| overrun.or(error))?;
         headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(ResponseBody::passing))
+        Ok(response.map(|body| ResponseBody::passing(body).on(place)))
     }
 }
 

@@ -13,8 +13,9 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_shared::config::Config;
-use mesh_shared::local_api::{ROSTER_WATCH, Roster, SIDECAR, SidecarReport};
+use mesh_shared::local_api::{JOIN, ROSTER_WATCH, Roster, SIDECAR, SidecarReport};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::root_cause;
@@ -30,6 +31,8 @@ const LAST_RETRY: Duration = Duration::from_millis(500);
 /// How often registryd hears from the sidecar.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
+/// registryd itself ends a join that arrives too slowly, after 30 s, and says so.
+const JOIN_ANSWER: Duration = Duration::from_secs(40);
 /// A roster of 10,000 nodes is far smaller.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
@@ -54,11 +57,12 @@ impl RegistryLink {
         let (mut parts, body) = request.into_parts();
         parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
         parts.version = Version::HTTP_11;
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         parts.uri = path.parse().unwrap_or_default();
-        timeout(ANSWER, self.exchange(Request::from_parts(parts, body)))
+        let limit = if path == JOIN { JOIN_ANSWER } else { ANSWER };
+        timeout(limit, self.exchange(Request::from_parts(parts, body)))
             .await
-            .map_err(|_| self.unavailable(&format!("no answer within {} s", ANSWER.as_secs())))?
+            .map_err(|_| self.unavailable(&format!("no answer within {} s", limit.as_secs())))?
             .map_err(|error| self.unavailable(&root_cause(&*error).to_string()))
     }
 
@@ -81,9 +85,11 @@ impl RegistryLink {
     pub async fn follow(self: Arc<Self>, roster: Arc<RosterStore>) {
         let mut away = false;
         let mut retry = FIRST_RETRY;
+        let unsaved = Arc::new(Notify::new());
+        tokio::spawn(keep_saved(roster.clone(), unsaved.clone()));
         loop {
             let mut received = false;
-            let ended = self.follow_once(&roster, &mut received, &mut away).await;
+            let ended = self.follow_once(&roster, &unsaved, &mut received, &mut away).await;
             let reason = ended
                 .err()
                 .map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
@@ -101,7 +107,8 @@ impl RegistryLink {
 
     async fn follow_once(
         &self,
-        roster: &Arc<RosterStore>,
+        roster: &RosterStore,
+        unsaved: &Notify,
         received: &mut bool,
         away: &mut bool,
     ) -> Result<(), BoxError> {
@@ -128,7 +135,7 @@ impl RegistryLink {
                 }
                 *received = true;
                 if roster.publish(view) {
-                    save(roster).await;
+                    unsaved.notify_one();
                 }
             }
             if pending.len() > MAX_LINE_BYTES {
@@ -173,15 +180,19 @@ fn request(method: Method, path: &'static str, body: Bytes) -> Result<Request<Fu
         .body(Full::new(body))
 }
 
-/// A view that cannot be saved is used all the same.
-async fn save(roster: &Arc<RosterStore>) {
-    let store = roster.clone();
-    let saved = tokio::task::spawn_blocking(move || store.save()).await;
-    if let Ok(Err(error)) = saved {
-        tracing::warn!(
-            target: "Mesh",
-            "cannot save the roster to {}: {error}; it would be missing after a restart without registryd (proxy.state_dir)",
-            roster.path().display()
-        );
+/// Saves what is `unsaved`, for ever. A view that cannot be saved is used all the same, and no view waits for the
+/// one before to be saved.
+async fn keep_saved(roster: Arc<RosterStore>, unsaved: Arc<Notify>) {
+    loop {
+        unsaved.notified().await;
+        let store = roster.clone();
+        let saved = tokio::task::spawn_blocking(move || store.save()).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(
+                target: "Mesh",
+                "cannot save the roster to {}: {error}; it would be missing after a restart without registryd (proxy.state_dir)",
+                roster.path().display()
+            );
+        }
     }
 }

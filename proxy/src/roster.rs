@@ -31,6 +31,39 @@ pub struct Route {
     pub addresses: Vec<SocketAddr>,
     /// Why there are no addresses.
     pub unresolved: Option<String>,
+    /// How often the node has moved, as far as was seen: connections of before are not used for new requests.
+    pub moves: usize,
+    load: Arc<Load>,
+}
+
+/// Requests that one connection carries before another is opened; servers allow at least as many (RFC 9113,
+/// section 6.5.2).
+pub const STREAMS_PER_CONNECTION: usize = 100;
+/// Most connections to one place of a node.
+pub const CONNECTIONS_PER_NODE: usize = 16;
+
+/// Requests under way to a node, by the connection that carries them.
+#[derive(Debug, Default)]
+struct Load([AtomicUsize; CONNECTIONS_PER_NODE]);
+
+/// A request's place on one of the connections to a node, given back on drop.
+#[derive(Debug)]
+pub struct StreamPlace {
+    load: Arc<Load>,
+    connection: usize,
+}
+
+impl StreamPlace {
+    /// The number of the connection, below [`CONNECTIONS_PER_NODE`].
+    pub fn connection(&self) -> usize {
+        self.connection
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.load.0[self.connection].fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One view of the mesh.
@@ -107,7 +140,8 @@ impl RosterStore {
         if state.last.as_ref().is_some_and(same) {
             return false;
         }
-        self.table.store(Arc::new(RouteTable::new(&roster, &self.own_node, self.own_inbound)));
+        let table = RouteTable::new(&roster, &self.own_node, self.own_inbound, &self.table.load());
+        self.table.store(Arc::new(table));
         state.last = Some(roster);
         true
     }
@@ -230,10 +264,11 @@ fn merged(last: &Roster, partial: Roster) -> Roster {
 }
 
 impl RouteTable {
-    fn new(roster: &Roster, own_node: &NodeName, own_inbound: SocketAddr) -> Self {
+    fn new(roster: &Roster, own_node: &NodeName, own_inbound: SocketAddr, before: &Self) -> Self {
         let mut table = Self::default();
         for node in &roster.nodes {
-            let Some(route) = Route::new(node, own_node, own_inbound).map(Arc::new) else { continue };
+            let before = before.nodes.get(&node.name).map(|route| &**route);
+            let Some(route) = Route::new(node, own_node, own_inbound, before).map(Arc::new) else { continue };
             for agent in &node.agents {
                 table.agents.entry(agent.clone()).or_default().push(route.clone());
             }
@@ -244,12 +279,40 @@ impl RouteTable {
 }
 
 impl Route {
-    fn new(node: &RosterNode, own_node: &NodeName, own_inbound: SocketAddr) -> Option<Self> {
-        let addresses = match node.name == *own_node {
+    /// A place for one more request, on the first connection that has one; `None`: all are full.
+    pub fn enter(&self) -> Option<StreamPlace> {
+        let free = |count: &AtomicUsize| {
+            let free = count.fetch_add(1, Ordering::Relaxed) < STREAMS_PER_CONNECTION;
+            if !free {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
+            free
+        };
+        let connection = self.load.0.iter().position(free)?;
+        Some(StreamPlace { load: self.load.clone(), connection })
+    }
+
+    fn new(
+        node: &RosterNode,
+        own_node: &NodeName,
+        own_inbound: SocketAddr,
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        let addresses: Vec<SocketAddr> = match node.name == *own_node {
             true => vec![own_inbound],
             false => node.addresses.iter().map(|ip| SocketAddr::new(*ip, node.port)).collect(),
         };
+        // A further address is no move; one that is gone may be the one that is connected.
+        let (moves, load) = match before {
+            Some(before) if before.addresses.iter().all(|address| addresses.contains(address)) => {
+                (before.moves, before.load.clone())
+            }
+            Some(before) => (before.moves.wrapping_add(1), Arc::default()),
+            None => (0, Arc::default()),
+        };
         Some(Self {
+            moves,
+            load,
             authority: format!("{}:{}", node.name.mesh_host(), node.port).parse().ok()?,
             node: node.name.clone(),
             status: node.status,

@@ -72,7 +72,8 @@ impl fmt::Display for Excerpt<'_> {
         let mut chars = self.text.chars();
         for c in chars.by_ref().take(self.max_chars) {
             let hidden = c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+                || matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                    | '\u{2060}'..='\u{2069}' | '\u{feff}');
             f.write_char(if hidden { ' ' } else { c })?;
         }
         if chars.next().is_some() { f.write_str("...") } else { Ok(()) }
@@ -86,7 +87,7 @@ mod tests {
     #[test]
     fn an_excerpt_is_one_short_line() {
         let show = |text, max_chars| Excerpt { text, max_chars }.to_string();
-        assert_eq!(show("a\nb\u{202e}c\u{1b}[0m", 100), "a b c [0m");
+        assert_eq!(show("a\nb\u{202e}c\u{1b}[0m\u{61c}", 100), "a b c [0m ");
         assert_eq!(show("äöü!", 3), "äöü...");
         assert_eq!(show("äöü", 3), "äöü");
     }

@@ -90,6 +90,37 @@ async fn no_text_of_a_request_can_forge_a_line() {
         assert!(!line.starts_with("2026 INFO"), "{line:?}");
     }
     assert_eq!(node.proxy().lines_with(&["peer.cn=ct111"]).len(), 3);
+    // What is no agent's name is not shown as one.
+    delegate(&mesh, &node, None, task("x peer.cn=ct999 from root", "hello")).await;
+    let line = node.proxy().wait_log(&[RECEIVED, ": hello"]).await;
+    assert!(line.contains("peer.cn=ct111 from unknown → ") && !line.contains("ct999"), "{line}");
+}
+
+#[tokio::test]
+async fn the_task_is_told_as_the_agent_reads_it() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh, json!({})).await;
+    let body = r#"{"fromAgent":"grok","message":"harmless","mess\u0061ge":"the real one"}"#;
+    let answer =
+        delegate(&mesh, &node, Some("opus"), r#"{"fromAgent":"grok","mess\u0061ge":"escaped"}"#.into()).await;
+    assert_eq!(answer.json()["response"], "opus heard: escaped");
+    node.proxy().wait_log(&[RECEIVED, "from grok → opus: escaped status=200"]).await;
+    // The example agent refuses to have a field twice; most take the last.
+    delegate(&mesh, &node, Some("opus"), body.into()).await;
+    node.proxy().wait_log(&[RECEIVED, "from grok → opus: the real one status="]).await;
+}
+
+#[tokio::test]
+async fn an_error_that_the_sidecar_makes_is_told_with_its_reason() {
+    let mesh = Mesh::new();
+    let mut node = sidecar(&mesh, json!({})).await;
+    node.stop_agent().await;
+    delegate(&mesh, &node, Some("opus"), task("grok", "hello")).await;
+    let backend = node.backend();
+    let reason = format!(
+        "error=\"backend_unreachable: the agent behind this sidecar does not accept connections on {backend}"
+    );
+    node.proxy().wait_log(&[RECEIVED, " status=502 ", &reason]).await;
 }
 
 #[tokio::test]

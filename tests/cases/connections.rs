@@ -3,16 +3,17 @@
 
 use std::process::Command;
 
-use http::Method;
+use http::{Method, StatusCode};
 use mesh_tests::eventually;
 use mesh_tests::loopback::Loopback;
-use mesh_tests::mesh::Mesh;
+use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::Daemon;
-use mesh_tests::tls::{Client, PeerOptions};
+use mesh_tests::tls::{Client, Peer, PeerOptions};
 use mesh_tests::web;
 use rustls::HandshakeKind;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn sidecars_speak_h2_on_one_connection() {
@@ -54,6 +55,99 @@ async fn many_requests_at_once_share_the_h2_connection() {
     for _ in 0..50 {
         peer.example.gone().await;
     }
+}
+
+/// Requests to `target`, all open at once on one h2c connection; they end with what is returned.
+async fn open_at_once(node: &Node, target: &str, count: usize) -> tokio::task::JoinSet<StatusCode> {
+    let h2 = web::h2(TcpStream::connect(node.outbound()).await.unwrap()).await;
+    let mut open = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let (mut h2, uri) = (h2.clone(), format!("http://localhost{target}"));
+        open.spawn(async move {
+            h2.ready().await.unwrap();
+            let request = web::request(Method::GET, &uri).body(web::empty()).unwrap();
+            h2.send_request(request).await.unwrap().status()
+        });
+    }
+    open
+}
+
+#[tokio::test]
+async fn more_requests_than_one_h2_connection_takes_open_another() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let plan = mesh.node("ct110").agent("opus");
+    let plan = plan.with(|config| config["proxy"]["limits"] = json!({"max_streams": 10_000}));
+    let node = plan.start().await;
+    node.reaches("ct150").await;
+    let most = 16 * 100;
+    let mut open = open_at_once(&node, "/nodes/ct150/hang", most).await;
+    let hanging = || peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
+    eventually("all arrive together", async || (hanging() == most).then_some(())).await;
+    // Beyond that nobody waits without being told.
+    let detail = node.get("/nodes/ct150/x").await.problem(503, "peer_busy");
+    assert!(detail.contains("1600 requests to ct150.mesh"), "{detail}");
+    open.abort_all();
+    while open.join_next().await.is_some() {}
+    node.comes_to("/nodes/ct150/x", None).await;
+    for _ in 0..most {
+        peer.example.gone().await;
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_nobody_reads_hold_up_no_others() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let big = bytes::Bytes::from(vec![b'x'; 9 << 20]);
+    let mut deaf = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let (outbound, big) = (one.outbound(), big.clone());
+        deaf.spawn(async move {
+            let request = web::request(Method::POST, "/nodes/ct111/deaf").body(web::full(big)).unwrap();
+            web::open(outbound, request).await.map(drop)
+        });
+    }
+    // Answers whose readers stop after the head.
+    let mut unread = Vec::new();
+    for _ in 0..12 {
+        let request = web::request(Method::GET, "/nodes/ct111/large").body(web::empty()).unwrap();
+        unread.push(web::open(one.outbound(), request).await.unwrap());
+    }
+    eventually("the uploads have arrived", async || {
+        let arrived = two.agent().requests().iter().filter(|seen| seen.target == "/deaf").count();
+        (arrived == 12).then_some(())
+    })
+    .await;
+    let task = json!({"fromAgent": "opus", "message": "x".repeat(200_000)});
+    for _ in 0..3 {
+        let answer = one.post("/nodes/ct111/api/message", &task).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(one.get("/nodes/ct111/large").await.body.len(), 4 << 20);
+    }
+    assert_eq!(unread.len() + deaf.len(), 24);
+}
+
+#[tokio::test]
+async fn a_peer_that_moved_gets_its_requests_at_the_new_place() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let (old, _old_address) = mesh.peer("ct150", &[]).await;
+    node.comes_to("/nodes/ct150/before", None).await;
+    // The old place goes on answering on the connection that is open, as a host that is being replaced does.
+    let next = Loopback::take();
+    let new = Peer::start(next.port(3000), "ct150", PeerOptions::good(&mesh.ca, "ct150")).await;
+    mesh.amend("ct150", |entry| entry["host"] = json!(next.ip().to_string()));
+    eventually("requests arrive at the new place", async || {
+        assert_eq!(node.get("/nodes/ct150/after").await.status, 200);
+        new.example.requests().last().map(drop)
+    })
+    .await;
+    let before = old.example.requests().len();
+    for _ in 0..5 {
+        assert_eq!(node.get("/nodes/ct150/after").await.status, 200);
+    }
+    assert_eq!(old.example.requests().len(), before);
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use http::Method;
 use mesh_tests::ca::{Ca, Issued, Spec, self_signed};
+use mesh_tests::eventually;
 use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::process::Daemon;
 use mesh_tests::tls::Client;
 use mesh_tests::web::{self, Answer};
 use tokio::io::AsyncWriteExt;
@@ -151,6 +153,61 @@ async fn what_is_no_tls_at_all_is_refused_with_a_line() {
     node.proxy().wait_log_after(seen, &[FAILED, "timed out after 1000 ms"]).await;
     drop(silent);
     assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+}
+
+#[tokio::test]
+async fn strangers_take_no_peers_place() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").with(|config| {
+        config["proxy"]["limits"] = serde_json::json!({"max_connections": 4});
+    });
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    // Half of the eight handshakes that there may be at once are for one address.
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        silent.push(TcpStream::connect(node.inbound()).await.unwrap());
+    }
+    node.proxy().wait_log(&[FAILED, "too many handshakes are under way"]).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+    let stream = socket.connect(node.inbound()).await.unwrap();
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    let mut connection = web::Connection::over(client.over(stream, "ct110").await.unwrap()).await;
+    let ping = || web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+    assert_eq!(connection.send(ping()).await.status, 200);
+    drop(silent);
+    eventually("the address may come again", async || {
+        let stream = client.connect(node.inbound(), "ct110").await.ok()?;
+        let answer = web::Connection::over(stream).await.open(ping()).await.ok()?;
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_files_are_few_connections_are_too() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    node.start_registryd().await;
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 256; exec \"$0\""]).arg(mesh_tests::process::binary("mesh-proxy"));
+    command.env("MESH_CONFIG", &node.config_path);
+    node.proxy = Some(Daemon::start("ct110 mesh-proxy", &mut command));
+    node.proxy()
+        .wait_log(&[
+            "WARN [Mesh] this process may open 256 files, enough for 48 connections a side, not 10000",
+        ])
+        .await;
+    node.has_roster().await;
+    // However many come, this host's own agent gets through.
+    let mut many = Vec::new();
+    for _ in 0..300 {
+        many.push(TcpStream::connect(node.inbound()).await.unwrap());
+    }
+    node.proxy().wait_log(&[FAILED, "too many handshakes are under way"]).await;
+    assert_eq!(node.get("/mesh/agents").await.status, 200);
+    assert_eq!(many.len(), 300);
 }
 
 #[tokio::test]

@@ -54,6 +54,10 @@ async fn the_backend_is_told_the_verified_identity_and_only_that() {
             .header("X-Mesh-Peer-CN", "root")
             .header("x-forwarded-client-cert", "Subject=\"CN=ct999\"")
             .header("x-forwarded-for", "10.9.9.9")
+            // CGI and WSGI servers take them for the same.
+            .header("x_mesh_peer_cn", "ct999")
+            .header("X-Mesh_Peer-CN", "ct999")
+            .header("x_forwarded_client_cert", "Subject=\"CN=ct999\"")
             .header("x-real-header", "kept")
     };
     let http1 = spoofed().body(web::empty()).unwrap();
@@ -74,6 +78,50 @@ async fn the_backend_is_told_the_verified_identity_and_only_that() {
         assert_eq!(seen.all("x-forwarded-for"), ["127.0.0.1"]);
         assert_eq!(seen.all("x-real-header"), ["kept"]);
     }
+}
+
+#[tokio::test]
+async fn no_identity_comes_in_by_trailers_and_no_error_goes_out_by_them() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let chunked = "transfer-encoding: chunked\r\nte: trailers\r\ntrailer: x-mesh-peer-cn, x-checksum\r\n\r\n\
+                   5\r\nhello\r\n0\r\nx-mesh-peer-cn: ct999\r\nx_mesh_peer_cn: ct999\r\nx-checksum: 7\r\n\r\n";
+    let request = |target: &str| {
+        format!("POST {target} HTTP/1.1\r\nhost: ct111.mesh\r\nconnection: close\r\n{chunked}")
+    };
+    let direct = Client::new(&mesh.ca, &mesh.ca.node("ct112"));
+    let mut stream = direct.connect(two.inbound(), "ct111").await.unwrap();
+    stream.write_all(request("/trailers").as_bytes()).await.unwrap();
+    let mut direct = Vec::new();
+    let _ = within("answer", stream.read_to_end(&mut direct)).await;
+    let direct = mesh_tests::process::text(&direct);
+    let through = web::raw(one.outbound(), request("/trailers").as_bytes()).await;
+    for answer in [direct, through] {
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("hello"), "{answer}");
+        assert!(!answer.contains("forged"), "{answer}");
+    }
+    let trailers = two.agent().trailers();
+    assert_eq!(trailers.len(), 2);
+    for trailers in trailers {
+        assert_eq!(trailers.get("x-checksum").unwrap(), "7");
+        assert!(!format!("{trailers:?}").contains("ct999"), "{trailers:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_http_2_says_differently_is_said_the_http_1_way() {
+    let mesh = Mesh::new();
+    let node = sidecar(&mesh).await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111")).alpn(&["h2"]);
+    let mut h2 = web::h2(client.connect(node.inbound(), "ct110").await.unwrap()).await;
+    let request = web::request(Method::GET, "https://ct110.mesh/headers")
+        .header("host", "other.mesh")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2");
+    assert_eq!(h2.send_request(request.body(web::empty()).unwrap()).await.unwrap().status(), 200);
+    let seen = node.agent().last();
+    assert_eq!(seen.all("host"), ["ct110.mesh"], "`:authority` wins");
+    assert_eq!(seen.all("cookie"), ["a=1; b=2"]);
 }
 
 #[tokio::test]
@@ -375,26 +423,73 @@ async fn headers_beyond_the_limit_are_refused() {
 }
 
 #[tokio::test]
+async fn answers_may_have_headers_as_large_as_requests() {
+    let mesh = Mesh::new();
+    let (one, _two) = mesh.pair().await;
+    let answer = one.get("/nodes/ct111/wide").await;
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "wide"));
+    assert_eq!(answer.header("x-wide-39"), Some("w".repeat(1000).as_str()));
+}
+
+#[tokio::test]
+async fn connect_never_reaches_the_agent() {
+    let mesh = Mesh::new();
+    let node = sidecar(&mesh).await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    let mut stream = client.connect(node.inbound(), "ct110").await.unwrap();
+    stream
+        .write_all(b"CONNECT backend:80 HTTP/1.1\r\nhost: backend:80\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = within("answer", stream.read_to_end(&mut answer)).await;
+    let answer = mesh_tests::process::text(&answer);
+    assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("connect_not_supported"), "{answer}");
+    assert!(node.agent().requests().is_empty());
+}
+
+#[tokio::test]
 async fn smuggled_requests_do_not_pass() {
     let mesh = Mesh::new();
     let node = sidecar(&mesh).await;
     let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
-    for request in [
-        "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ncontent-length: 4\r\ncontent-length: 30\r\n\r\nabcd",
-        "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ntransfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n",
-        "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n",
-        "GET /a b HTTP/1.1\r\nhost: ct110.mesh\r\n\r\n",
-        "GET /a HTTP/1.1\r\nhost: ct110.mesh\r\nx: a\r\n folded\r\n\r\n",
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
+    for (head, body, status) in [
+        (
+            "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ncontent-length: 4\r\ncontent-length: 30\r\n\r\n",
+            "abcd",
+            400,
+        ),
+        // The last coding is not chunked, so where the body ends is anybody's guess.
+        (
+            "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ntransfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n",
+            "0\r\n\r\n",
+            400,
+        ),
+        // Read as chunked, without the length, and nothing more is read after it (RFC 9112, section 6.3).
+        (
+            "POST /a HTTP/1.1\r\nhost: ct110.mesh\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n\r\n",
+            "0\r\n\r\n",
+            200,
+        ),
+        ("GET /a b HTTP/1.1\r\nhost: ct110.mesh\r\n\r\n", "", 400),
+        ("GET /a HTTP/1.1\r\nhost: ct110.mesh\r\nx: a\r\n folded\r\n\r\n", "", 400),
+        ("GET /a HTTP/1.1\r\nhost: ct110.mesh\r\nhost: other\r\n\r\n", "", 400),
+        ("GET /a HTTP/1.1\r\nhost : ct110.mesh\r\n\r\n", "", 400),
     ] {
+        let seen = node.agent().requests().len();
         let mut stream = client.connect(node.inbound(), "ct110").await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(format!("{head}{body}{smuggled}").as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
         let _ = within("end", stream.read_to_end(&mut answer)).await;
-    }
-    for seen in node.agent().requests() {
-        assert!(!seen.target.contains("smuggled") || seen.all("x-mesh-peer-cn") == ["ct111"], "{seen:?}");
-        let both = !seen.all("content-length").is_empty() && !seen.all("transfer-encoding").is_empty();
-        assert!(!both && seen.all("content-length").len() < 2, "{seen:?}");
+        let answer = mesh_tests::process::text(&answer);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head:?}: {answer}");
+        let passed = &node.agent().requests()[seen..];
+        assert!(passed.iter().all(|request| request.target == "/a"), "{head:?}: {passed:?}");
+        assert_eq!(passed.len(), usize::from(status == 200), "{head:?}: {passed:?}");
+        let lengths = passed.iter().flat_map(|request| request.all("content-length")).count();
+        let codings = passed.iter().flat_map(|request| request.all("transfer-encoding")).count();
+        assert!(lengths + codings <= 1, "{head:?}: {passed:?}");
     }
 }

@@ -202,6 +202,22 @@ async fn each_limit_on_a_join_has_an_error_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_join_that_arrives_too_slowly_is_ended_and_told() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let (sender, body) = web::channel();
+    sender.send(web::piece("{\"name\": ")).unwrap();
+    let request = web::request(Method::POST, "/api/mesh/join").body(body).unwrap();
+    let client = mesh_tests::tls::Client::new(&mesh.ca, &mesh.ca.node("ct112"));
+    let mut connection = client.http(node.inbound(), "ct110").await;
+    // registryd waits for 30 s.
+    let limit = std::time::Duration::from_secs(60);
+    let response = tokio::time::timeout(limit, connection.open(request)).await.unwrap().unwrap();
+    web::Answer::read(response).await.unwrap().problem(408, "body_too_slow");
+    drop(sender);
+}
+
+#[tokio::test]
 async fn without_registryd_its_paths_say_so() {
     let mesh = Mesh::new();
     let mut node = mesh.node("ct110").prepare().await;

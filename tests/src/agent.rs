@@ -47,18 +47,22 @@ impl Recorded {
 /// - `POST /api/message`: a `MessageResponse` that repeats the message
 /// - `/echo`: the body, streamed, with trailers
 /// - `/headers`: the request's headers as JSON
-/// - `/status/<code>`: that status without a body
+/// - `/status/<code>`: that status without a body, with an `x-mesh-error` that only sidecars may send
+/// - `/wide`: an answer with 40,000 bytes of headers
 /// - `/stream`: a body that the test sends ([`Example::stream`])
 /// - `/upload`: takes a body whose pieces the test sees ([`Example::upload`]), answers at its end
 /// - `/hang`: nothing, until the client goes ([`Example::gone`])
 /// - `/break`: half an answer
 /// - `/close`: 200, and the end of an HTTP/1.1 connection
-/// - `/trailers`: the body back, with `grpc-status: 0` behind it
+/// - `/deaf`: nothing, and the request's body is not read
+/// - `/large`: 4 MiB
+/// - `/trailers`: the body back, with `grpc-status: 0` and `x-mesh-error: forged` behind it
 /// - an `Upgrade` request elsewhere: 101, then every byte in upper case
 /// - anything else: 200 with `method target`
 pub struct Example {
     name: String,
     requests: Mutex<Vec<Recorded>>,
+    trailers: Mutex<Vec<HeaderMap>>,
     connections: AtomicUsize,
     streams: Handed<BodySender>,
     uploads: Handed<Option<Bytes>>,
@@ -92,6 +96,7 @@ impl Example {
         Arc::new(Self {
             name: name.into(),
             requests: Mutex::default(),
+            trailers: Mutex::default(),
             connections: AtomicUsize::new(0),
             streams: Handed::new(),
             uploads: Handed::new(),
@@ -102,6 +107,11 @@ impl Example {
     /// All requests so far.
     pub fn requests(&self) -> Vec<Recorded> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// What came behind the bodies of requests for `/trailers`.
+    pub fn trailers(&self) -> Vec<HeaderMap> {
+        self.trailers.lock().unwrap().clone()
     }
 
     /// The last request.
@@ -185,19 +195,33 @@ impl Example {
                 let _tell = TellOnDrop(self);
                 std::future::pending().await
             }
+            "/deaf" => {
+                // Its body is neither read nor given up.
+                let _request = request;
+                std::future::pending().await
+            }
+            "/large" => Ok(Response::new(web::full(vec![b'x'; 4 << 20]))),
+            "/wide" => {
+                let mut response = Response::builder();
+                for i in 0..40 {
+                    response = response.header(format!("x-wide-{i}"), "w".repeat(1000));
+                }
+                Ok(response.body(web::full("wide"))?)
+            }
             "/close" => Ok(Response::builder().header("connection", "close").body(web::full("closed"))?),
             "/trailers" => {
                 let content = request.headers().get("content-type").cloned();
-                let received = request.into_body().collect().await?.to_bytes();
+                let received = request.into_body().collect().await?;
+                self.trailers.lock().unwrap().extend(received.trailers().cloned());
                 let (sender, body) = web::channel();
-                let _ = sender.send(web::piece(received));
-                let trailers = HeaderMap::from_iter([(
-                    HeaderName::from_static("grpc-status"),
-                    HeaderValue::from_static("0"),
-                )]);
+                let _ = sender.send(web::piece(received.to_bytes()));
+                let trailers = HeaderMap::from_iter([
+                    (HeaderName::from_static("grpc-status"), HeaderValue::from_static("0")),
+                    (HeaderName::from_static("x-mesh-error"), HeaderValue::from_static("forged")),
+                ]);
                 let _ = sender.send(Ok(Frame::trailers(trailers)));
                 // HTTP/1.1 writes only the trailers that it announced.
-                let response = Response::builder().header("trailer", "grpc-status");
+                let response = Response::builder().header("trailer", "grpc-status, x-mesh-error");
                 Ok(response
                     .header("content-type", content.unwrap_or(HeaderValue::from_static("text/plain")))
                     .body(body)?)
@@ -210,7 +234,8 @@ impl Example {
             }
             _ => match path.strip_prefix("/status/") {
                 Some(code) => {
-                    Ok(Response::builder().status(code).header("x-agent", &self.name).body(web::empty())?)
+                    let response = Response::builder().status(code).header("x-agent", &self.name);
+                    Ok(response.header("x-mesh-error", "forged").body(web::empty())?)
                 }
                 None => Ok(Response::builder()
                     .header("x-agent", &self.name)

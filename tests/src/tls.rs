@@ -83,12 +83,14 @@ impl Client {
 
     /// Handshakes with `<node>.mesh` at `addr`. With TLS 1.3 a refusal shows only at the first read.
     pub async fn connect(&self, addr: SocketAddr, node: &str) -> io::Result<TlsStream<TcpStream>> {
+        self.over(within("connect", TcpStream::connect(addr)).await?, node).await
+    }
+
+    /// As [`Client::connect`], on a connection that is made already.
+    pub async fn over(&self, stream: TcpStream, node: &str) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(format!("{node}.mesh")).unwrap();
-        within("TLS handshake", async {
-            let stream = TcpStream::connect(addr).await?;
-            TlsConnector::from(Arc::new(self.config.clone())).connect(name, stream).await
-        })
-        .await
+        let handshake = TlsConnector::from(Arc::new(self.config.clone())).connect(name, stream);
+        within("TLS handshake", handshake).await
     }
 
     /// A connection for HTTP/1.1 requests.

@@ -23,6 +23,7 @@ use super::peers::Refusals;
 use crate::credentials::ALPN_H2;
 use crate::error::ProxyError;
 use crate::roster::Route;
+use crate::tcp;
 use crate::verify::WrongPeer;
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
@@ -79,8 +80,8 @@ async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
         tokio::select! {
             Some((address, outcome)) = attempts.next() => match outcome {
                 Ok(stream) => {
-                    // A socket that is connected takes this option.
-                    let _ = stream.set_nodelay(true);
+                    // A connection that is gone already shows with its first use.
+                    let _ = tcp::prepare(&stream);
                     return Ok(stream);
                 }
                 Err(error) => {

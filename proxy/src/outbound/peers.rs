@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_shared::NodeName;
-use mesh_shared::config::Timeouts;
+use mesh_shared::config::{Limits, Timeouts};
 use rustls::ClientConfig;
 
 use super::dial::{PeerStream, dial};
@@ -27,7 +27,10 @@ use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
 use crate::http2_settings;
 use crate::metrics::METRICS;
-use crate::roster::{RosterStore, Route};
+use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
+
+/// Moves of a node after which a connection of before could be used again, if it still were in the pool.
+const MOVES_APART: usize = 4;
 
 /// One worker's connections to peers.
 pub struct Peers {
@@ -35,24 +38,32 @@ pub struct Peers {
     clients: ArcSwap<Clients>,
     roster: Arc<RosterStore>,
     timeouts: Timeouts,
+    limits: Limits,
     refusals: Arc<Refusals>,
 }
 
 /// The connections made with one set of credentials.
 struct Clients {
     made_with: Arc<Credentials>,
-    /// h2 where the peer speaks it, else http/1.1.
-    any: Client<Connector, RequestBody>,
+    /// h2 where the peer speaks it, else http/1.1. Each has at most one h2 connection to a node; which one carries a
+    /// request, its place and the node's moves decide.
+    any: Vec<Client<Connector, RequestBody>>,
     /// http/1.1 only, for protocol upgrades.
     http1: Client<Connector, RequestBody>,
 }
 
 impl Peers {
     /// Connections with these credentials to nodes of this roster; made when they are needed.
-    pub fn new(credentials: Arc<CredentialStore>, roster: Arc<RosterStore>, timeouts: Timeouts) -> Self {
+    pub fn new(
+        credentials: Arc<CredentialStore>,
+        roster: Arc<RosterStore>,
+        timeouts: Timeouts,
+        limits: Limits,
+    ) -> Self {
         let refusals = Arc::new(Refusals::default());
-        let clients = Clients::new(Guard::into_inner(credentials.load()), &roster, &timeouts, &refusals);
-        Self { credentials, clients: ArcSwap::from_pointee(clients), roster, timeouts, refusals }
+        let current = Guard::into_inner(credentials.load());
+        let clients = Clients::new(current, &roster, &timeouts, &limits, &refusals);
+        Self { credentials, clients: ArcSwap::from_pointee(clients), roster, timeouts, limits, refusals }
     }
 
     /// The clients of the credentials that are in use now. After a reload, connections made with the old ones
@@ -64,30 +75,46 @@ impl Peers {
             return clients;
         }
         let credentials = Guard::into_inner(credentials);
-        self.clients.store(Arc::new(Clients::new(credentials, &self.roster, &self.timeouts, &self.refusals)));
+        let clients = Clients::new(credentials, &self.roster, &self.timeouts, &self.limits, &self.refusals);
+        self.clients.store(Arc::new(clients));
         self.clients.load()
     }
 
     /// Sends a request to a node, whose name its connection has proved.
     ///
+    /// The answer's place on its connection is to be held until it has passed.
+    ///
     /// # Errors
-    /// The node cannot be reached, is somebody else, refuses this node, or fails before it answers.
+    /// The node cannot be reached, is somebody else, refuses this node, is busy, or fails before it answers.
     pub async fn send(
         &self,
         route: &Route,
         mut request: Request<RequestBody>,
         upgrade: bool,
-    ) -> Result<Response<Incoming>, ProxyError> {
+    ) -> Result<(Response<Incoming>, Option<StreamPlace>), ProxyError> {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = absolute(Scheme::HTTPS, route.authority.clone(), path);
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().remove(HOST);
         let started = Instant::now();
         let clients = self.clients();
-        let client = if upgrade { &clients.http1 } else { &clients.any };
+        let (client, place) = match upgrade {
+            true => (&clients.http1, None),
+            false => {
+                let place = route.enter().ok_or_else(|| ProxyError::PeerBusy {
+                    node: route.node.clone(),
+                    most: STREAMS_PER_CONNECTION * CONNECTIONS_PER_NODE,
+                })?;
+                let era = route.moves % MOVES_APART;
+                (&clients.any[era * CONNECTIONS_PER_NODE + place.connection()], Some(place))
+            }
+        };
         let answer = client.request(request);
         drop(clients);
-        answer.await.map_err(|error| self.explain(&route.node, started, &error))
+        match answer.await {
+            Ok(answer) => Ok((answer, place)),
+            Err(error) => Err(self.explain(&route.node, started, &error)),
+        }
     }
 
     fn explain(&self, node: &NodeName, started: Instant, error: &(dyn Error + 'static)) -> ProxyError {
@@ -110,6 +137,7 @@ impl Clients {
         credentials: Arc<Credentials>,
         roster: &Arc<RosterStore>,
         timeouts: &Timeouts,
+        limits: &Limits,
         refusals: &Arc<Refusals>,
     ) -> Self {
         let client = |tls: &Arc<ClientConfig>| {
@@ -118,8 +146,12 @@ impl Clients {
                 .pool_idle_timeout(timeouts.pool_idle)
                 .timer(TokioTimer::new())
                 .http2_initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
-                .http2_initial_connection_window_size(http2_settings::CONNECTION_WINDOW_BYTES)
+                .http2_initial_connection_window_size(http2_settings::connection_window_bytes(
+                    STREAMS_PER_CONNECTION as u32,
+                ))
                 .http2_max_frame_size(http2_settings::FRAME_BYTES)
+                .http2_max_header_list_size(limits.max_header_bytes)
+                .http2_keep_alive_while_idle(true)
                 .http2_keep_alive_interval(http2_settings::PING_INTERVAL)
                 .http2_keep_alive_timeout(http2_settings::PING_TIMEOUT)
                 .build(Connector {
@@ -129,11 +161,8 @@ impl Clients {
                     refusals: refusals.clone(),
                 })
         };
-        Self {
-            any: client(&credentials.client),
-            http1: client(&credentials.client_http1),
-            made_with: credentials,
-        }
+        let any = (0..MOVES_APART * CONNECTIONS_PER_NODE).map(|_| client(&credentials.client)).collect();
+        Self { any, http1: client(&credentials.client_http1), made_with: credentials }
     }
 }
 
