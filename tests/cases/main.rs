@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod access_line;
+mod addresses;
 mod admin;
 mod certificates;
 mod clocks;
@@ -25,9 +26,11 @@ mod own_address;
 mod partition;
 mod pass_through;
 mod peer_api;
+mod queries;
 mod resilience;
 mod storage;
 mod streaming;
+mod supervisor;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

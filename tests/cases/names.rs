@@ -161,6 +161,39 @@ async fn dnsmasq_forwards_the_zone_with_the_deployed_snippet() {
     drop((node, dnsmasq));
 }
 
+/// systemd-resolved with the snippet of `deploy/dns` as it is.
+#[tokio::test]
+async fn systemd_resolved_asks_registryd_with_the_deployed_snippet() {
+    let Some(network) = Network::halves(1).await else { return };
+    let mesh = Mesh::new();
+    mesh.register("ct111", "10.0.0.111", 3011, &["grok"]);
+    let plan =
+        mesh.node("ct110").with(|config| config["registryd"]["dns"] = json!({"listen": "127.0.0.1:5353"}));
+    let mut node = plan.prepare().await;
+    let mut command = process::command("registryd");
+    command.arg("--config").arg(&node.config_path);
+    node.registryd = Some(Daemon::start("registryd", &mut network.inside(0, &command)));
+    let snippet = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/dns/systemd-resolved.conf"));
+    let folder = mesh.folder().join("resolved");
+    fs::create_dir(&folder).unwrap();
+    let Some(resolved) = mesh_tests::resolved::start(&network, 0, &snippet, &folder) else { return };
+    let ask = |question: &[&str]| {
+        let mut dig = Command::new("dig");
+        dig.args(["@127.0.0.53", "+time=5", "+tries=1"]).args(question);
+        text(&run(&mut network.inside(0, &dig)).stdout)
+    };
+    eventually("systemd-resolved answers", async || {
+        ask(&["ct111.mesh", "A"]).contains("10.0.0.111").then_some(())
+    })
+    .await;
+    assert!(ask(&["ct111.mesh", "SRV", "+short"]).contains("0 0 3011 ct111.mesh."));
+    assert!(ask(&["ct999.mesh", "A"]).contains("NXDOMAIN"));
+    // Without another server, what is not of the mesh fails; it is never said not to exist.
+    let other = ask(&["example.org", "A"]);
+    assert!(!other.contains("NXDOMAIN") && !other.contains("NOERROR"), "{other}");
+    drop((resolved, node));
+}
+
 #[tokio::test]
 async fn meshctl_keeps_a_block_in_a_hosts_file() {
     let mesh = Mesh::new();

@@ -231,6 +231,109 @@ async fn a_removed_folder_comes_back_with_everything_that_was_in_it() {
 }
 
 #[tokio::test]
+async fn broken_content_is_set_aside_and_the_registry_rebuilt() {
+    let mesh = Mesh::new();
+    mesh.edit_registry(|registry| {
+        registry["owner"] = json!("rivet");
+        registry["nodes"]["id-ct150"] = entry("ct150", "127.1.2.3", 3000, &["scout"]);
+        registry["nodes"]["id-ct150"]["gpu"] = json!({"vram": 24});
+    });
+    let shared = mesh.folder().join("shared");
+    let (mut one, mut two) = nodes(&mesh, &shared, |_| ()).await;
+    start(&mut one, &mut two).await;
+    let before = mesh.registry();
+    // As of a program that writes in place and dies in the middle.
+    let broken = r#"{"version":1,"nodes":{"a"#;
+    fs::write(mesh.registry_path(), broken).unwrap();
+    let corrupt = || -> Vec<PathBuf> {
+        let files = fs::read_dir(&shared).unwrap().map(|file| file.unwrap().path());
+        files.filter(|path| path.to_string_lossy().contains("mesh.json.corrupt-")).collect()
+    };
+    eventually("the registry is rebuilt", async || {
+        requests_flow(&one, &two).await;
+        let registry: Value = serde_json::from_slice(&fs::read(mesh.registry_path()).unwrap()).ok()?;
+        let online = |name: &str| {
+            registry["nodes"].as_object().is_some_and(|nodes| {
+                nodes.values().any(|node| node["name"] == name && node["status"] == "online")
+            })
+        };
+        (online("ct110") && online("ct111")).then_some(())
+    })
+    .await;
+    let set_aside = corrupt();
+    assert_eq!(set_aside.len(), 1, "{set_aside:?}");
+    assert_eq!(fs::read_to_string(&set_aside[0]).unwrap(), broken);
+    let after = mesh.registry();
+    assert_eq!(after["owner"], "rivet");
+    for (id, node) in before["nodes"].as_object().unwrap() {
+        let mut kept = after["nodes"][id].clone();
+        kept["lastSeen"] = node["lastSeen"].clone();
+        assert_eq!(&kept, node);
+    }
+    // One of the two set it aside, and says so until somebody has looked.
+    let mut told = 0;
+    for node in [&mut one, &mut two] {
+        if node.registryd().lines_with(&["ERROR", "was set aside as"]).is_empty() {
+            continue;
+        }
+        told += 1;
+        let metrics = node.local("/metrics").await.unwrap().text();
+        assert!(metrics.lines().any(|line| line.ends_with("registry_set_aside_total 1")), "{metrics}");
+        assert!(problems(node).await.contains("was set aside as"));
+    }
+    assert_eq!(told, 1);
+    fs::remove_file(&set_aside[0]).unwrap();
+    for node in [&one, &two] {
+        eventually("nothing is wrong any more", async || (problems(node).await == "[]").then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_keeps_is_told_with_its_holder() {
+    for (written, told) in [
+        (r#"{"node":"ct199","host":"box","pid":77}"#, "node ct199 (process 77 on host box)"),
+        ("", "no holder gave its name, so it is another program"),
+    ] {
+        let mesh = Mesh::new();
+        let shared = mesh.folder().join("shared");
+        let (mut one, mut two) = nodes(&mesh, &shared, |_| ()).await;
+        start(&mut one, &mut two).await;
+        let lock = fs::File::options().write(true).open(shared.join("mesh.json.lock")).unwrap();
+        lock.lock().unwrap();
+        lock.set_len(0).unwrap();
+        std::io::Write::write_all(&mut &lock, written.as_bytes()).unwrap();
+        let told = ["has been locked by somebody else for", told];
+        survived(&mesh, &mut one, &two, &told, || drop(lock)).await;
+    }
+}
+
+/// A host that boots while its NFS server does not answer.
+#[tokio::test]
+async fn a_mount_that_hangs_from_the_start_keeps_nothing_from_starting() {
+    let mesh = Mesh::new();
+    let path = mesh.folder().join("view");
+    let (mut one, mut two) = nodes(&mesh, &path, |_| ()).await;
+    let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
+    start(&mut one, &mut two).await;
+    let saved = one.folder().join("state/roster.json");
+    eventually("the roster is saved", async || {
+        fs::read_to_string(&saved).is_ok_and(|roster| roster.contains("grok")).then_some(())
+    })
+    .await;
+    (one.registryd, one.proxy) = (None, None);
+    view.set(Mode::Hanging);
+    one.start_registryd().await;
+    one.start_proxy().await;
+    for _ in 0..20 {
+        assert_eq!(one.get("/agents/grok/x").await.status, 200);
+    }
+    one.registryd().wait_log(&["WARN", "does not answer; does the mount hang?"]).await;
+    view.set(Mode::Passing);
+    eventually("it is registered", async || (mesh.entry("ct110")?["status"] == "online").then_some(())).await;
+    both_agents_answer(&one, &two).await;
+}
+
+#[tokio::test]
 async fn a_folder_that_shuts_this_user_out_is_told_and_harms_nothing() {
     let mesh = Mesh::new();
     let shared = mesh.folder().join("shared");

@@ -1,21 +1,23 @@
 //! The DNS server that nodes under test ask for `.mesh` names, so that no test depends on the host's.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Answers A queries from a table, everything else with NXDOMAIN (or no data for known names).
+type Names = HashMap<String, Vec<IpAddr>>;
+
+/// Answers A and AAAA queries from a table, everything else with NXDOMAIN (or no data for known names).
 pub struct Dns {
     addr: SocketAddr,
-    names: Arc<Mutex<HashMap<String, Ipv4Addr>>>,
+    names: Arc<Mutex<Names>>,
 }
 
 impl Dns {
     /// Listens on `addr`.
     pub fn start(addr: SocketAddr) -> Self {
         let socket = UdpSocket::bind(addr).unwrap();
-        let names: Arc<Mutex<HashMap<String, Ipv4Addr>>> = Arc::default();
+        let names: Arc<Mutex<Names>> = Arc::default();
         let table = Arc::downgrade(&names);
         thread::spawn(move || {
             let mut buffer = [0; 1500];
@@ -35,8 +37,13 @@ impl Dns {
     }
 
     /// Gives a name an address.
-    pub fn set(&self, name: &str, ip: Ipv4Addr) {
-        self.names.lock().unwrap().insert(name.to_ascii_lowercase(), ip);
+    pub fn set(&self, name: &str, ip: impl Into<IpAddr>) {
+        self.set_all(name, &[ip.into()]);
+    }
+
+    /// Gives a name several addresses, in this order.
+    pub fn set_all(&self, name: &str, ips: &[IpAddr]) {
+        self.names.lock().unwrap().insert(name.to_ascii_lowercase(), ips.into());
     }
 }
 
@@ -50,10 +57,11 @@ impl Drop for Dns {
     }
 }
 
-/// RFC 1035, section 4: the question comes back with a header of ours and at most one address.
-fn answer(query: &[u8], names: &HashMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+/// RFC 1035, section 4: the question comes back with a header of ours and the addresses.
+fn answer(query: &[u8], names: &Names) -> Option<Vec<u8>> {
     const HEADER: usize = 12;
     const A: u16 = 1;
+    const AAAA: u16 = 28;
     const NXDOMAIN: u8 = 3;
     let mut labels = Vec::new();
     let mut at = HEADER;
@@ -69,16 +77,20 @@ fn answer(query: &[u8], names: &HashMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
     let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
     let question = query.get(HEADER..at + 4)?;
     let known = names.get(&labels.join("."));
-    let address = known.filter(|_| kind == A);
+    let asked = |ip: &&IpAddr| kind == if ip.is_ipv4() { A } else { AAAA };
+    let addresses: Vec<&IpAddr> = known.into_iter().flatten().filter(asked).collect();
     let code = if known.is_some() { 0 } else { NXDOMAIN };
     // Authoritative answer, recursion available.
-    let mut answer =
-        vec![query[0], query[1], 0x85, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0];
+    let mut answer = vec![query[0], query[1], 0x85, 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0];
     answer.extend_from_slice(question);
-    if let Some(ip) = address {
+    for ip in addresses {
+        let octets = match ip {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
         // The question's name, class IN, for a second.
-        answer.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
-        answer.extend_from_slice(&ip.octets());
+        answer.extend_from_slice(&[0xc0, 0x0c, 0, kind as u8, 0, 1, 0, 0, 0, 1, 0, octets.len() as u8]);
+        answer.extend_from_slice(&octets);
     }
     Some(answer)
 }

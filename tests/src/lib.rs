@@ -4,6 +4,7 @@
 //! - [`mesh`]: nodes, their folders, configuration and processes
 //! - [`network`]: a network namespace for each node, and how to cut the network
 //! - [`process`]: child processes with captured logs, ended with the test
+//! - [`resolved`]: systemd-resolved beside a node
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
 //! - [`tls`]: clients and servers that play the other sidecar
@@ -23,6 +24,7 @@ pub mod loopback;
 pub mod mesh;
 pub mod network;
 pub mod process;
+pub mod resolved;
 pub mod tls;
 pub mod view;
 pub mod web;

@@ -183,6 +183,7 @@ impl Peer {
         let example = Example::new(name);
         let accepted: Arc<Mutex<Vec<Accepted>>> = Arc::default();
         let listener = loopback::listen(addr).await;
+        let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(accept(
             listener,
             TlsAcceptor::from(Arc::new(config)),
