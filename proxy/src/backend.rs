@@ -1,13 +1,12 @@
 //! The local agent's server: plain HTTP/1.1 on loopback, over connections that are used again.
 
-use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -18,7 +17,8 @@ use tokio::time::timeout;
 
 use crate::body::RequestBody;
 use crate::early_answer::EarlyAnswer;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, root_cause};
+use crate::headers::absolute;
 use crate::tcp;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
@@ -85,22 +85,4 @@ impl tower_service::Service<Uri> for Connector {
             Ok(TokioIo::new(EarlyAnswer::new(stream)))
         })
     }
-}
-
-/// Puts the parts of a target together; they were all part of valid URIs before.
-pub fn absolute(scheme: Scheme, authority: Authority, path: Option<PathAndQuery>) -> Uri {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(scheme);
-    parts.authority = Some(authority);
-    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    Uri::from_parts(parts).unwrap_or_default()
-}
-
-/// The innermost cause, which says the most in the fewest words.
-pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause
 }

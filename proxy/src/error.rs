@@ -2,6 +2,8 @@
 //!
 //! Errors of the far agent are not among them: they pass through untouched.
 
+use std::error::Error;
+
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use mesh_shared::local_api::Problem;
@@ -154,4 +156,13 @@ impl ProxyError {
         headers.insert(MESH_ERROR, HeaderValue::from_static(code));
         response
     }
+}
+
+/// The innermost cause, which says the most in the fewest words.
+pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause
 }

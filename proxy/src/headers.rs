@@ -1,9 +1,10 @@
-//! Headers that must not pass, and those that the backend can trust.
+//! Headers that must not pass, those that the backend can trust, and targets.
 
-use http::HeaderMap;
 use http::header::{
     CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Uri};
 
 use crate::verify::PeerIdentity;
 
@@ -122,6 +123,15 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
+}
+
+/// Puts the parts of a target together; they were all part of valid URIs before.
+pub fn absolute(scheme: Scheme, authority: Authority, path: Option<PathAndQuery>) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(scheme);
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 /// The protocol a client wants to change to (RFC 9110, section 7.8), if `Connection` asks for it too.

@@ -18,10 +18,9 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::backend::root_cause;
 use crate::body::RequestBody;
 use crate::early_answer::EarlyAnswer;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, root_cause};
 use crate::roster::RosterStore;
 
 /// registryd sends at least an empty line this often; silence for longer means it hangs.

@@ -20,11 +20,11 @@ use mesh_shared::config::{Limits, Timeouts};
 use rustls::ClientConfig;
 
 use super::dial::{PeerStream, dial};
-use crate::backend::{absolute, root_cause};
 use crate::body::RequestBody;
 use crate::credentials::{CredentialStore, Credentials};
 use crate::early_answer::EarlyAnswer;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, root_cause};
+use crate::headers::absolute;
 use crate::http2_settings;
 use crate::metrics::METRICS;
 use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
