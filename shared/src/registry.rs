@@ -20,7 +20,6 @@ pub struct Registry {
     /// Always [`VERSION`].
     pub version: u64,
     /// Entries by node id.
-    #[serde(default)]
     pub nodes: BTreeMap<String, Entry>,
     /// When the file was last changed, epoch ms.
     #[serde(default, deserialize_with = "epoch_ms")]
@@ -281,6 +280,7 @@ mod tests {
             "{}",
             "[]",
             r#"{"nodes":{}}"#,
+            r#"{"version":1}"#,
             r#"{"version":2,"nodes":{}}"#,
             r#"{"version":1,"nodes":[]}"#,
         ] {

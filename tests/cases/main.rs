@@ -26,6 +26,7 @@ mod own_address;
 mod partition;
 mod pass_through;
 mod peer_api;
+mod properties;
 mod queries;
 mod resilience;
 mod storage;

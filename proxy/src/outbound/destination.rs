@@ -38,6 +38,11 @@ pub fn read(request: &mut Parts, only: Option<&NodeName>) -> Result<Destination,
     if request.method == Method::CONNECT {
         return Err(ProxyError::ConnectNotSupported);
     }
+    // The other two forms of a target are for CONNECT and OPTIONS only (RFC 9112, section 3.2).
+    let path = request.uri.path();
+    if !path.starts_with('/') && (path != "*" || request.method != Method::OPTIONS) {
+        return Err(ProxyError::BadRequest("its target is neither a path nor a URL".into()));
+    }
     let named = host(request)?;
     if let Some(node) = only {
         return match named {
@@ -211,6 +216,8 @@ mod tests {
             ("http://ct111.mesh/", vec![("host", "example.org")], "not_in_mesh"),
             ("https://ct111.mesh/", vec![], "bad_destination"),
             ("/", vec![], "bad_request"),
+            ("ct111.mesh:80", vec![here], "bad_request"),
+            ("*", vec![here], "bad_request"),
             ("/", vec![here, here], "bad_request"),
             ("/", vec![here], "no_destination"),
             ("/nodes/", vec![here], "bad_destination"),

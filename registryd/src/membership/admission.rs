@@ -7,11 +7,11 @@ use serde_json::Value;
 /// Largest body of a join, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 /// Most entries of each list of a node.
-const MAX_ITEMS: usize = 256;
+pub const MAX_ITEMS: usize = 256;
 /// Longest text in a node, in bytes.
-const MAX_TEXT_BYTES: usize = 256;
+pub const MAX_TEXT_BYTES: usize = 256;
 /// Most bytes of `metadata` and unknown fields together, as JSON.
-const MAX_EXTRA_BYTES: usize = 64 * 1024;
+pub const MAX_EXTRA_BYTES: usize = 64 * 1024;
 
 /// Why a peer's word about itself is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -55,6 +55,18 @@ impl<'t> Document<'t> {
     /// # Errors
     /// Text that is no YAML mapping at all.
     pub(super) fn parse(text: &'t str) -> Result<Self, Mistake> {
+        // YAML allows none of these, and serde_yaml does not tell their line.
+        let forbidden = |c: char| {
+            c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')
+                || matches!(c, '\u{fffe}' | '\u{ffff}')
+        };
+        if let Some((at, found)) = text.char_indices().find(|(_, c)| forbidden(*c)) {
+            return Err(Mistake {
+                key: String::new(),
+                line: Some(text[..at].split('\n').count()),
+                message: format!("not valid YAML: the character {found:?} cannot stand in it"),
+            });
+        }
         let root: Value = serde_yaml::from_str(text).map_err(|error| Mistake {
             key: String::new(),
             line: error.location().map(|at| at.line()),
@@ -64,9 +76,11 @@ impl<'t> Document<'t> {
             Value::Null => Value::Mapping(Mapping::new()),
             Value::Mapping(_) => root,
             other => {
+                let here = Locate { path: &[], at_key: false };
+                let found = here.deserialize(serde_yaml::Deserializer::from_str(text)).err();
                 return Err(Mistake {
                     key: String::new(),
-                    line: Some(1),
+                    line: found.and_then(|error| error.location()).map(|at| at.line()),
                     message: format!("expected sections such as mesh:, found {}", shown(&other)),
                 });
             }
@@ -347,7 +361,12 @@ impl<'de> Visitor<'de> for Locate<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Some((Step::Key(wanted), rest)) = self.path.split_first() else {
-            return if self.path.is_empty() { Err(A::Error::custom("here")) } else { Ok(()) };
+            if self.path.is_empty() {
+                return Err(A::Error::custom("here"));
+            }
+            // What is not read to its end is an error of its own.
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            return Ok(());
         };
         let last = rest.is_empty() && self.at_key;
         while let Some(found) = map.next_key_seed(Key { wanted, last })? {
@@ -361,7 +380,11 @@ impl<'de> Visitor<'de> for Locate<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let Some((Step::Index(wanted), rest)) = self.path.split_first() else {
-            return if self.path.is_empty() { Err(A::Error::custom("here")) } else { Ok(()) };
+            if self.path.is_empty() {
+                return Err(A::Error::custom("here"));
+            }
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(());
         };
         for _ in 0..*wanted {
             seq.next_element::<IgnoredAny>()?;

@@ -1,0 +1,4 @@
+#![no_main]
+//! See `properties::dns`.
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::dns(data));

@@ -1,0 +1,432 @@
+//! What must hold for bytes from outside: a function for each place that reads them. It panics where the
+//! property does not hold.
+//!
+//! The fuzz targets call these functions, and so does `tests/cases/properties.rs`, on stable with every run of the
+//! tests.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use hickory_proto::op::{Header, Message, MessageType, ResponseCode};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request};
+use mesh_proxy::delegation::DelegationScanner;
+use mesh_proxy::outbound::destination::{self, Destination};
+use mesh_shared::certificate::Leaf;
+use mesh_shared::config::{Config, Mistake};
+use mesh_shared::registry::{Entry, Registry, VERSION};
+use mesh_shared::{AgentName, Identity, NodeName};
+use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
+use registryd::membership::admission::{MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, admit};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The text of a `mesh.yaml`: each mistake names a key and a line that exists; accepted settings fit together;
+/// a comment above everything moves the mistakes down by one line and changes nothing else.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let outcome = Config::parse(text);
+    match &outcome {
+        Ok(config) => fits_together(config),
+        Err(mistakes) => {
+            assert!(!mistakes.is_empty(), "refused without a mistake");
+            mistakes.iter().for_each(|mistake| has_its_place(mistake, text));
+        }
+    }
+    // A byte order mark may stand at the very beginning only.
+    if text.starts_with('\u{feff}') {
+        return;
+    }
+    match (outcome, Config::parse(&format!("# above\n{text}"))) {
+        (Ok(config), Ok(again)) => assert_eq!(format!("{config:?}"), format!("{again:?}")),
+        (Err(mistakes), Err(again)) => {
+            let moved: Vec<_> =
+                mistakes.into_iter().map(|each| (each.key, each.line.map(|line| line + 1))).collect();
+            let again: Vec<_> = again.into_iter().map(|each| (each.key, each.line)).collect();
+            assert_eq!(moved, again);
+        }
+        (outcome, again) => panic!("a comment changes {outcome:?} to {again:?}"),
+    }
+}
+
+fn fits_together(config: &Config) {
+    let (mesh, outbound) = (&config.mesh, &config.proxy.outbound);
+    assert!(mesh.stale_threshold > mesh.heartbeat_interval);
+    assert!(outbound.listeners.iter().all(|listener| listener.node != mesh.node_name));
+    let mut addresses: Vec<_> = outbound.listeners.iter().map(|listener| listener.listen).collect();
+    addresses.extend([outbound.listen, config.proxy.backend.address]);
+    addresses.extend(config.proxy.admin);
+    let count = addresses.len();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), count, "one address for two purposes");
+}
+
+fn has_its_place(mistake: &Mistake, text: &str) {
+    // The line breaks of YAML 1.1.
+    let breaks = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
+    let lines: Vec<_> = text.split("\r\n").flat_map(|part| part.split(breaks)).collect();
+    let section = mistake.key.split(['.', '[']).next().unwrap_or_default();
+    // What is no YAML may miss its end, on a line of its own.
+    let last = lines.len() + usize::from(section.is_empty());
+    assert!(mistake.line.is_none_or(|line| (1..=last).contains(&line)), "{mistake}");
+    if section.is_empty() {
+        let whole =
+            ["not valid YAML", "expected sections"].iter().any(|start| mistake.message.starts_with(start));
+        assert!(whole, "without a key: {mistake}");
+        return;
+    }
+    assert!(["mesh", "proxy", "registryd"].contains(&section), "{mistake}");
+    let document: serde_yaml::Value = serde_yaml::from_str(text).expect("only YAML has keys");
+    assert_eq!(mistake.line.is_some(), document.get(section).is_some(), "{mistake}");
+    // Where nothing is quoted or aliased, and the place is no member of a list, the line shows a part of the key.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_. ".contains(c);
+    if let Some(line) = mistake.line
+        && mistake.key.chars().all(plain)
+        && !text.contains(['"', '\'', '?', '&', '*', '!', '\\'])
+    {
+        assert!(mistake.key.split('.').any(|part| lines[line - 1].contains(part)), "{mistake}");
+    }
+}
+
+/// A `mesh.json`: what is one is read, written and read again without any loss, and nothing else is read as one.
+pub fn registry(data: &[u8]) {
+    let value: Option<Value> = serde_json::from_slice(data).ok();
+    let is_registry =
+        value.as_ref().is_some_and(|value| value["version"] == VERSION && value["nodes"].is_object());
+    let registry = match Registry::parse(data) {
+        Ok(registry) => registry,
+        Err(error) => {
+            assert!(!is_registry, "a registry {error}");
+            return;
+        }
+    };
+    assert!(is_registry, "read as {registry:?}");
+
+    let written = registry.to_json();
+    assert_eq!(Registry::parse(&written).expect("what was written is a registry"), registry);
+    let mut kept: Value = serde_json::from_slice(&written).expect("what was written is JSON");
+    assert_eq!(kept["updatedAt"], registry.updated_at);
+    // The only field that is put right; another program may write it as a fraction or leave it away.
+    let mut value = value.unwrap_or_default();
+    kept["updatedAt"].take();
+    value["updatedAt"].take();
+    assert_eq!(kept, value);
+    // `Value` rounds what it reads; numbers must be exact.
+    let (given, updated_at) = (numbers(data), registry.updated_at as f64);
+    for number in numbers(&written) {
+        assert!(given.contains(&number) || number == updated_at, "{number} was something else before");
+    }
+
+    for (id, node) in registry.iter_nodes() {
+        let entry = Entry::from(node.clone());
+        let written = serde_json::to_value(&entry).expect("an entry is JSON");
+        assert_eq!(serde_json::from_value::<Entry>(written.clone()).ok(), Some(entry), "{id}");
+        for (key, field) in kept["nodes"][id].as_object().into_iter().flatten() {
+            let kept = NODE_FIELDS.contains(&key.as_str()) || written.get(key) == Some(field);
+            assert!(kept, "{id} lost {key}: {written}");
+        }
+    }
+}
+
+/// All numbers in a JSON document.
+fn numbers(json: &[u8]) -> Vec<f64> {
+    let (mut in_text, mut escaped) = (false, false);
+    let parts = json.split(|byte| {
+        match byte {
+            b'"' if !escaped => in_text = !in_text,
+            b'\\' if !escaped => escaped = true,
+            _ => escaped = false,
+        }
+        in_text || !(byte.is_ascii_digit() || b"+-.eE".contains(byte))
+    });
+    parts.filter_map(|part| std::str::from_utf8(part).ok()?.parse().ok()).collect()
+}
+
+/// Fields of a node whose form is put right when the node is written anew. `metadata` is not among them.
+const NODE_FIELDS: [&str; 13] = [
+    "id",
+    "name",
+    "role",
+    "agents",
+    "host",
+    "port",
+    "providers",
+    "models",
+    "capabilities",
+    "status",
+    "lastSeen",
+    "registeredAt",
+    "version",
+];
+
+/// A certificate in DER: the identity of one that is accepted is the same when it is read again from its text,
+/// which is a legal value of a header, as is the common name between quotes.
+pub fn certificate(data: &[u8]) {
+    let Ok(leaf) = Leaf::parse(&CertificateDer::from(data)) else { return };
+    let text = leaf.identity.to_string();
+    assert_eq!(text.parse().as_ref(), Ok(&leaf.identity));
+    assert_eq!(leaf.common_name.parse().as_ref(), Ok(&leaf.identity));
+    for text in [&text, &leaf.common_name] {
+        assert!(HeaderValue::from_str(text).is_ok_and(|value| value.to_str().is_ok()), "{text:?}");
+        assert!(!text.contains([' ', '"', '\\', ';', ',']), "{text:?}");
+    }
+    let node = leaf.identity.node();
+    assert_eq!(node.is_none(), matches!(leaf.identity, Identity::Device(_)));
+    assert!(node.is_none_or(is_node_name), "{text:?}");
+    // Whatever the validity is, its days can be counted.
+    leaf.days_left(UnixTime::since_unix_epoch(Duration::from_secs(1 << 32)));
+}
+
+/// The head of a request, as lines: method and target, then headers. What is accepted goes where the request says,
+/// from a host name of the mesh or of this host, and takes no prefix along.
+pub fn destination(data: &[u8]) {
+    let Some(request) = request(data) else { return };
+    let own: NodeName = "ct111".parse().expect("a name");
+    for only in [None, Some(&own)] {
+        let mut left = request.clone();
+        if let Ok(destination) = destination::read(&mut left, only) {
+            goes_where_it_says(&request, &left, &destination, only);
+        }
+    }
+}
+
+fn request(data: &[u8]) -> Option<Parts> {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let first = lines.next()?;
+    let (method, target) = first.split_at(first.iter().position(|byte| *byte == b' ')?);
+    let mut request = Request::builder().method(method).uri(&target[1..]);
+    for line in lines.filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+        request = request.header(name, value[1..].trim_ascii());
+    }
+    Some(request.body(()).ok()?.into_parts().0)
+}
+
+fn goes_where_it_says(request: &Parts, left: &Parts, destination: &Destination, only: Option<&NodeName>) {
+    let path = |parts: &Parts| parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let (before, after) = (path(request), path(left));
+    assert!(
+        after.starts_with('/') || (&request.method, after.as_str()) == (&Method::OPTIONS, "*"),
+        "{after:?} is left of {before:?}"
+    );
+    match destination {
+        Destination::Node(node) => assert!(is_node_name(node), "{node}"),
+        Destination::Agent(agent) => assert!(is_agent_name(agent), "{agent}"),
+        Destination::Registry => {}
+    }
+
+    let target = request.uri.host().map(str::to_owned);
+    let lines = request.headers.get_all(HOST).iter();
+    let lines = lines.map(|line| host_of(line.to_str().expect("a Host in text")).to_owned());
+    let hosts: Vec<String> = target.into_iter().chain(lines.filter(|host| !host.is_empty())).collect();
+    assert!(
+        !hosts.is_empty() && hosts.iter().all(|host| in_mesh(host).is_some() || is_here(host)),
+        "{hosts:?}"
+    );
+    let named = in_mesh(&hosts[0]);
+    let to = |node: &str| matches!(destination, Destination::Node(to) if to.as_str() == node);
+    if let Some(only) = only {
+        assert!(to(only.as_str()) && named.is_none_or(|named| named == only.as_str()), "{destination:?}");
+        assert_eq!(before, after);
+        return;
+    }
+    if let Some(named) = named {
+        assert!(to(&named), "{named:?}: {destination:?}");
+        assert_eq!(before, after);
+        return;
+    }
+    let split = |rest: &str| {
+        let (name, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        (name.to_owned(), format!("{}{rest}", if rest.starts_with('/') { "" } else { "/" }))
+    };
+    let header = |name| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let to_agent = |name: &str| matches!(destination, Destination::Agent(agent) if agent.as_str() == name);
+    if let Some((name, rest)) = before.strip_prefix("/nodes/").map(split) {
+        assert!(to(&name.to_ascii_lowercase()), "{before:?}: {destination:?}");
+        assert_eq!(after, rest);
+    } else if let Some((name, rest)) = before.strip_prefix("/agents/").map(split) {
+        assert!(to_agent(&name), "{before:?}: {destination:?}");
+        assert_eq!(after, rest);
+    } else if let Some(node) = header("x-mesh-node") {
+        assert!(to(&in_mesh(node).unwrap_or(node.to_ascii_lowercase())), "{node:?}: {destination:?}");
+        assert_eq!(before, after);
+    } else if let Some(agent) = header("x-mesh-agent") {
+        assert!(to_agent(agent), "{agent:?}: {destination:?}");
+        assert_eq!(before, after);
+    } else {
+        assert_eq!(*destination, Destination::Registry, "{before:?}");
+        assert!(["/mesh/nodes", "/mesh/agents", "/mesh/events"].contains(&request.uri.path()), "{before:?}");
+        assert_eq!(before, after);
+    }
+}
+
+/// A `Host` without its port.
+fn host_of(line: &str) -> &str {
+    line.rfind(':')
+        .filter(|at| line[at + 1..].bytes().all(|b| b.is_ascii_digit()))
+        .map_or(line, |at| &line[..at])
+}
+
+/// What stands before `.mesh`, in lower case.
+fn in_mesh(host: &str) -> Option<String> {
+    let host = host.to_ascii_lowercase();
+    host.strip_suffix('.').unwrap_or(&host).strip_suffix(".mesh").map(str::to_owned)
+}
+
+/// A name or address of the loopback interface.
+fn is_here(host: &str) -> bool {
+    let loopback = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets()[0] == 127,
+        IpAddr::V6(address) => {
+            address == Ipv6Addr::LOCALHOST || address.to_ipv4_mapped().is_some_and(|v4| v4.octets()[0] == 127)
+        }
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || host.trim_start_matches('[').trim_end_matches(']').parse().is_ok_and(loopback)
+}
+
+fn is_node_name(name: &NodeName) -> bool {
+    let text = name.as_str();
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(allowed) && text.trim_matches('-') == text
+}
+
+fn is_agent_name(name: &AgentName) -> bool {
+    let text = name.as_str();
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '_', '-'])
+}
+
+/// The body of a delegation: what is found in it does not depend on how it comes in pieces, and is what serde
+/// finds, or the beginning of that.
+pub fn delegation(data: &[u8]) {
+    for max_chars in [0, 100] {
+        let (from, message) = scan(max_chars, [data]);
+        let found = (from.as_deref(), message.as_deref());
+        for size in [1, 2, 3, 7, 64] {
+            let again = scan(max_chars, data.chunks(size));
+            assert_eq!((again.0.as_deref(), again.1.as_deref()), found, "in pieces of {size}");
+        }
+        if let Ok(Value::Array(_)) = serde_json::from_slice(data) {
+            assert_eq!(found, (None, None), "in a list");
+            // Which serde would take for a struct.
+            continue;
+        }
+        let Ok(delegation) = serde_json::from_slice::<Delegation>(data) else { continue };
+        for (found, whole) in [(found.0, &delegation.from_agent), (found.1, &delegation.message)] {
+            let whole = whole.as_ref().and_then(Value::as_str);
+            let Some(found) = found else {
+                // A key may be written with escapes; nobody does, and the scanner does not look for them.
+                assert!(whole.is_none() || data.contains(&b'\\'), "{whole:?} was not found");
+                continue;
+            };
+            let whole = whole.expect("serde finds it too");
+            assert!(whole.starts_with(found), "{found:?} is not how {whole:?} begins");
+            assert!(found == whole || found.chars().count() > max_chars.max(64), "{found:?} is too short");
+        }
+    }
+}
+
+/// Neither field twice.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Delegation {
+    from_agent: Option<Value>,
+    message: Option<Value>,
+}
+
+fn scan<'d>(
+    max_chars: usize,
+    pieces: impl IntoIterator<Item = &'d [u8]>,
+) -> (Option<String>, Option<String>) {
+    let mut scanner = DelegationScanner::new(max_chars);
+    pieces.into_iter().for_each(|piece| scanner.feed(piece));
+    (scanner.from_agent().map(Into::into), scanner.message().map(Into::into))
+}
+
+/// The body of a join by node ct112: what is admitted is ct112 and nobody else, and within the limits.
+pub fn admission(data: &[u8]) {
+    let other = |name: &NodeName| name.as_str() == "ct111";
+    for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("ct112.example")] {
+        assert!(admit(data, cn, other).is_err(), "{cn:?} was admitted");
+    }
+    let Ok((name, node)) = admit(data, Some("ct112"), other) else { return };
+    assert_eq!((name.as_str(), node.name.to_ascii_lowercase().as_str()), ("ct112", "ct112"));
+    assert!(admit(data, Some("ct112.mesh"), other).is_ok_and(|again| again == (name, node.clone())));
+
+    let texts = [&node.id, &node.host, &node.version].into_iter().chain(&node.role);
+    let lists = [&node.agents, &node.providers, &node.models, &node.capabilities];
+    assert!(lists.iter().all(|list| list.len() <= MAX_ITEMS), "{node:?}");
+    assert!(texts.chain(lists.into_iter().flatten()).all(|text| text.len() <= MAX_TEXT_BYTES), "{node:?}");
+    assert!(
+        node.agents.iter().all(|agent| agent.parse().is_ok_and(|agent| is_agent_name(&agent))),
+        "{node:?}"
+    );
+    assert!(node.port > 0);
+    let further = serde_json::to_vec(&node.extra).map_or(usize::MAX, |json| json.len());
+    let metadata = serde_json::to_vec(&node.metadata).map_or(usize::MAX, |json| json.len());
+    assert!(further + metadata <= MAX_EXTRA_BYTES, "{further} and {metadata} bytes");
+
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b".-_:".contains(&b);
+    assert!(!node.host.is_empty() && node.host.bytes().all(allowed), "{:?}", node.host);
+    assert!(
+        in_mesh(&node.host).is_none_or(|named| named == "ct112" || named.contains('.')),
+        "{:?}",
+        node.host
+    );
+    assert!(!node.host.eq_ignore_ascii_case("ct111"));
+    // It can be written to the registry and read again.
+    let entry = Entry::from(node);
+    let read = serde_json::to_value(&entry).and_then(serde_json::from_value::<Entry>);
+    assert_eq!(read.ok(), Some(entry));
+}
+
+/// A DNS request: exactly those with a header that says so are answered, by a message with the same id and
+/// question, no larger than the asker can take.
+pub fn dns(data: &[u8]) {
+    let header = Header::read(&mut BinDecoder::new(data)).ok();
+    let asked = header.filter(|header| header.message_type == MessageType::Query);
+    let request = Message::from_vec(data).ok();
+    for zone in [None, Some(&*ZONE)] {
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let reply = answer(zone, data, transport);
+            assert_eq!(reply.is_some(), asked.is_some());
+            let Some(reply) = reply else { continue };
+            let payload =
+                request.as_ref().and_then(|request| request.edns.as_ref()).map(|edns| edns.max_payload());
+            let limit = match transport {
+                Transport::Udp => payload.unwrap_or(0).clamp(512, 1232),
+                Transport::Tcp => u16::MAX,
+            };
+            assert!(reply.len() <= usize::from(limit), "{} bytes", reply.len());
+            assert_eq!(reply[..2], data[..2]);
+            let reply = Message::from_vec(&reply).expect("an answer is a message");
+            assert_eq!(reply.metadata.message_type, MessageType::Response);
+            assert_eq!(Some(reply.metadata.op_code), asked.as_ref().map(|header| header.op_code));
+            assert!(transport == Transport::Udp || !reply.metadata.truncation);
+            if reply.metadata.response_code == ResponseCode::NoError {
+                assert_eq!(Some(&reply.queries), request.as_ref().map(|request| &request.queries));
+            }
+        }
+    }
+}
+
+/// A node of each kind; what ct111 has fits no datagram.
+static ZONE: LazyLock<Zone> = LazyLock::new(|| {
+    let node = |name: &str, addresses: Option<&[&str]>, agents: u8| ZoneNode {
+        name: name.parse().expect("a name"),
+        addresses: addresses
+            .map(|all| all.iter().map(|address| address.parse().expect("an address")).collect()),
+        port: 3000,
+        agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
+    };
+    let addresses: &[&str] = &["192.168.10.110", "fd00::110"];
+    let nodes =
+        [node("ct110", Some(addresses), 2), node("ct111", Some(&["10.0.0.1"]), 70), node("ct112", None, 0)];
+    Zone::new("ct110".parse().expect("a name"), 7, nodes)
+});
