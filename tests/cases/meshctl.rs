@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use mesh_tests::ca::{Spec, params};
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::{command, run, succeed, text};
-use mesh_tests::eventually;
+use mesh_tests::process::{Daemon, command, run, succeed, text};
+use mesh_tests::{eventually, skipped};
 use rcgen::{Issuer, KeyPair};
 use serde_json::{Value, json};
 
@@ -477,4 +477,152 @@ async fn a_status_that_is_set_is_announced() {
         .await;
     assert_eq!(meshctl(&node, &["status", "set", "online"]).0, Some(0));
     eventually("ct110 is back", async || (mesh.entry("ct110")?["status"] == "online").then_some(())).await;
+}
+
+#[tokio::test]
+async fn ping_tells_of_nodes_that_are_offline() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let (code, told) = meshctl(&node, &["ping"]);
+    assert!(code == Some(0) && told.contains("no other nodes"), "{told}");
+    mesh.register("ct150", "127.1.2.3", 3000, &[]);
+    mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
+    eventually("ct150 is offline", async || {
+        (meshctl_json(&node, &["nodes", "--node", "ct150.mesh"])[0]["status"] == "offline").then_some(())
+    })
+    .await;
+    let (code, told) = meshctl(&node, &["ping"]);
+    assert!(code == Some(1) && told.contains("ct150"), "{told}");
+    let outcome = meshctl_json(&node, &["ping"]);
+    assert_eq!((&outcome[0]["node"], &outcome[0]["ok"]), (&json!("ct150"), &json!(false)), "{outcome}");
+}
+
+#[tokio::test]
+async fn json_for_programs_everywhere() {
+    let mesh = Mesh::new();
+    let agents = json!([{"name": "opus", "id": "opus-1", "provider": "anthropic", "model": "claude"}]);
+    let mut node = mesh.node("ct110").with(|config| config["registryd"]["agents"] = agents).start().await;
+    mesh.register("ct150", "127.1.2.3", 3000, &["grok"]);
+    let agents = eventually("grok is known", async || {
+        Some(meshctl_json(&node, &["agents"])).filter(|agents| agents.as_array().unwrap().len() == 2)
+    })
+    .await;
+    assert_eq!(agents[0]["name"], "grok");
+    assert_eq!(agents[0]["nodes"][0].get("id"), None);
+    let place = &agents[1]["nodes"][0];
+    assert_eq!(
+        (&place["id"], &place["provider"], &place["model"]),
+        (&json!("opus-1"), &json!("anthropic"), &json!("claude"))
+    );
+    let hosts = meshctl_json(&node, &["hosts"]);
+    assert_eq!(hosts[1], json!({"name": "ct150.mesh", "addresses": ["127.1.2.3"]}));
+    let file = mesh.folder().join("hosts");
+    let write = |file: &Path| meshctl_json(&node, &["hosts", "--write", file.to_str().unwrap()]);
+    assert_eq!(write(&file), json!({"file": file, "outcome": "created"}));
+    assert!(fs::read_to_string(&file).unwrap().contains("127.1.2.3\tct150.mesh\n"));
+    assert_eq!((mode(&file), &write(&file)["outcome"]), (0o644, &json!("up to date")));
+
+    let mut nodes = Daemon::start("meshctl", node.command("meshctl").args(["nodes", "--watch", "--json"]));
+    let line = nodes.wait_log(&["ct150"]).await;
+    let document: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert_eq!(document.as_array().unwrap().len(), 2);
+
+    let mut watch = Daemon::start("meshctl", node.command("meshctl").args(["watch", "--json"]));
+    let mut count = 0;
+    eventually("meshctl watch follows", async || {
+        count += 1;
+        mesh.amend("ct150", |entry| entry["agents"] = json!([format!("scout-{count}")]));
+        (!watch.log().is_empty()).then_some(())
+    })
+    .await;
+    mesh.register("ct151", "127.1.2.4", 3000, &[]);
+    watch.wait_log(&["ct151"]).await;
+    for line in watch.log() {
+        let event: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(event.is_object(), "{line}");
+    }
+
+    node.registryd().kill();
+    let away = meshctl_json(&node, &["ping"]);
+    assert_eq!(away["ok"], false);
+    assert!(away["problems"][0].as_str().unwrap().contains("registryd"), "{away}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_hangs_is_given_up() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_registryd().await;
+    node.registryd().signal(libc::SIGSTOP);
+    let commands = [vec!["status"], vec!["nodes"], vec!["agents"], vec!["ping"], vec!["watch"]];
+    let waiting = commands.map(|arguments| {
+        (node.command("meshctl").args(&arguments).stderr(Stdio::piped()).spawn().unwrap(), arguments)
+    });
+    for (child, arguments) in waiting {
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("does not answer within 5 s"), "{arguments:?}: {told}");
+    }
+}
+
+/// Runs meshctl on a terminal of 60 columns. Its output and what it says on stderr come as one.
+fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
+    if run(Command::new("sh").args(["-c", "command -v script"])).stdout.is_empty() {
+        skipped("meshctl on a terminal: there is no script(1)");
+        return None;
+    }
+    let meshctl = node.command("meshctl");
+    let line = format!("stty cols 60 rows 24; exec '{}' {arguments}", meshctl.get_program().display());
+    let mut script = Command::new("script");
+    script.args(["-qefc", &line, "/dev/null"]).env("SHELL", "/bin/sh").env_remove("NO_COLOR");
+    script.envs(meshctl.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    Some(Daemon::start("meshctl", &mut script))
+}
+
+/// What a terminal shows of a line.
+fn shown(line: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = line.trim_end_matches('\r');
+    while let Some((text, code)) = rest.split_once("\x1b[") {
+        shown.push_str(text);
+        rest = code.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest);
+    }
+    shown + rest
+}
+
+#[tokio::test]
+async fn a_terminal_is_redrawn_and_never_overrun() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let long = ["a-rather-long-name", "another-rather-long-name", "the-third"];
+    mesh.register("ct150", "127.1.2.3", 3000, &long);
+    mesh.amend("ct150", |entry| entry["capabilities"] = json!(["shell"]));
+    let Some(mut watching) = on_terminal(&node, "nodes --watch") else { return };
+    const REDRAWN: &str = "\x1b[H\x1b[2J";
+    watching.wait_log(&["ct150"]).await;
+    let before = watching.log().len();
+    mesh.register("ct151", "127.1.2.4", 3000, &[]);
+    watching.wait_log_after(before, &["ct151"]).await;
+    let log = watching.log();
+    assert!(log[0].starts_with(REDRAWN), "{log:?}");
+    let from = log[..].iter().rposition(|line| line.contains("ct151")).unwrap();
+    let head = log[..from].iter().rfind(|line| line.contains("NODE")).unwrap();
+    assert!(head.starts_with(REDRAWN), "{head:?}");
+    for line in log.iter().map(|line| shown(line)) {
+        assert!(line.chars().count() <= 60, "{line:?}");
+    }
+    let cut = log.iter().map(|line| shown(line)).find(|line| line.starts_with("ct150")).unwrap();
+    assert!(cut.ends_with('…') && cut.contains("a-rather-long-name"), "{cut:?}");
+
+    let mut wide = on_terminal(&node, "nodes --wide").unwrap();
+    wide.exited().await;
+    let line = shown(&wide.wait_log(&["ct150"]).await);
+    assert!(line.contains("shell") && line.contains("the-third"), "{line:?}");
+    // Nothing is cut for programs.
+    let piped = succeed(node.command("meshctl").arg("nodes"));
+    assert!(piped.contains("the-third") && !piped.contains('…') && !piped.contains('\x1b'), "{piped}");
+
+    let mut watch = on_terminal(&node, "watch").unwrap();
+    watch.wait_log(&["watching; Ctrl-C ends"]).await;
 }
