@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
+use mesh_shared::name::{NameError, NodeName};
 
 use client::{ClientError, Daemon};
 
@@ -28,6 +29,7 @@ Examples:
   meshctl demo                             two nodes on this machine, to see it work
   meshctl ca init                          make the mesh's certificate authority
   meshctl ca issue-node ct111 192.168.10.111
+  meshctl ca renew --all                   renew what ends soon; daily, from a timer
   meshctl status                           is this node well? (exit code 1 if not)
   meshctl nodes --agent grok               who hosts the agent grok
   meshctl ping                             reach every node over mutual TLS";
@@ -36,13 +38,11 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
-    #[command(flatten)]
-    global: Global,
     #[command(subcommand)]
     command: Command,
 }
 
-/// What all commands share.
+/// What the commands share that ask this host's daemons.
 #[derive(Debug, clap::Args)]
 pub struct Global {
     /// The configuration file [default: $MESH_CONFIG, else /etc/mesh/mesh.yaml]
@@ -59,24 +59,38 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show whether this node is well, or say what it is doing; exit code 1 if something is wrong
-    Status(status::StatusArgs),
+    Status(Asking<status::StatusArgs>),
     /// Show the nodes of the mesh
-    Nodes(nodes::NodesArgs),
+    Nodes(Asking<nodes::NodesArgs>),
     /// Show the agents of the mesh and where they live
-    Agents,
-    /// Reach a node (or all that are online) over mutual TLS and back
-    Ping(ping::PingArgs),
+    Agents(Global),
+    /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
+    Ping(Asking<ping::PingArgs>),
     /// Show changes in the mesh as they happen
-    Watch,
+    Watch(Global),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
-    Hosts(hosts::HostsArgs),
-    /// Make and check the mesh's certificates
+    Hosts(Asking<hosts::HostsArgs>),
+    /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::command::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
     Demo(demo::DemoArgs),
     /// One of the demo's agents
     #[command(hide = true)]
     DemoAgent(demo::agent::AgentArgs),
+}
+
+/// A command's own arguments, and what it needs to ask a daemon.
+#[derive(Debug, clap::Args)]
+struct Asking<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// A node as people name it: `ct110` or `ct110.mesh`.
+fn node_name(text: &str) -> Result<NodeName, NameError> {
+    NodeName::from_mesh_host(text).map_or_else(|| text.parse(), Ok)
 }
 
 /// Why a command failed.
@@ -128,15 +142,14 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let global = &cli.global;
     match cli.command {
-        Command::Status(args) => status::run(args, global).await,
-        Command::Nodes(args) => nodes::run(args, global).await,
-        Command::Agents => nodes::agents(global).await,
-        Command::Ping(args) => ping::run(args, global).await,
-        Command::Watch => watch::run(global).await,
-        Command::Hosts(args) => hosts::run(args, global).await,
-        Command::Ca(args) => ca::command::run(args, global.json),
+        Command::Status(Asking { args, global }) => status::run(args, &global).await,
+        Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
+        Command::Agents(global) => nodes::agents(&global).await,
+        Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
+        Command::Watch(global) => watch::run(&global).await,
+        Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
+        Command::Ca(args) => ca::command::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,
     }

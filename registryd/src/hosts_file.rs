@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_shared::local_api::NodeView;
+use serde::Serialize;
 
 /// The line before the block.
 pub const BEGIN: &str = "# mesh begin";
@@ -20,18 +21,36 @@ pub enum BlockError {
     Second(usize),
 }
 
-/// The block for these nodes, ordered by name, both marker lines included.
+/// A host name of the mesh and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Host {
+    /// `<node>.mesh`.
+    pub name: String,
+    /// Where it is, at least one.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The names of these nodes with their addresses, ordered by name.
 ///
 /// An address in the registry counts more than what the name resolves to: that may itself come from an older
 /// block. Nodes without a valid name or any address are left out, so nothing in the registry can put other
 /// names into the file.
-pub fn block(nodes: &[NodeView]) -> String {
-    let mut lines: Vec<(String, Vec<IpAddr>)> =
-        nodes.iter().filter_map(|view| Some((view.node.node_name()?.mesh_host(), addresses(view)))).collect();
-    lines.sort();
-    lines.dedup_by(|later, first| later.0 == first.0);
-    let lines =
-        lines.iter().flat_map(|(host, addresses)| addresses.iter().map(move |ip| format!("{ip}\t{host}\n")));
+pub fn hosts(nodes: &[NodeView]) -> Vec<Host> {
+    let host = |view: &NodeView| {
+        let (name, addresses) = (view.node.node_name()?.mesh_host(), addresses(view));
+        (!addresses.is_empty()).then_some(Host { name, addresses })
+    };
+    let mut hosts: Vec<_> = nodes.iter().filter_map(host).collect();
+    hosts.sort();
+    hosts.dedup_by(|later, first| later.name == first.name);
+    hosts
+}
+
+/// The block with these names, both marker lines included.
+pub fn block(hosts: &[Host]) -> String {
+    let lines = hosts.iter().flat_map(|Host { name, addresses }| {
+        addresses.iter().map(move |address| format!("{address}\t{name}\n"))
+    });
     format!("{BEGIN}\n{}{END}\n", lines.collect::<String>())
 }
 
@@ -108,7 +127,7 @@ mod tests {
             view("ct112", "nowhere.lan", &[]),
         ];
         assert_eq!(
-            block(&nodes),
+            block(&hosts(&nodes)),
             "# mesh begin\n10.0.0.110\tct110.mesh\n10.0.0.111\tct111.mesh\nfd00::111\tct111.mesh\n# mesh end\n"
         );
     }

@@ -10,6 +10,9 @@ use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::{command, run, succeed, text};
 use mesh_tests::tls::Client;
 use mesh_tests::web;
+use serde_json::json;
+
+use super::meshctl::ca;
 
 fn openssl(folder: &Path, line: &str) -> String {
     succeed(Command::new("openssl").current_dir(folder).args(line.split_whitespace()))
@@ -185,4 +188,128 @@ async fn a_peer_may_send_its_leaf_alone_or_with_its_chain() {
         let request = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
         assert_eq!(client.send(node.inbound(), "ct110", request).await.status, 200);
     }
+}
+
+/// What `meshctl ca` issued under a name: with its intermediate, and as a leaf that is sent alone.
+fn issued(folder: &Path, name: &str) -> [Issued; 2] {
+    let read = |end: &str| fs::read_to_string(folder.join(format!("rivet-ca/issued/{name}.{end}"))).unwrap();
+    let (chain_pem, key_pem) = (read("crt"), read("key"));
+    let end = "-----END CERTIFICATE-----\n";
+    let cert_pem = chain_pem[..chain_pem.find(end).unwrap() + end.len()].to_owned();
+    let alone = Issued { chain_pem: cert_pem.clone(), cert_pem, key_pem, serial: Vec::new() };
+    [Issued { chain_pem, ..alone.clone() }, alone]
+}
+
+/// A node with a certificate of `meshctl ca`, which looks at its revocation list.
+async fn node_of_meshctl(mesh: &Mesh, name: &str) -> Node {
+    succeed(&mut ca(mesh.folder(), &["issue-node", name]));
+    let dir = mesh.folder().join("rivet-ca");
+    let plan = mesh.node(name).with(|config| {
+        config["mesh"]["tls"] = json!({
+            "ca_path": dir.join("intermediate/ca-chain.pem"),
+            "cert_path": dir.join(format!("issued/{name}.crt")),
+            "key_path": dir.join(format!("issued/{name}.key")),
+        });
+        config["proxy"]["crl_path"] = json!(dir.join("intermediate/crl.pem"));
+    });
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    node
+}
+
+/// A client of `node` that presents `identity` and trusts what is trusted now.
+fn client(mesh: &Mesh, identity: &Issued) -> Client {
+    let bundle = mesh.folder().join("rivet-ca/intermediate/ca-chain.pem");
+    Client::trusting(&fs::read_to_string(bundle).unwrap(), identity)
+}
+
+async fn is_served(mesh: &Mesh, node: &Node, identity: &Issued) {
+    let request = web::request(Method::GET, "/api/mesh/ping").body(web::empty()).unwrap();
+    assert_eq!(client(mesh, identity).send(node.inbound(), &node.name, request).await.status, 200);
+}
+
+async fn reload(node: &mut Node) {
+    let before = node.proxy().log().len();
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy().wait_log_after(before, &["certificates reloaded"]).await;
+}
+
+#[tokio::test]
+async fn certificates_of_the_old_and_the_new_intermediate_work_side_by_side() {
+    let mesh = Mesh::new();
+    let at = mesh.folder();
+    succeed(&mut ca(at, &["init"]));
+    let mut node = node_of_meshctl(&mesh, "ct110").await;
+    succeed(&mut ca(at, &["issue-node", "ct111"]));
+
+    let told = succeed(&mut ca(at, &["renew-intermediate"]));
+    let reload_first = told.find("systemctl reload mesh-proxy").expect("reload is advised");
+    assert!(reload_first < told.find("ca renew").unwrap(), "{told}");
+    succeed(&mut ca(at, &["issue-node", "ct112"]));
+    let (old, new) = (issued(at, "ct111"), issued(at, "ct112"));
+    // That is why: so far the node does not know the new one.
+    client(&mesh, &new[1]).refused(node.inbound(), "ct110").await;
+    reload(&mut node).await;
+    for identity in old.iter().chain(&new) {
+        is_served(&mesh, &node, identity).await;
+    }
+
+    // The node itself goes over to the new one.
+    succeed(&mut ca(at, &["renew", "ct110"]));
+    reload(&mut node).await;
+    for identity in old.iter().chain(&new) {
+        is_served(&mesh, &node, identity).await;
+    }
+    succeed(&mut ca(at, &["verify"]));
+    succeed(node.command("mesh-proxy").arg("check"));
+
+    // What the old one signed can still be revoked, and nothing else suffers.
+    succeed(&mut ca(at, &["revoke", "ct111"]));
+    reload(&mut node).await;
+    client(&mesh, &old[0]).refused(node.inbound(), "ct110").await;
+    node.proxy().wait_log(&["TLS handshake failed", "certificate is revoked"]).await;
+    is_served(&mesh, &node, &new[0]).await;
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_and_no_other() {
+    let mesh = Mesh::new();
+    let at = mesh.folder();
+    succeed(&mut ca(at, &["init"]));
+    let mut node = node_of_meshctl(&mesh, "ct110").await;
+    for name in ["ct111", "ct112"] {
+        succeed(&mut ca(at, &["issue-node", name]));
+    }
+    let (kept, gone) = (issued(at, "ct111"), issued(at, "ct112"));
+    is_served(&mesh, &node, &gone[0]).await;
+    let unknown = run(&mut ca(at, &["revoke", "ct199"]));
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("there is no certificate of ct199"), "{}", text(&unknown.stderr));
+    let told = succeed(&mut ca(at, &["revoke", "ct112.mesh"]));
+    assert!(told.contains("proxy.crl_path") && told.contains("reload"), "{told}");
+    let list = succeed(&mut ca(at, &["list"]));
+    assert!(list.lines().any(|line| line.starts_with("ct112 ") && line.contains("revoked")), "{list}");
+
+    reload(&mut node).await;
+    for identity in &gone {
+        client(&mesh, identity).refused(node.inbound(), "ct110").await;
+    }
+    node.proxy().wait_log(&["TLS handshake failed", "certificate is revoked"]).await;
+    is_served(&mesh, &node, &kept[0]).await;
+
+    // Its owner may come back with another certificate, and openssl reads the list as well.
+    succeed(&mut ca(at, &["renew", "ct112"]));
+    is_served(&mesh, &node, &issued(at, "ct112")[0]).await;
+    let stolen = at.join("stolen.crt");
+    fs::write(&stolen, &gone[0].cert_pem).unwrap();
+    let mut verify = Command::new("openssl");
+    verify.current_dir(at.join("rivet-ca/intermediate")).args([
+        "verify",
+        "-crl_check",
+        "-CRLfile",
+        "crl.pem",
+    ]);
+    verify.args(["-CAfile", "ca-chain.pem"]).arg(&stolen);
+    let output = run(&mut verify);
+    assert!(text(&output.stderr).contains("certificate revoked"), "{}", text(&output.stderr));
 }

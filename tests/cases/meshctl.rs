@@ -3,21 +3,30 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use mesh_tests::eventually;
+use mesh_tests::ca::{Spec, params};
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::{command, run, succeed, text};
+use mesh_tests::process::{Daemon, command, run, succeed, text};
+use mesh_tests::{eventually, skipped};
+use rcgen::{Issuer, KeyPair};
 use serde_json::{Value, json};
 
 /// `meshctl ca --dir <folder>/rivet-ca …`
-fn ca(folder: &Path, arguments: &[&str]) -> Command {
+pub fn ca(folder: &Path, arguments: &[&str]) -> Command {
     let mut meshctl = command("meshctl");
     meshctl.arg("ca").args(arguments).arg("--dir").arg(folder.join("rivet-ca"));
-    if arguments[0] == "init" {
+    if matches!(arguments[0], "init" | "renew-intermediate") {
         meshctl.arg("--root-dir").arg(folder.join("root"));
     }
     meshctl
+}
+
+/// What a command says that fails with exit code 1.
+fn refused(command: &mut Command) -> String {
+    let output = run(command);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {}", text(&output.stdout));
+    text(&output.stderr)
 }
 
 fn mode(path: &Path) -> u32 {
@@ -154,6 +163,207 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+#[test]
+fn a_root_in_use_is_kept_and_a_folder_that_is_not_mounted_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let told = succeed(&mut ca(&at.join("share"), &["init"]));
+    let created =
+        format!("created {}, which was not there", at.join("share").canonicalize().unwrap().display());
+    assert!(told.contains(&created), "{told}");
+
+    // As when the share is away: the folder is empty, the root's is not.
+    fs::rename(at.join("share/rivet-ca"), at.join("away")).unwrap();
+    let told = refused(&mut ca(&at.join("share"), &["init"]));
+    for part in ["a root CA is already here (CN=Mesh Root CA ", "mounted", "another --root-dir"] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+    assert!(!told.contains("remove") && !told.contains("half made"), "{told}");
+    assert!(!at.join("share/rivet-ca").exists());
+    fs::rename(at.join("away"), at.join("share/rivet-ca")).unwrap();
+    succeed(&mut ca(&at.join("share"), &["verify"]));
+}
+
+#[test]
+fn the_signing_key_may_lie_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(&mut ca(at, &["init"]));
+    succeed(&mut ca(at, &["issue-node", "ct110"]));
+    let elsewhere = at.join("signing.key");
+    fs::rename(at.join("rivet-ca/intermediate/intermediate.key"), &elsewhere).unwrap();
+    for arguments in [
+        vec!["issue-node", "ct111"],
+        vec!["issue-agent", "opus@ct111"],
+        vec!["issue-device", "phone-1"],
+        vec!["renew", "ct110"],
+        vec!["revoke", "ct110"],
+        vec!["renew-intermediate"],
+    ] {
+        let told = refused(&mut ca(at, &arguments));
+        assert!(told.contains("--signing-key FILE"), "{arguments:?}: {told}");
+        succeed(ca(at, &arguments).arg("--signing-key").arg(&elsewhere));
+    }
+    succeed(&mut ca(at, &["verify"]));
+    assert!(!at.join("rivet-ca/intermediate/intermediate.key").exists());
+    assert_eq!(mode(&elsewhere), 0o600);
+}
+
+/// Signs a certificate with the CA's intermediate that `meshctl` would not make.
+fn sign(at: &Path, spec: &Spec, file: &str) {
+    let read = |name: &str| fs::read_to_string(at.join("rivet-ca/intermediate").join(name)).unwrap();
+    let signing = KeyPair::from_pem(&read("intermediate.key")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca-chain.pem"), signing).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = params(spec).signed_by(&key, &issuer).unwrap();
+    let (cert_path, key_path) =
+        (format!("rivet-ca/issued/{file}.crt"), format!("rivet-ca/issued/{file}.key"));
+    fs::write(at.join(cert_path), certificate.pem()).unwrap();
+    fs::write(at.join(&key_path), key.serialize_pem()).unwrap();
+    fs::set_permissions(at.join(key_path), fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn list_and_verify_say_how_it_is_with_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(&mut ca(at, &["init"]));
+    succeed(&mut ca(at, &["issue-node", "fine"]));
+    succeed(&mut ca(at, &["issue-node", "soon", "--days", "5"]));
+    succeed(&mut ca(at, &["issue-node", "gone"]));
+    succeed(&mut ca(at, &["revoke", "gone"]));
+    let told = succeed(&mut ca(at, &["verify"]));
+    assert!(told.contains("4 of 5 certificates work, 1 of them ends soon, 1 is revoked\n"), "{told}");
+
+    let issued = |file: &str| at.join("rivet-ca/issued").join(file);
+    sign(at, &Spec { from: 2020, until: 2021, ..Spec::node("past") }, "past");
+    sign(at, &Spec::node("inside"), "outside");
+    succeed(&mut ca(at, &["issue-node", "mixed"]));
+    fs::copy(issued("fine.key"), issued("mixed.key")).unwrap();
+    let foreign = mesh_tests::ca::Ca::new().node("other");
+    fs::write(issued("other.crt"), foreign.cert_pem).unwrap();
+    let openssl = |line: &str| succeed(Command::new("openssl").current_dir(at).args(line.split(' ')));
+    openssl("genrsa -out short.key 1024");
+    openssl("req -new -key short.key -subj /CN=short -out short.csr");
+    openssl(
+        "x509 -req -in short.csr -CA rivet-ca/intermediate/ca-chain.pem -CAkey \
+         rivet-ca/intermediate/intermediate.key -CAcreateserial -days 9 -out rivet-ca/issued/short.crt",
+    );
+    let list = succeed(&mut ca(at, &["list"]));
+    for (name, state) in [
+        ("fine", "ok"),
+        ("soon", "ends soon"),
+        ("gone", "revoked"),
+        ("past", "expired"),
+        ("inside (in outside.crt)", "misnamed"),
+        ("mixed", "wrong key"),
+        ("other", "untrusted"),
+        ("short", "weak key"),
+    ] {
+        let line = list.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or("none");
+        assert!(line.contains(&format!(" node       {state} ")), "{name}, {state}: {line}\n{list}");
+    }
+    let output = run(&mut ca(at, &["verify"]));
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for part in [
+        "RSA needs 2048 bits or more",
+        "CN inside are not the same",
+        "ended ",
+        " days ago",
+        "4 of 10 certificates work",
+    ] {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+    assert!(!told.contains(" -"), "no negative days: {told}");
+}
+
+#[test]
+fn what_is_issued_fits_whom_it_is_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(&mut ca(at, &["init"]));
+    let node = succeed(&mut ca(at, &["issue-node", "CT110.mesh"]));
+    assert!(node.contains("CN=ct110 for ct110.mesh") && node.contains("mesh-proxy runs as"), "{node}");
+    for arguments in [["issue-agent", "opus@ct110.mesh"], ["issue-device", "phone-1"]] {
+        let told = succeed(&mut ca(at, &arguments));
+        assert!(!told.contains("mesh-proxy") && told.contains("the program that speaks to nodes"), "{told}");
+    }
+}
+
+#[test]
+fn renew_gives_the_same_names_a_new_key_of_the_same_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(&mut ca(at, &["init"]));
+    succeed(&mut ca(at, &["issue-node", "ct110", "10.0.0.110", "--key-type", "rsa-2048", "--days", "20"]));
+    let (certificate, key) = (at.join("rivet-ca/issued/ct110.crt"), at.join("rivet-ca/issued/ct110.key"));
+    let before = fs::read_to_string(&key).unwrap();
+    let told = succeed(&mut ca(at, &["renew", "ct110.mesh"]));
+    assert!(told.contains("renewed CN=ct110") && told.contains("systemctl reload mesh-proxy"), "{told}");
+    assert_ne!(before, fs::read_to_string(&key).unwrap());
+    assert_eq!(mode(&key), 0o600);
+    let shown = openssl("pkey -noout -text", &key);
+    assert!(shown.contains("2048 bit") && shown.contains("publicExponent"), "RSA as before: {shown}");
+    let shown = openssl("x509 -noout -ext subjectAltName", &certificate);
+    assert!(shown.contains("DNS:ct110.mesh") && shown.contains("IP Address:10.0.0.110"), "{shown}");
+    succeed(
+        Command::new("openssl").args(["x509", "-noout", "-checkend", "7600000", "-in"]).arg(&certificate),
+    );
+    let told = refused(&mut ca(at, &["renew", "ct111"]));
+    assert!(told.contains("issue-node"), "{told}");
+    succeed(&mut ca(at, &["verify"]));
+}
+
+#[test]
+fn a_timer_can_renew_all_that_end_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(&mut ca(at, &["init"]));
+    for (name, days) in [("ct110", "10"), ("ct111", "40"), ("ct112", "60"), ("ct113", "10")] {
+        succeed(&mut ca(at, &["issue-node", name, "--days", days]));
+    }
+    sign(at, &Spec { from: 2020, until: 2021, ..Spec::node("ct114") }, "ct114");
+    succeed(&mut ca(at, &["revoke", "ct113"]));
+    let ends = || -> Vec<i64> {
+        let listed: Value = serde_json::from_str(&succeed(ca(at, &["list"]).arg("--json"))).unwrap();
+        ["ct110", "ct111", "ct112", "ct113", "ct114"]
+            .map(|cn| listed.as_array().unwrap().iter().find(|each| each["cn"] == cn).expect("it is listed"))
+            .map(|each| each["daysLeft"].as_i64().unwrap())
+            .into()
+    };
+    let told = succeed(&mut ca(at, &["renew", "--all"]));
+    assert!(told.contains("2 renewed, 0 failed, 2 do not end within 30 days"), "{told}");
+    assert!(matches!(ends()[..], [89..=90, 39..=40, 59..=60, 9..=10, 89..=90]), "{:?}", ends());
+    let told = succeed(ca(at, &["renew", "--all", "--within", "50"]).arg("--json"));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["renewed"][0]["cn"], told["renewed"].as_array().unwrap().len()), (&json!("ct111"), 1));
+    let told = succeed(&mut ca(at, &["renew", "--all"]));
+    assert!(told.contains("0 renewed") && !told.contains("reload"), "{told}");
+
+    // What cannot be renewed keeps none of the others from it, and is told.
+    fs::write(at.join("rivet-ca/issued/bad.crt"), "nothing").unwrap();
+    let output = run(&mut ca(at, &["renew", "--all", "--within", "70"]));
+    let told = text(&output.stdout);
+    assert!(output.status.code() == Some(1) && told.contains("renewed ct112"), "{told}");
+    assert!(told.contains("FAILED") && told.contains("bad.crt"), "{told}");
+    assert!(!run(&mut ca(at, &["renew"])).status.success());
+    assert!(!run(&mut ca(at, &["renew", "ct110", "--all"])).status.success());
+}
+
+#[test]
+fn no_command_offers_what_does_nothing_there() {
+    let help = |arguments: &[&str]| succeed(command("meshctl").args(arguments).arg("--help"));
+    for arguments in [vec!["ca"], vec!["ca", "renew-intermediate"], vec!["ca", "revoke"], vec!["demo"]] {
+        let told = help(&arguments);
+        assert!(!told.contains("--socket") && !told.contains("--config"), "{arguments:?}: {told}");
+    }
+    assert!(!help(&["demo"]).contains("--json"));
+    assert!(help(&["nodes"]).contains("--socket") && help(&["ca", "list"]).contains("--json"));
+    let output = run(command("meshctl").args(["ca", "list", "--socket", "x"]));
+    assert_eq!(output.status.code(), Some(2));
+}
+
 #[tokio::test]
 async fn nodes_run_with_the_certificates_it_issues() {
     let mesh = Mesh::new();
@@ -267,4 +477,152 @@ async fn a_status_that_is_set_is_announced() {
         .await;
     assert_eq!(meshctl(&node, &["status", "set", "online"]).0, Some(0));
     eventually("ct110 is back", async || (mesh.entry("ct110")?["status"] == "online").then_some(())).await;
+}
+
+#[tokio::test]
+async fn ping_tells_of_nodes_that_are_offline() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let (code, told) = meshctl(&node, &["ping"]);
+    assert!(code == Some(0) && told.contains("no other nodes"), "{told}");
+    mesh.register("ct150", "127.1.2.3", 3000, &[]);
+    mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
+    eventually("ct150 is offline", async || {
+        (meshctl_json(&node, &["nodes", "--node", "ct150.mesh"])[0]["status"] == "offline").then_some(())
+    })
+    .await;
+    let (code, told) = meshctl(&node, &["ping"]);
+    assert!(code == Some(1) && told.contains("ct150"), "{told}");
+    let outcome = meshctl_json(&node, &["ping"]);
+    assert_eq!((&outcome[0]["node"], &outcome[0]["ok"]), (&json!("ct150"), &json!(false)), "{outcome}");
+}
+
+#[tokio::test]
+async fn json_for_programs_everywhere() {
+    let mesh = Mesh::new();
+    let agents = json!([{"name": "opus", "id": "opus-1", "provider": "anthropic", "model": "claude"}]);
+    let mut node = mesh.node("ct110").with(|config| config["registryd"]["agents"] = agents).start().await;
+    mesh.register("ct150", "127.1.2.3", 3000, &["grok"]);
+    let agents = eventually("grok is known", async || {
+        Some(meshctl_json(&node, &["agents"])).filter(|agents| agents.as_array().unwrap().len() == 2)
+    })
+    .await;
+    assert_eq!(agents[0]["name"], "grok");
+    assert_eq!(agents[0]["nodes"][0].get("id"), None);
+    let place = &agents[1]["nodes"][0];
+    assert_eq!(
+        (&place["id"], &place["provider"], &place["model"]),
+        (&json!("opus-1"), &json!("anthropic"), &json!("claude"))
+    );
+    let hosts = meshctl_json(&node, &["hosts"]);
+    assert_eq!(hosts[1], json!({"name": "ct150.mesh", "addresses": ["127.1.2.3"]}));
+    let file = mesh.folder().join("hosts");
+    let write = |file: &Path| meshctl_json(&node, &["hosts", "--write", file.to_str().unwrap()]);
+    assert_eq!(write(&file), json!({"file": file, "outcome": "created"}));
+    assert!(fs::read_to_string(&file).unwrap().contains("127.1.2.3\tct150.mesh\n"));
+    assert_eq!((mode(&file), &write(&file)["outcome"]), (0o644, &json!("up to date")));
+
+    let mut nodes = Daemon::start("meshctl", node.command("meshctl").args(["nodes", "--watch", "--json"]));
+    let line = nodes.wait_log(&["ct150"]).await;
+    let document: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert_eq!(document.as_array().unwrap().len(), 2);
+
+    let mut watch = Daemon::start("meshctl", node.command("meshctl").args(["watch", "--json"]));
+    let mut count = 0;
+    eventually("meshctl watch follows", async || {
+        count += 1;
+        mesh.amend("ct150", |entry| entry["agents"] = json!([format!("scout-{count}")]));
+        (!watch.log().is_empty()).then_some(())
+    })
+    .await;
+    mesh.register("ct151", "127.1.2.4", 3000, &[]);
+    watch.wait_log(&["ct151"]).await;
+    for line in watch.log() {
+        let event: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(event.is_object(), "{line}");
+    }
+
+    node.registryd().kill();
+    let away = meshctl_json(&node, &["ping"]);
+    assert_eq!(away["ok"], false);
+    assert!(away["problems"][0].as_str().unwrap().contains("registryd"), "{away}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_hangs_is_given_up() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_registryd().await;
+    node.registryd().signal(libc::SIGSTOP);
+    let commands = [vec!["status"], vec!["nodes"], vec!["agents"], vec!["ping"], vec!["watch"]];
+    let waiting = commands.map(|arguments| {
+        (node.command("meshctl").args(&arguments).stderr(Stdio::piped()).spawn().unwrap(), arguments)
+    });
+    for (child, arguments) in waiting {
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {told}");
+        assert!(told.contains("does not answer within 5 s"), "{arguments:?}: {told}");
+    }
+}
+
+/// Runs meshctl on a terminal of 60 columns. Its output and what it says on stderr come as one.
+fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
+    if run(Command::new("sh").args(["-c", "command -v script"])).stdout.is_empty() {
+        skipped("meshctl on a terminal: there is no script(1)");
+        return None;
+    }
+    let meshctl = node.command("meshctl");
+    let line = format!("stty cols 60 rows 24; exec '{}' {arguments}", meshctl.get_program().display());
+    let mut script = Command::new("script");
+    script.args(["-qefc", &line, "/dev/null"]).env("SHELL", "/bin/sh").env_remove("NO_COLOR");
+    script.envs(meshctl.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    Some(Daemon::start("meshctl", &mut script))
+}
+
+/// What a terminal shows of a line.
+fn shown(line: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = line.trim_end_matches('\r');
+    while let Some((text, code)) = rest.split_once("\x1b[") {
+        shown.push_str(text);
+        rest = code.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest);
+    }
+    shown + rest
+}
+
+#[tokio::test]
+async fn a_terminal_is_redrawn_and_never_overrun() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let long = ["a-rather-long-name", "another-rather-long-name", "the-third"];
+    mesh.register("ct150", "127.1.2.3", 3000, &long);
+    mesh.amend("ct150", |entry| entry["capabilities"] = json!(["shell"]));
+    let Some(mut watching) = on_terminal(&node, "nodes --watch") else { return };
+    const REDRAWN: &str = "\x1b[H\x1b[2J";
+    watching.wait_log(&["ct150"]).await;
+    let before = watching.log().len();
+    mesh.register("ct151", "127.1.2.4", 3000, &[]);
+    watching.wait_log_after(before, &["ct151"]).await;
+    let log = watching.log();
+    assert!(log[0].starts_with(REDRAWN), "{log:?}");
+    let from = log[..].iter().rposition(|line| line.contains("ct151")).unwrap();
+    let head = log[..from].iter().rfind(|line| line.contains("NODE")).unwrap();
+    assert!(head.starts_with(REDRAWN), "{head:?}");
+    for line in log.iter().map(|line| shown(line)) {
+        assert!(line.chars().count() <= 60, "{line:?}");
+    }
+    let cut = log.iter().map(|line| shown(line)).find(|line| line.starts_with("ct150")).unwrap();
+    assert!(cut.ends_with('…') && cut.contains("a-rather-long-name"), "{cut:?}");
+
+    let mut wide = on_terminal(&node, "nodes --wide").unwrap();
+    wide.exited().await;
+    let line = shown(&wide.wait_log(&["ct150"]).await);
+    assert!(line.contains("shell") && line.contains("the-third"), "{line:?}");
+    // Nothing is cut for programs.
+    let piped = succeed(node.command("meshctl").arg("nodes"));
+    assert!(piped.contains("the-third") && !piped.contains('…') && !piped.contains('\x1b'), "{piped}");
+
+    let mut watch = on_terminal(&node, "watch").unwrap();
+    watch.wait_log(&["watching; Ctrl-C ends"]).await;
 }

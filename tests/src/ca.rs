@@ -208,7 +208,8 @@ pub fn self_signed(spec: &Spec) -> Issued {
     Issued { cert_pem: pem.clone(), chain_pem: pem, key_pem: key.serialize_pem(), serial: Vec::new() }
 }
 
-fn params(spec: &Spec) -> CertificateParams {
+/// What a certificate says, for whoever is to sign it.
+pub fn params(spec: &Spec) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Test Mesh");

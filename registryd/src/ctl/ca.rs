@@ -1,18 +1,26 @@
 //! The mesh's certificate authority as files, in the reference document's layout.
 //!
 //! ```text
-//! <dir>/intermediate/ca-chain.pem      the intermediate, then the root: what every node trusts
-//! <dir>/intermediate/intermediate.key  signs what is issued (0600)
+//! <dir>/intermediate/ca-chain.pem      the intermediate (and its predecessors, until they end), then the root:
+//!                                      what every node trusts
+//! <dir>/intermediate/crl.pem           what is revoked, a list for each intermediate
+//! <dir>/intermediate/intermediate.key  signs what is issued (0600); may lie elsewhere (`--signing-key`)
 //! <dir>/issued/<name>.crt, .key        a leaf with the intermediate behind it; its key (0600)
-//! <root-dir>/root.crt, root.key        used once, to sign the intermediate; keep it off the shared folder
+//! <dir>/issued/superseded/             the certificates that were renewed, so that they can be revoked
+//! <root-dir>/root.crt, root.key        signs intermediates; keep it off the shared folder
 //! ```
-//! Nothing is ever overwritten, except by [`Ca::renew`]. A file appears under its name only when it is complete
-//! and on disk, and `ca-chain.pem` comes last, so a CA without it is one whose making was interrupted.
+//! Nothing is ever overwritten, except what a renewal or a revocation is there to replace. A file appears under
+//! its name only when it is complete and on disk, and `ca-chain.pem` comes last, so a CA without it is one whose
+//! making was interrupted.
 
+mod authority;
 pub mod command;
 mod examine;
 mod files;
+mod report;
+mod revoke;
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -20,13 +28,14 @@ use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, RsaKeySize, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    RsaKeySize, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::PublicKey;
 
-pub use examine::Examined;
 use files::{make_dir, replace, write_new};
 
 /// Where the reference document keeps the CA.
@@ -35,9 +44,9 @@ pub const DEFAULT_DIR: &str = "/rivet-shared/rivet-ca";
 pub const DEFAULT_ROOT_DIR: &str = "/etc/mesh/ca-root";
 /// Validity of a leaf, in days.
 pub const LEAF_DAYS: u32 = 90;
+/// `meshctl ca renew --all` renews what ends within so many days.
+pub const RENEW_WITHIN_DAYS: u32 = 30;
 
-const ROOT_DAYS: i64 = 3653;
-const INTERMEDIATE_DAYS: i64 = 1826;
 /// Certificates begin this much earlier, so that a host whose clock is behind accepts them at once.
 const BACKDATE: Duration = Duration::hours(1);
 
@@ -48,11 +57,39 @@ pub enum CaError {
     #[error("{} exists already, and nothing is overwritten{hint}", path.display())]
     Exists { path: PathBuf, hint: &'static str },
     #[error(
-        "the CA is only half made: {} exists, but {} does not, so an earlier `meshctl ca init` was \
-         interrupted; remove {} and run it again",
+        "the CA is only half made: {} exists, but {} does not. If nodes use this CA, put a copy of the missing \
+         file back; else an earlier `meshctl ca init` was interrupted: remove {} and run it again",
         found.display(), missing.display(), found.display()
     )]
     HalfMade { found: PathBuf, missing: PathBuf },
+    #[error(
+        "the CA is only half made: {} exists, but {} does not. If that key was taken offline, the root is in \
+         use: is the folder of {} mounted? Else remove {} and run this again, or choose another --root-dir",
+        found.display(), missing.display(), dir.display(), found.display()
+    )]
+    RootHalfMade { found: PathBuf, missing: PathBuf, dir: PathBuf },
+    #[error(
+        "the CA is only half made: a root's key is here ({}), but {} is not. Keep that key: put the certificate \
+         beside it if the root is in use, or choose another --root-dir",
+        key.display(), missing.display()
+    )]
+    RootKeyAlone { key: PathBuf, missing: PathBuf },
+    #[error(
+        "a root CA is already here (CN={cn}, in {}), but {} is not. Is the shared folder mounted? \
+         Otherwise choose another --root-dir; keep this one while any node trusts it",
+        root_dir.display(), missing.display()
+    )]
+    RootExists { cn: String, root_dir: PathBuf, missing: PathBuf },
+    #[error(
+        "the root's key is needed, but {} is missing; run this on the host that keeps it, or name its folder \
+         with --root-dir",
+        missing.display()
+    )]
+    NoRoot { missing: PathBuf },
+    #[error("{} is not the root in {}; name the folder of that one with --root-dir", root.display(), chain.display())]
+    OtherRoot { root: PathBuf, chain: PathBuf },
+    #[error("{} is the root's key, which is not replaced; name the intermediate's with --signing-key", path.display())]
+    RootKeyNamed { path: PathBuf },
     #[error(
         "only half issued: {} exists without {}, so an earlier run was interrupted; remove it and issue again",
         found.display(), missing.display()
@@ -61,8 +98,22 @@ pub enum CaError {
     #[error("there is no CA in {}: {} is missing; make one with `meshctl ca init` (or name another --dir)",
         dir.display(), missing.display())]
     NoCa { dir: PathBuf, missing: PathBuf },
+    #[error(
+        "the key that signs is not at {}; if it was moved off the shared folder, name it with --signing-key FILE \
+         (on the host that has it)",
+        path.display()
+    )]
+    NoSigningKey { path: PathBuf },
+    #[error(
+        "the key of CN={cn} is not beside {}; without it nothing that it signed can be revoked, and no list be \
+         made that hosts with proxy.crl_path need. If nothing of it is in use, take it out of ca-chain.pem",
+        signing_key.display()
+    )]
+    NoFormerKey { cn: String, signing_key: PathBuf },
     #[error("there is no certificate {} to renew; use `meshctl ca issue-node`", path.display())]
     NothingToRenew { path: PathBuf },
+    #[error("nothing is revoked: {0}")]
+    NothingToRevoke(String),
     #[error(
         "the root key must lie apart from the shared folder, but {} is inside {}; choose another --root-dir",
         root.display(), dir.display()
@@ -74,7 +125,7 @@ pub enum CaError {
     Material(#[from] MaterialError),
     #[error("the new certificate would not work: {0}")]
     SelfCheck(#[source] MaterialError),
-    #[error("{} does not belong to the first certificate in {}", key.display(), certificate.display())]
+    #[error("{} does not belong to a certificate in {}", key.display(), certificate.display())]
     OtherKey { key: PathBuf, certificate: PathBuf },
     #[error("cannot make {what}: {source}")]
     Make { what: &'static str, source: rcgen::Error },
@@ -83,9 +134,11 @@ pub enum CaError {
     #[error("{name} is the name of another node; a certificate of {node} must not hold it")]
     NameOfOther { name: String, node: NodeName },
     #[error(
-        "the intermediate in {} ends in {days} days; make a new CA in another --dir first", path.display()
+        "the intermediate that signs (in {}) {when}; `meshctl ca renew-intermediate` makes a new one", path.display()
     )]
-    IntermediateEnds { path: PathBuf, days: i64 },
+    IntermediateEnds { path: PathBuf, when: String },
+    #[error("the root in {} {when}; make a new CA with another --dir and --root-dir", path.display())]
+    RootEnds { path: PathBuf, when: String },
     #[error("no random numbers from the operating system")]
     Random,
 }
@@ -97,6 +150,7 @@ pub enum KeyType {
     #[default]
     EcP256,
     EcP384,
+    Ed25519,
     #[value(name = "rsa-2048")]
     Rsa2048,
     #[value(name = "rsa-3072")]
@@ -111,11 +165,31 @@ impl KeyType {
         match self {
             Self::EcP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
             Self::EcP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+            Self::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
             Self::Rsa2048 => rsa(RsaKeySize::_2048),
             Self::Rsa3072 => rsa(RsaKeySize::_3072),
             Self::Rsa4096 => rsa(RsaKeySize::_4096),
         }
         .map_err(make("a key"))
+    }
+
+    /// The kind of a certificate's key, as far as it can be made here. A short RSA key counts as the shortest
+    /// that peers accept.
+    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let key = parsed.public_key();
+        let curve = key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+        match (key.parsed().ok()?, curve.map(|oid| oid.to_id_string()).as_deref()) {
+            (PublicKey::RSA(rsa), _) => Some(match rsa.key_size() {
+                ..=2048 => Self::Rsa2048,
+                2049..=3072 => Self::Rsa3072,
+                _ => Self::Rsa4096,
+            }),
+            (PublicKey::EC(_), Some("1.2.840.10045.3.1.7")) => Some(Self::EcP256),
+            (PublicKey::EC(_), Some("1.3.132.0.34")) => Some(Self::EcP384),
+            _ if key.algorithm.algorithm.to_id_string() == "1.3.101.112" => Some(Self::Ed25519),
+            _ => None,
+        }
     }
 }
 
@@ -154,12 +228,18 @@ pub struct Issued {
 #[derive(Debug, Clone)]
 pub struct Ca {
     dir: PathBuf,
+    signing_key: Option<PathBuf>,
 }
 
 impl Ca {
     /// The CA below `dir`, whether it exists or not.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), signing_key: None }
+    }
+
+    /// The same CA, whose signing key lies elsewhere than in its folder.
+    pub fn signing_with(self, key: Option<PathBuf>) -> Self {
+        Self { signing_key: key, ..self }
     }
 
     /// What every node trusts.
@@ -167,65 +247,20 @@ impl Ca {
         self.dir.join("intermediate/ca-chain.pem")
     }
 
+    /// What is revoked, for `proxy.crl_path`.
+    pub fn crl_path(&self) -> PathBuf {
+        self.dir.join("intermediate/crl.pem")
+    }
+
     /// The key that signs what is issued.
-    pub fn intermediate_key_path(&self) -> PathBuf {
-        self.dir.join("intermediate/intermediate.key")
+    pub fn signing_key_path(&self) -> PathBuf {
+        self.signing_key.clone().unwrap_or_else(|| self.dir.join("intermediate/intermediate.key"))
     }
 
     /// The certificate and key issued under this name.
     pub fn issued_paths(&self, name: &str) -> (PathBuf, PathBuf) {
         let issued = self.dir.join("issued");
         (issued.join(format!("{name}.crt")), issued.join(format!("{name}.key")))
-    }
-
-    /// Makes a CA: root, intermediate and the folder for what will be issued.
-    ///
-    /// # Errors
-    /// Any of its files exists already, or a folder cannot be written. An interruption leaves a CA that
-    /// every later command calls half made.
-    pub fn init(&self, root_dir: &Path, key_type: KeyType) -> Result<(), CaError> {
-        let (root_cert, root_key) = (root_dir.join("root.crt"), root_dir.join("root.key"));
-        let chain = self.chain_path();
-        if absolute(root_dir)?.starts_with(absolute(&self.dir)?) {
-            return Err(CaError::RootInside { root: root_dir.into(), dir: self.dir.clone() });
-        }
-        if chain.exists() {
-            return Err(CaError::Exists {
-                path: chain,
-                hint: "; this CA is complete, use it or choose another --dir",
-            });
-        }
-        for found in [self.intermediate_key_path(), root_cert.clone(), root_key.clone()] {
-            if found.exists() {
-                return Err(CaError::HalfMade { found, missing: chain });
-            }
-        }
-
-        let mut mark = [0; 4];
-        random(&mut mark)?;
-        // Without a mark of its own, every CA made here would have the same name, and a certificate of
-        // another one would be "badly signed" instead of "from an unknown issuer".
-        let mark = format!("{:08x}", u32::from_be_bytes(mark));
-        let root_pair = key_type.generate()?;
-        let root_params =
-            authority(&format!("Mesh Root CA {mark}"), ROOT_DAYS, BasicConstraints::Unconstrained)?;
-        let root = root_params.self_signed(&root_pair).map_err(make("the root"))?;
-        let pair = key_type.generate()?;
-        let params = authority(
-            &format!("Mesh Intermediate CA {mark}"),
-            INTERMEDIATE_DAYS,
-            BasicConstraints::Constrained(0),
-        )?;
-        let issuer = Issuer::from_params(&root_params, &root_pair);
-        let intermediate = params.signed_by(&pair, &issuer).map_err(make("the intermediate"))?;
-
-        make_dir(root_dir, 0o700)?;
-        make_dir(&self.dir.join("intermediate"), 0o755)?;
-        make_dir(&self.dir.join("issued"), 0o755)?;
-        write_new(&root_key, &root_pair.serialize_pem(), 0o600)?;
-        write_new(&root_cert, &root.pem(), 0o644)?;
-        write_new(&self.intermediate_key_path(), &pair.serialize_pem(), 0o600)?;
-        write_new(&chain, &format!("{}{}", intermediate.pem(), root.pem()), 0o644)
     }
 
     /// Issues a certificate with a new key, having checked it as peers will.
@@ -251,48 +286,88 @@ impl Ca {
         Ok(Issued { certificate, key, leaf })
     }
 
-    /// Issues what `name` has once more: the same names, a new key, a new validity.
+    /// Issues what `identity` has once more: the same names, a new key (of the same kind unless told), new dates.
     ///
     /// # Errors
-    /// As [`Ca::issue`], but the certificate must exist. The key is replaced first and the certificate right
-    /// after it, each at once.
-    pub fn renew(&self, identity: &Identity, days: u32, key_type: KeyType) -> Result<Issued, CaError> {
+    /// As [`Ca::issue`], but the certificate must exist. A copy of it is kept, the key is replaced, and the
+    /// certificate right after it, each at once.
+    pub fn renew(
+        &self,
+        identity: &Identity,
+        days: u32,
+        key_type: Option<KeyType>,
+    ) -> Result<Issued, CaError> {
         let (certificate, key) = self.issued_paths(&identity.to_string());
         if !certificate.exists() {
             return Err(CaError::NothingToRenew { path: certificate });
         }
         let old = certificate::read_certificates("certificate", &certificate)?;
-        let old = Leaf::parse(&old[0])
+        let old_leaf = Leaf::parse(&old[0])
             .map_err(|source| MaterialError::Parse { path: certificate.clone(), source })?;
         let alternative_names =
-            old.dns_names.into_iter().chain(old.addresses.iter().map(IpAddr::to_string)).collect();
+            old_leaf.dns_names.into_iter().chain(old_leaf.addresses.iter().map(IpAddr::to_string)).collect();
+        let key_type = key_type.or_else(|| KeyType::of(&old[0])).unwrap_or_default();
         let order = Order { identity: identity.clone(), alternative_names, days, key_type };
         let (pair, chain, leaf) = self.sign(&order)?;
+        self.keep_superseded(&certificate, &old[0])?;
         replace(&key, &pair.serialize_pem(), 0o600)?;
         replace(&certificate, &chain, 0o644)?;
         Ok(Issued { certificate, key, leaf })
     }
 
+    /// [`Ca::renew`], unless the new certificate would not last longer than the old one, which has so many days left.
+    ///
+    /// # Errors
+    /// As there, or the intermediate ends as soon.
+    pub fn renew_longer(
+        &self,
+        identity: &Identity,
+        days: u32,
+        key_type: Option<KeyType>,
+        days_left: i64,
+    ) -> Result<Issued, CaError> {
+        let authorities = self.authorities()?;
+        let ends = self.signer(&authorities)?.0.days_left(UnixTime::now());
+        if ends <= days_left && ends < i64::from(days) {
+            return Err(CaError::IntermediateEnds { path: self.chain_path(), when: examine::ends(ends) });
+        }
+        self.renew(identity, days, key_type)
+    }
+
+    /// Where certificates stay that were renewed: they work until they end, unless they are revoked.
+    fn superseded_dir(&self) -> PathBuf {
+        self.dir.join("issued/superseded")
+    }
+
+    fn keep_superseded(&self, path: &Path, certificate: &CertificateDer<'_>) -> Result<(), CaError> {
+        let content = files::read(path)?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let serial = examine::serial(certificate).unwrap_or_default();
+        make_dir(&self.superseded_dir(), 0o755)?;
+        match write_new(&self.superseded_dir().join(format!("{stem}-{serial}.crt")), &content, 0o644) {
+            // An earlier renewal was interrupted right behind this.
+            Err(CaError::Exists { .. }) => Ok(()),
+            kept => kept,
+        }
+    }
+
     /// The new key, the leaf with the intermediate as PEM, and what the leaf says.
     fn sign(&self, order: &Order) -> Result<(KeyPair, String, Leaf), CaError> {
         let authorities = self.authorities()?;
-        let intermediate = &authorities[0];
-        let issuer_pair = self.issuer_pair(intermediate)?;
+        let (intermediate, issuer) = self.signer(&authorities)?;
         let pair = order.key_type.generate()?;
         let now = OffsetDateTime::now_utc();
-        let ends = examine::not_after(intermediate).unwrap_or_default();
-        let days_left = (ends - now.unix_timestamp()).div_euclid(86_400);
+        let days_left = intermediate.days_left(UnixTime::now());
         if days_left < 1 {
-            return Err(CaError::IntermediateEnds { path: self.chain_path(), days: days_left });
+            let when = examine::ends(days_left);
+            return Err(CaError::IntermediateEnds { path: self.chain_path(), when });
         }
         let mut params = leaf_params(order)?;
         params.not_after = now + Duration::days(i64::from(order.days).min(days_left));
-
-        let issuer = Issuer::from_ca_cert_der(intermediate, issuer_pair).map_err(make("a signature"))?;
         let signed = params.signed_by(&pair, &issuer).map_err(make("the certificate"))?;
 
         let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(authorities.iter().cloned());
+        roots.add_parsable_certificates(authorities.iter().map(|authority| authority.der.clone()));
         let (path, _) = self.issued_paths(&order.identity.to_string());
         let leaf = Leaf::parse(signed.der())
             .map_err(|source| MaterialError::Parse { path: path.clone(), source })?;
@@ -305,34 +380,7 @@ impl Ca {
         };
         examine::accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
         // A peer that trusts the root alone needs the intermediate too.
-        let path = self.chain_path();
-        let trusted =
-            std::fs::read_to_string(&path).map_err(|source| CaError::File { what: "read", path, source })?;
-        Ok((pair, format!("{}{}", signed.pem(), first_block(&trusted)), leaf))
-    }
-
-    /// The certificates of `ca-chain.pem`, the issuing one first.
-    fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        let chain = self.chain_path();
-        if !chain.exists() {
-            let key = self.intermediate_key_path();
-            return Err(match key.exists() {
-                true => CaError::HalfMade { found: key, missing: chain },
-                false => CaError::NoCa { dir: self.dir.clone(), missing: chain },
-            });
-        }
-        Ok(certificate::read_certificates("trust bundle", &chain)?)
-    }
-
-    /// The intermediate's key, after a check that it is the intermediate's.
-    fn issuer_pair(&self, intermediate: &CertificateDer<'_>) -> Result<KeyPair, CaError> {
-        let path = self.intermediate_key_path();
-        let der = certificate::read_key(&path)?;
-        let pair = KeyPair::try_from(&der).map_err(make("a signature with the intermediate's key"))?;
-        match examine::public_key(intermediate) == Some(pair.subject_public_key_info()) {
-            true => Ok(pair),
-            false => Err(CaError::OtherKey { key: path, certificate: self.chain_path() }),
-        }
+        Ok((pair, format!("{}{}", signed.pem(), intermediate.pem), leaf))
     }
 }
 
@@ -368,14 +416,6 @@ fn leaf_params(order: &Order) -> Result<CertificateParams, CaError> {
     Ok(params)
 }
 
-fn authority(name: &str, days: i64, constraints: BasicConstraints) -> Result<CertificateParams, CaError> {
-    let mut params = dated(name)?;
-    params.not_after = OffsetDateTime::now_utc() + Duration::days(days);
-    params.is_ca = IsCa::Ca(constraints);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
 /// What all certificates share. The end of validity is the caller's.
 fn dated(name: &str) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
@@ -396,17 +436,13 @@ fn random(buffer: &mut [u8]) -> Result<(), CaError> {
     certificate::provider().secure_random.fill(buffer).map_err(|_| CaError::Random)
 }
 
-fn make(what: &'static str) -> impl FnOnce(rcgen::Error) -> CaError {
-    move |source| CaError::Make { what, source }
+fn read_pair(path: &Path) -> Result<KeyPair, CaError> {
+    let der = certificate::read_key(path)?;
+    KeyPair::try_from(&der).map_err(make("a signature with this key"))
 }
 
-/// The first certificate of a PEM file, with its lines.
-fn first_block(text: &str) -> &str {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----\n";
-    let from = text.find(BEGIN).unwrap_or(0);
-    let length = text[from..].find(END).map_or(text.len() - from, |at| at + END.len());
-    &text[from..from + length]
+fn make(what: &'static str) -> impl FnOnce(rcgen::Error) -> CaError {
+    move |source| CaError::Make { what, source }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CaError> {

@@ -19,7 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-/// How long a daemon may take to answer with something that is no stream.
+/// How long registryd may take to answer a question, which it does from memory.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long anything else may take that is no stream: registryd writes a change before it answers, and a sidecar has
+/// other nodes to ask.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest answer that is read whole.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -51,8 +54,8 @@ impl fmt::Display for Daemon {
 pub enum ClientError {
     #[error("cannot reach {daemon}: {source} ({})", advice(daemon, source))]
     Unreachable { daemon: Daemon, source: io::Error },
-    #[error("{daemon} accepts connections but does not answer within {} s; see its log", ANSWER_TIMEOUT.as_secs())]
-    Timeout { daemon: Daemon },
+    #[error("{daemon} accepts connections but does not answer within {} s; see its log", limit.as_secs())]
+    Timeout { daemon: Daemon, limit: Duration },
     #[error("{daemon}: the connection broke ({source}); see its log")]
     Broken { daemon: Daemon, source: hyper::Error },
     #[error("{daemon} answered {path} with {what}; are meshctl and the daemon of the same version?")]
@@ -107,28 +110,51 @@ impl Daemon {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
-        let exchange = async {
-            let unreachable = |source| ClientError::Unreachable { daemon: self.clone(), source };
-            let mut request = Request::new(Full::new(body));
-            (*request.method_mut(), *request.headers_mut()) = (method, headers);
-            *request.uri_mut() = path.parse().map_err(|error| self.unexpected(path, format!("{error}")))?;
-            let host = match self {
-                Self::Registryd(_) => "localhost".into(),
-                Self::Sidecar(address) | Self::Agent(address) => address.to_string(),
-            };
-            if let Ok(host) = host.parse() {
-                request.headers_mut().entry(HOST).or_insert(host);
-            }
-            match self {
-                Self::Registryd(socket) => {
-                    self.exchange(UnixStream::connect(socket).await.map_err(unreachable)?, request).await
-                }
-                Self::Sidecar(address) | Self::Agent(address) => {
-                    self.exchange(TcpStream::connect(address).await.map_err(unreachable)?, request).await
-                }
-            }
+        let limit = self.patience(&method);
+        self.in_time(limit, self.request(method, path, headers, body)).await
+    }
+
+    fn patience(&self, method: &Method) -> Duration {
+        match (self, method) {
+            (Self::Registryd(_), &Method::GET) => QUESTION_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        exchange: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        timeout(limit, exchange).await.map_err(|_| ClientError::Timeout { daemon: self.clone(), limit })?
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { daemon: self.clone(), source };
+        let mut request = Request::new(Full::new(body));
+        (*request.method_mut(), *request.headers_mut()) = (method, headers);
+        *request.uri_mut() = path.parse().map_err(|error| self.unexpected(path, format!("{error}")))?;
+        let host = match self {
+            Self::Registryd(_) => "localhost".into(),
+            Self::Sidecar(address) | Self::Agent(address) => address.to_string(),
         };
-        timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| ClientError::Timeout { daemon: self.clone() })?
+        if let Ok(host) = host.parse() {
+            request.headers_mut().entry(HOST).or_insert(host);
+        }
+        match self {
+            Self::Registryd(socket) => {
+                self.exchange(UnixStream::connect(socket).await.map_err(unreachable)?, request).await
+            }
+            Self::Sidecar(address) | Self::Agent(address) => {
+                self.exchange(TcpStream::connect(address).await.map_err(unreachable)?, request).await
+            }
+        }
     }
 
     async fn exchange(
@@ -154,12 +180,14 @@ impl Daemon {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Answer, ClientError> {
-        let (head, body) = self.open(method, path, headers, body).await?.into_parts();
-        let body = timeout(ANSWER_TIMEOUT, Limited::new(body, MAX_ANSWER_BYTES).collect())
-            .await
-            .map_err(|_| ClientError::Timeout { daemon: self.clone() })?
-            .map_err(|error| self.unexpected(path, format!("half an answer ({error})")))?;
-        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+        let limit = self.patience(&method);
+        let whole = async {
+            let (head, body) = self.request(method, path, headers, body).await?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+            let body = body.map_err(|error| self.unexpected(path, format!("half an answer ({error})")))?;
+            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+        };
+        self.in_time(limit, whole).await
     }
 
     /// Reads a JSON document.

@@ -2,20 +2,22 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use mesh_shared::local_api::{NODES, NodeView};
+use serde_json::json;
 
-use super::output::print;
+use super::output::{print, print_json};
 use super::{Failure, Global};
 use crate::hosts_file;
 
 /// Arguments of `meshctl hosts`.
 #[derive(Debug, Args)]
 pub struct HostsArgs {
-    /// Put the block into this file, in place of an older one
+    /// Put the block into this file, in place of an older one; a file that does not exist is made
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/hosts")]
     write: Option<PathBuf>,
 }
@@ -23,24 +25,48 @@ pub struct HostsArgs {
 /// Prints the block, or keeps it up to date in a file.
 ///
 /// # Errors
-/// registryd is away, the file's markers are damaged, or it cannot be written. The file stays whole.
+/// registryd is away, the file's markers are damaged, or it cannot be read or written. It stays whole.
 pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> {
     let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
-    let block = hosts_file::block(&nodes);
+    let hosts = hosts_file::hosts(&nodes);
+    let block = hosts_file::block(&hosts);
     let Some(path) = args.write else {
-        print(&block)?;
+        match global.json {
+            true => print_json(&hosts)?,
+            false => print(&block)?,
+        }
         return Ok(ExitCode::SUCCESS);
     };
     let fail = |error: &dyn std::fmt::Display| Failure::Hosts(format!("{}: {error}", path.display()));
-    let old = std::fs::read_to_string(&path).map_err(|error| fail(&error))?;
-    let new = hosts_file::replace(&old, &block).map_err(|error| fail(&error))?;
-    let changed = new != old;
-    if changed {
-        replace(&path, &new).map_err(|error| fail(&error))?;
+    let old = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        old => Some(old.map_err(|error| fail(&error))?),
+    };
+    let new =
+        hosts_file::replace(old.as_deref().unwrap_or_default(), &block).map_err(|error| fail(&error))?;
+    let what = match old {
+        None => {
+            create(&path, &new).map_err(|error| fail(&error))?;
+            "created"
+        }
+        Some(old) if old != new => {
+            replace(&path, &new).map_err(|error| fail(&error))?;
+            "updated"
+        }
+        Some(_) => "up to date",
+    };
+    match global.json {
+        true => print_json(&json!({ "file": path, "outcome": what }))?,
+        false => print(&format!("{} is {what}\n", path.display()))?,
     }
-    let what = if changed { "updated" } else { "up to date" };
-    print(&format!("{} is {what}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A new file that everyone may read, as every program does with a hosts file.
+fn create(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()
 }
 
 /// Readers see the old file or the new one. Links are followed; mode and contents are on disk before the name is.

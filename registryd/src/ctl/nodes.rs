@@ -4,10 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use mesh_shared::local_api::{AgentView, NODES, NodeView, ROSTER_AGENTS};
+use mesh_shared::local_api::{AGENTS, Agent, AgentList, AgentView, NODES, NodeView, ROSTER_AGENTS};
+use mesh_shared::name::NodeName;
+use serde_json::{Value, json};
 
-use super::output::{self, Cell, Colour, Table, duration, print, print_json};
-use super::{Failure, Global};
+use super::output::{self, Cell, Colour, Table, duration, print, print_json, print_json_line};
+use super::{Failure, Global, node_name};
 
 /// How often `--watch` asks.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -17,9 +19,9 @@ const SKEW_MS: u64 = 1_000;
 /// Arguments of `meshctl nodes`. Filters narrow each other.
 #[derive(Debug, Args)]
 pub struct NodesArgs {
-    /// Only this node
-    #[arg(long, value_name = "NAME")]
-    node: Option<String>,
+    /// Only this node (ct111 or ct111.mesh)
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
+    node: Option<NodeName>,
     /// Only nodes that host this agent
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
@@ -35,7 +37,10 @@ pub struct NodesArgs {
     /// Only nodes in this state
     #[arg(long, value_name = "STATE", value_parser = ["online", "offline", "degraded", "updating"])]
     status: Option<String>,
-    /// Keep showing, once a second, until Ctrl-C
+    /// Show capabilities, providers and models too, and lines that are longer than the terminal is wide
+    #[arg(long)]
+    wide: bool,
+    /// Keep showing, once a second, until Ctrl-C; with --json, a document a line
     #[arg(long, short)]
     watch: bool,
 }
@@ -43,16 +48,16 @@ pub struct NodesArgs {
 impl NodesArgs {
     fn path(&self) -> String {
         let filters = [
-            ("node", &self.node),
-            ("agent", &self.agent),
-            ("capability", &self.capability),
-            ("provider", &self.provider),
-            ("model", &self.model),
-            ("status", &self.status),
+            ("node", self.node.as_ref().map(NodeName::as_str)),
+            ("agent", self.agent.as_deref()),
+            ("capability", self.capability.as_deref()),
+            ("provider", self.provider.as_deref()),
+            ("model", self.model.as_deref()),
+            ("status", self.status.as_deref()),
         ];
         let query: Vec<_> = filters
             .iter()
-            .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded(value.as_deref()?))))
+            .filter_map(|(key, value)| Some(format!("{key}={}", percent_encoded((*value)?))))
             .collect();
         if query.is_empty() { NODES.into() } else { format!("{NODES}?{}", query.join("&")) }
     }
@@ -76,14 +81,21 @@ pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> 
     let (daemon, path) = (global.registryd()?, args.path());
     let mut nodes: Vec<NodeView> = daemon.read(&path).await?;
     if !args.watch {
-        show(&nodes, global.json)?;
+        match global.json {
+            true => print_json(&nodes)?,
+            false => print(&text(&nodes, args.wide))?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     loop {
-        if output::coloured() {
-            print("\x1b[H\x1b[2J")?;
+        match global.json {
+            true => print_json_line(&nodes)?,
+            // Everything at once, so that nothing flickers.
+            false => {
+                let clear = if output::is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+                print(&format!("{clear}{}", text(&nodes, args.wide)))?;
+            }
         }
-        show(&nodes, global.json)?;
         nodes = loop {
             tokio::time::sleep(REDRAW).await;
             match daemon.read(&path).await {
@@ -94,18 +106,14 @@ pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> 
     }
 }
 
-fn show(nodes: &[NodeView], json: bool) -> Result<(), Failure> {
-    if json {
-        return Ok(print_json(&nodes)?);
-    }
+fn text(nodes: &[NodeView], wide: bool) -> String {
     if nodes.is_empty() {
-        return Ok(print("no such nodes\n")?);
+        return "no such nodes\n".into();
     }
-    let mut table = Table::new(["NODE", "STATUS", "AGENTS", "HOST", "PORT", "SEEN", "CLOCK", "VERSION"]);
-    for view in nodes {
+    let row = |view: &NodeView| {
         let node = &view.node;
         let name = if view.local { format!("{} (here)", node.name) } else { node.name.clone() };
-        table.row([
+        [
             name.into(),
             output::status(node.status),
             node.agents.join(", ").into(),
@@ -114,9 +122,24 @@ fn show(nodes: &[NodeView], json: bool) -> Result<(), Failure> {
             view.age_ms.map_or_else(|| "never".into(), |age| format!("{} ago", duration(age))).into(),
             clock(view.skew_ms),
             node.version.clone().into(),
-        ]);
+        ]
+    };
+    let headings = ["NODE", "STATUS", "AGENTS", "HOST", "PORT", "SEEN", "CLOCK", "VERSION"];
+    if !wide {
+        let mut table = Table::new(headings);
+        nodes.iter().for_each(|view| table.row(row(view)));
+        return table.render();
     }
-    Ok(print(&table.render())?)
+    let [a, b, c, d, e, f, g, h] = headings;
+    let mut table = Table::new([a, b, c, d, e, f, g, h, "CAPABILITIES", "PROVIDERS", "MODELS"]);
+    for view in nodes {
+        let node = &view.node;
+        let [a, b, c, d, e, f, g, h] = row(view);
+        let [i, j, k] =
+            [&node.capabilities, &node.providers, &node.models].map(|list| list.join(", ").into());
+        table.row([a, b, c, d, e, f, g, h, i, j, k]);
+    }
+    table.render_whole()
 }
 
 /// How a node's clock differs from this host's, in words.
@@ -136,9 +159,12 @@ fn clock(skew_ms: Option<i64>) -> Cell {
 /// # Errors
 /// registryd is away.
 pub async fn agents(global: &Global) -> Result<ExitCode, Failure> {
-    let agents: Vec<AgentView> = global.registryd()?.read(ROSTER_AGENTS).await?;
+    let daemon = global.registryd()?;
+    let agents: Vec<AgentView> = daemon.read(ROSTER_AGENTS).await?;
     if global.json {
-        print_json(&agents)?;
+        // Of other nodes' agents only the names are in the registry.
+        let own: AgentList = daemon.read(AGENTS).await?;
+        print_json(&with_details(&agents, &own.agents))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["AGENT", "NODE", "STATUS"]);
@@ -153,6 +179,21 @@ pub async fn agents(global: &Global) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The agents as JSON; where one lives on this host, with its id, provider and model.
+fn with_details(agents: &[AgentView], own: &[Agent]) -> Value {
+    let mut shown = json!(agents);
+    for agent in shown.as_array_mut().into_iter().flatten() {
+        let known = own.iter().find(|own| agent["name"] == own.name.as_str());
+        let Some(Agent { id, provider, model, name: _ }) = known else { continue };
+        for place in agent["nodes"].as_array_mut().into_iter().flatten() {
+            if place["local"] == true {
+                (place["id"], place["provider"], place["model"]) = (json!(id), json!(provider), json!(model));
+            }
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,16 +201,17 @@ mod tests {
     #[test]
     fn filters_become_a_query() {
         let mut args = NodesArgs {
-            node: None,
+            node: Some("ct111".parse().unwrap()),
             agent: Some("grok".into()),
             capability: Some("c&d e".into()),
             provider: None,
             model: None,
             status: None,
+            wide: false,
             watch: false,
         };
-        assert_eq!(args.path(), "/mesh/nodes?agent=grok&capability=c%26d%20e");
-        (args.agent, args.capability) = (None, None);
+        assert_eq!(args.path(), "/mesh/nodes?node=ct111&agent=grok&capability=c%26d%20e");
+        (args.node, args.agent, args.capability) = (None, None, None);
         assert_eq!(args.path(), "/mesh/nodes");
     }
 }

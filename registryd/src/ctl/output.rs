@@ -30,9 +30,29 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&format!("{json}\n"))
 }
 
+/// Writes `value` as JSON on a line of its own.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json_line(value: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_string(value).map_err(io::Error::other)?;
+    print(&format!("{json}\n"))
+}
+
+/// Whether stdout is a terminal.
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Whether colour helps: stdout is a terminal and `NO_COLOR` is not set.
 pub fn coloured() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// How many characters stdout shows in a line, if it is a terminal that says so.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
 /// A few colours of a terminal.
@@ -117,28 +137,41 @@ impl<const N: usize> Table<N> {
         self.rows.push(cells.map(safe));
     }
 
-    /// The table with a final newline.
+    /// The table with a final newline, its lines cut to the terminal's width where stdout is one.
     pub fn render(&self) -> String {
-        self.lines(coloured())
+        self.lines(coloured(), terminal_width())
     }
 
-    fn lines(&self, coloured: bool) -> String {
+    /// The table with a final newline, its lines as long as they come.
+    pub fn render_whole(&self) -> String {
+        self.lines(coloured(), None)
+    }
+
+    fn lines(&self, coloured: bool, max_width: Option<usize>) -> String {
         let width = |column: usize| self.rows.iter().map(|row| row[column].text.chars().count()).max();
         let widths: Vec<_> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in &self.rows {
+            let gap = |column: usize| match column + 1 < N {
+                true => widths[column] - row[column].text.chars().count() + 2,
+                false => 0,
+            };
+            let length: usize = (0..N).map(|column| row[column].text.chars().count() + gap(column)).sum();
+            // One place is for the mark of a line that goes on.
+            let cut = max_width.filter(|max| length > *max);
+            let mut room = cut.map_or(usize::MAX, |max| max - 1);
             for (column, cell) in row.iter().enumerate() {
-                let shown = match cell.colour {
-                    Some(colour) if coloured => colour.paint(&cell.text),
-                    _ => cell.text.clone(),
-                };
-                text.push_str(&shown);
-                if column + 1 < N {
-                    let gap = widths[column] - cell.text.chars().count() + 2;
-                    text.extend(std::iter::repeat_n(' ', gap));
-                }
+                let shown: String = cell.text.chars().take(room).collect();
+                room -= shown.chars().count();
+                text.push_str(&match cell.colour {
+                    Some(colour) if coloured => colour.paint(&shown),
+                    _ => shown,
+                });
+                let gap = gap(column).min(room);
+                text.extend(std::iter::repeat_n(' ', gap));
+                room -= gap;
             }
-            text.push('\n');
+            text.push_str(if cut.is_some() { "…\n" } else { "\n" });
         }
         text
     }
@@ -173,7 +206,18 @@ mod tests {
         let mut table = Table::new(["NODE", "STATUS"]);
         table.row(["ct110".into(), "a\nb\u{1b}[2J".into()]);
         table.row(["ünï-node-9".into(), "".into()]);
-        assert_eq!(table.lines(false), "NODE        STATUS\nct110       a b [2J\nünï-node-9  -\n");
+        assert_eq!(table.lines(false, None), "NODE        STATUS\nct110       a b [2J\nünï-node-9  -\n");
+        assert_eq!(table.lines(false, Some(19)), table.lines(false, None));
+    }
+
+    #[test]
+    fn lines_are_cut_where_the_terminal_ends() {
+        let mut table = Table::new(["NODE", "STATUS"]);
+        table.row(["ct110".into(), Cell::coloured(Colour::Green, "online")]);
+        assert_eq!(table.lines(false, Some(13)), "NODE   STATUS\nct110  online\n");
+        assert_eq!(table.lines(false, Some(10)), "NODE   ST…\nct110  on…\n");
+        assert_eq!(table.lines(false, Some(6)), "NODE …\nct110…\n");
+        assert!(table.lines(true, Some(10)).contains("\x1b[32mon\x1b[0m…"));
     }
 
     #[test]

@@ -9,17 +9,18 @@ use futures_util::future::join_all;
 use http::{HeaderMap, Method};
 use mesh_shared::local_api::{DaemonStatus, NODES, NodeView, STATUS};
 use mesh_shared::name::NodeName;
-use mesh_shared::registry::Status;
 use serde::Serialize;
+use serde_json::json;
 
 use super::client::{ClientError, Daemon};
 use super::output::{Cell, Colour, Table, print, print_json};
-use super::{Failure, Global};
+use super::{Failure, Global, node_name};
 
 /// Arguments of `meshctl ping`.
 #[derive(Debug, Args)]
 pub struct PingArgs {
-    /// The node to reach; all others that are online if none is given
+    /// The node to reach, as in ct111 or ct111.mesh; all others if none is given
+    #[arg(value_parser = node_name)]
     node: Option<NodeName>,
 }
 
@@ -39,30 +40,40 @@ struct Outcome {
     detail: Option<String>,
 }
 
-/// Reaches one node or all that are online.
+/// Reaches one node or all others, those too that are said to be offline.
 ///
 /// # Errors
-/// The own daemons are away. A node that cannot be reached makes exit code 1.
+/// The own daemons are away (with `--json`, a document says so). A node that cannot be reached makes exit code 1.
 pub async fn run(args: PingArgs, global: &Global) -> Result<ExitCode, Failure> {
-    let sidecar = sidecar(global).await?;
-    let names = match args.node {
-        Some(node) => vec![node.to_string()],
-        None => {
-            let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
-            let others = nodes.into_iter().filter(|view| !view.local && view.node.status != Status::Offline);
-            others.map(|view| view.node.name).collect()
+    let outcomes = match outcomes(args.node, global).await {
+        Ok(outcomes) => outcomes,
+        Err(Failure::Client(error)) if global.json => {
+            print_json(&json!({ "ok": false, "problems": [error.to_string()] }))?;
+            return Ok(ExitCode::FAILURE);
         }
+        Err(error) => return Err(error),
     };
-    let outcomes = join_all(names.iter().map(|name| ping(&sidecar, name))).await;
     if global.json {
         print_json(&outcomes)?;
     } else if outcomes.is_empty() {
-        print("no other node is online\n")?;
+        print("there are no other nodes\n")?;
     } else {
         print(&table(&outcomes))?;
     }
     let all = outcomes.iter().all(|outcome| outcome.ok);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn outcomes(node: Option<NodeName>, global: &Global) -> Result<Vec<Outcome>, Failure> {
+    let names = match node {
+        Some(node) => vec![node.to_string()],
+        None => {
+            let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
+            nodes.into_iter().filter(|view| !view.local).map(|view| view.node.name).collect()
+        }
+    };
+    let sidecar = sidecar(global).await?;
+    Ok(join_all(names.iter().map(|name| ping(&sidecar, name))).await)
 }
 
 /// The own sidecar's outbound side: what it reported to registryd, else what is configured.

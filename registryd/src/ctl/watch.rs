@@ -1,5 +1,6 @@
 //! `meshctl watch`: changes in the mesh as they happen, over server-sent events.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ pub async fn run(global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
     let mut events = Events::default();
     let mut body = connect(&daemon, &events).await?;
+    if std::io::stderr().is_terminal() {
+        eprintln!("watching; Ctrl-C ends");
+    }
     loop {
         match follow(&daemon, body, &mut events, global.json).await {
             Err(Failure::Client(error)) => eprintln!("meshctl: {error}; trying again"),
