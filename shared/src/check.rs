@@ -194,12 +194,12 @@ impl<'c> Report<'c> {
         let path = self.config.mesh.tls.cert_path.display();
         let left = leaf.days_left(now);
         let (outcome, when) = match left {
-            ..0 => {
+            i64::MIN..0 => {
                 let days = (now.as_secs() as i64 - leaf.not_after) / 86_400;
                 let plural = if days == 1 { "day" } else { "days" };
                 (Outcome::Failed, format!("ended {days} {plural} ago"))
             }
-            ..SOON_DAYS => (Outcome::Warning, format!("{left} days to expiry")),
+            0..SOON_DAYS => (Outcome::Warning, format!("{left} days to expiry")),
             _ => (Outcome::Ok, format!("{left} days to expiry")),
         };
         self.tell(outcome, format!("certificate {path}: {when}"));

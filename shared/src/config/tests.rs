@@ -174,7 +174,10 @@ fn where_nothing_is_to_start_that_is_all_there_is_to_say() {
         ("# nothing\n", "the file is empty; expected at least a mesh: section"),
         ("registryd: {}\n", "there is no mesh: section"),
         ("runtime: {}\nmesh:\n", "line 2: mesh: is empty"),
-        ("runtime: {}\nMesh: {enabled: true}\n", "line 2: Mesh: unknown section; did you mean mesh?"),
+        (
+            "runtime: {}\nMesh: {enabled: true}\n",
+            "line 2: Mesh: there is no mesh: section; is this one meant?",
+        ),
         ("mesh: {node_name: a}\n", "line 1: mesh.enabled: is not set, so nothing starts; set it to true"),
         (
             "mesh:\n  node_name: a\n  enabled: false\n",

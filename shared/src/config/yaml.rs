@@ -81,7 +81,7 @@ impl<'t> Document<'t> {
         let known = [name];
         match self.unknown_sections(&known).next() {
             _ if self.root.contains_key(name) => self.mistake(name, "is empty"),
-            Some((key, _)) => self.mistake(key, format!("unknown section; did you mean {name}?")),
+            Some((key, _)) => self.mistake(key, format!("there is no {name}: section; is this one meant?")),
             None => self.report(&Path::new(), format!("there is no {name}: section")),
         }
         None
