@@ -59,17 +59,27 @@ if [ -e "$root/etc/mesh/mesh.yaml" ]; then
 else
   "${run[@]}" install -D -m 0644 "$here/mesh.yaml" "$root/etc/mesh/mesh.yaml"
 fi
-[ -n "$root" ] || ! command -v systemctl >/dev/null || "${run[@]}" systemctl daemon-reload || true
+# Where systemd is installed but does not run (a container), there is nothing to tell it.
+systemd=/run/systemd/system
+if [ -z "$root" ] && [ -d "$systemd" ]; then
+  "${run[@]}" systemctl daemon-reload
+fi
 
 if [ ${#run[@]} -gt 0 ]; then
   echo "nothing was changed (--dry-run)"
   exit
 fi
+start="sudo systemctl enable --now registryd mesh-proxy"
+if [ ! -d "$systemd" ]; then
+  start="systemd does not run here: start registryd (umask 0002) and mesh-proxy, each as its own user"
+fi
 cat <<NEXT
 installed. Next:
-  1. edit /etc/mesh/mesh.yaml (node_name, storage_dir, agents)
-  2. give the key to the sidecar:    chown mesh-proxy <the node's .key>
-     and the folder of mesh.json to registryd: chgrp mesh, chmod g+ws
-  3. mesh-proxy check && registryd check
-  4. systemctl enable --now registryd mesh-proxy
+  1. edit /etc/mesh/mesh.yaml: node_name if it is not the host's name, the agents that live here, storage_dir
+  2. certificates: \`sudo meshctl ca init\` once, on one host; then for each node
+     \`sudo meshctl ca issue-node <node> <its address>\`, and give the key to its sidecar:
+     sudo chown mesh-proxy /rivet-shared/rivet-ca/issued/<node>.key
+  3. give the folder of mesh.json to registryd: sudo chgrp mesh /rivet-shared && sudo chmod g+ws /rivet-shared
+  4. sudo -u mesh-proxy mesh-proxy check && sudo -u registryd registryd check
+  5. $start
 NEXT

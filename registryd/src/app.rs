@@ -5,9 +5,11 @@ use std::io;
 use std::os::unix::net;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use mesh_shared::config::{self, Config, Discovery};
+use mesh_shared::certificate::{self, MaterialError};
+use mesh_shared::config::{Config, Discovery};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +26,8 @@ use crate::store::Store;
 use crate::store::worker::{self, Writer};
 use crate::{addresses, discovery, heartbeat};
 
-/// How long the first look at the registry and at this host's address may keep everything else waiting.
+/// How long the first look at the certificate, and then at the registry and this host's address, may keep everything
+/// else waiting.
 const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// How long to wait for the first registration before this node counts as ready all the same.
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
@@ -43,22 +46,35 @@ pub enum AppError {
     Signals(#[source] io::Error),
     #[error("cannot serve the socket: {0}")]
     Listener(#[source] io::Error),
-    #[error("cannot start the storage threads: {0}")]
+    #[error("cannot start another thread: {0}")]
     Threads(#[source] io::Error),
+    #[error(transparent)]
+    Certificate(#[from] MaterialError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
     Dns(#[from] BindError),
 }
 
+/// Refuses to speak for a node that this host's certificate contradicts. registryd needs no certificate, so one that
+/// cannot be read, or not soon, contradicts nothing.
+fn certificate_names_node(config: &Config) -> Result<(), AppError> {
+    let (path, node) = (config.mesh.tls.cert_path.clone(), config.mesh.node_name.clone());
+    let (looked, look) = std::sync::mpsc::channel();
+    // The certificate may lie on a mount that hangs.
+    let looking = thread::Builder::new().spawn(move || {
+        let leaf = certificate::read_leaf(&path);
+        // Nobody waits any more where it took too long.
+        let _ = looked.send(leaf.map_or(Ok(()), |(_, leaf)| leaf.names_node(&node, &path)));
+    });
+    looking.map_err(AppError::Threads)?;
+    Ok(look.recv_timeout(FIRST_LOOK_LIMIT).unwrap_or(Ok(()))?)
+}
+
 /// Runs the daemon until it is told to stop.
 pub fn run(config: Config) -> ExitCode {
-    for warning in &config.warnings {
-        tracing::warn!(target: "Config", "{warning}");
-    }
-    if !config.mesh.enabled {
-        tracing::error!(target: "Config", "mesh.enabled is false: registryd does not start");
-        return ExitCode::from(config::EXIT_CODE);
+    if let Err(error) = certificate_names_node(&config) {
+        return stopped(&error);
     }
     let path = config.registryd.socket.clone();
     let listener = match socket::bind(&path) {

@@ -3,8 +3,8 @@
 //! The checks use the verifiers that peers use, so what passes here passes there. Private keys are read by
 //! [`read_key`] alone; only `mesh-proxy` (and `meshctl`, which makes them) calls it.
 
-use std::fmt;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -127,6 +127,26 @@ impl Leaf {
         })
     }
 
+    /// Checks that the CN names `node` itself; `path` is the certificate's file.
+    ///
+    /// # Errors
+    /// A certificate of somebody else, an agent or a device.
+    pub fn names_node(&self, node: &NodeName, path: &Path) -> Result<(), MaterialError> {
+        if self.identity == Identity::Node(node.clone()) {
+            return Ok(());
+        }
+        Err(MaterialError::OtherNode {
+            path: path.into(),
+            cn: self.common_name.clone(),
+            found: match &self.identity {
+                Identity::Node(other) => format!("node {other}"),
+                Identity::Agent(agent, other) => format!("agent {agent} on {other}"),
+                Identity::Device(device) => format!("device {device}"),
+            },
+            node: node.clone(),
+        })
+    }
+
     /// Whole days until the end of validity; negative once it has passed.
     pub fn days_left(&self, now: UnixTime) -> i64 {
         (self.not_after - now.as_secs() as i64).div_euclid(86_400)
@@ -162,9 +182,7 @@ impl Material {
     /// The first file that cannot be used. Fails closed: a revocation list that is configured must load.
     pub fn load(config: &Config) -> Result<Self, MaterialError> {
         let tls = &config.mesh.tls;
-        let chain = read_certificates("certificate", &tls.cert_path)?;
-        let leaf = Leaf::parse(&chain[0])
-            .map_err(|source| MaterialError::Parse { path: tls.cert_path.clone(), source })?;
+        let (chain, leaf) = read_leaf(&tls.cert_path)?;
         Ok(Self {
             cert_path: tls.cert_path.clone(),
             chain,
@@ -179,19 +197,7 @@ impl Material {
     /// # Errors
     /// A certificate of somebody else, an agent or a device.
     pub fn names_node(&self, node: &NodeName) -> Result<(), MaterialError> {
-        if self.leaf.identity == Identity::Node(node.clone()) {
-            return Ok(());
-        }
-        Err(MaterialError::OtherNode {
-            path: self.cert_path.clone(),
-            cn: self.leaf.common_name.clone(),
-            found: match &self.leaf.identity {
-                Identity::Node(other) => format!("node {other}"),
-                Identity::Agent(agent, other) => format!("agent {agent} on {other}"),
-                Identity::Device(device) => format!("device {device}"),
-            },
-            node: node.clone(),
-        })
+        self.leaf.names_node(node, &self.cert_path)
     }
 
     /// Checks that peers will accept the certificate when it dials.
@@ -242,24 +248,12 @@ impl Material {
         MaterialError::Untrusted { path: self.cert_path.clone(), reason }
     }
 
-    /// Joins the chain with its private key.
+    /// Joins the chain with its private key, see [`join_key`].
     ///
     /// # Errors
     /// A key that cannot be read or used, or of another certificate.
     pub fn with_key(&self, path: &Path) -> Result<CertifiedKey, MaterialError> {
-        let key = read_key(path)?;
-        let fail = |reason: String| MaterialError::Key { path: path.into(), reason };
-        let signer = provider().key_provider.load_private_key(key).map_err(|error| {
-            fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key"))
-        })?;
-        let certified = CertifiedKey::new(self.chain.clone(), signer);
-        match certified.keys_match() {
-            Ok(()) => Ok(certified),
-            Err(rustls::Error::InconsistentKeys(_)) => {
-                Err(MaterialError::KeyMismatch { path: path.into(), certificate: self.cert_path.clone() })
-            }
-            Err(error) => Err(fail(error.to_string())),
-        }
+        join_key(&self.chain, &self.cert_path, path)
     }
 }
 
@@ -322,6 +316,16 @@ pub fn read_certificates(
     read_pem(what, path, "-----BEGIN CERTIFICATE-----")
 }
 
+/// Reads a certificate with its chain, and what the leaf, which is the first, says.
+///
+/// # Errors
+/// An unreadable or malformed file, none in it, or one that names nobody in the mesh.
+pub fn read_leaf(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Leaf), MaterialError> {
+    let chain = read_certificates("certificate", path)?;
+    let leaf = Leaf::parse(&chain[0]).map_err(|source| MaterialError::Parse { path: path.into(), source })?;
+    Ok((chain, leaf))
+}
+
 /// Reads the trust bundle; every certificate in it is an anchor, so a peer may send its leaf alone.
 ///
 /// # Errors
@@ -338,7 +342,11 @@ pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
     Ok(roots)
 }
 
-fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
+/// Reads all revocation lists of a PEM file, at least one.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
     read_pem("revocation list", path, "-----BEGIN X509 CRL-----")
 }
 
@@ -365,6 +373,42 @@ pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
     }
 }
 
+/// Joins a certificate's chain with its private key; both files are named in messages.
+///
+/// # Errors
+/// A key that cannot be read or used, or of another certificate.
+pub fn join_key(
+    chain: &[CertificateDer<'static>],
+    certificate: &Path,
+    key: &Path,
+) -> Result<CertifiedKey, MaterialError> {
+    let fail = |reason: String| MaterialError::Key { path: key.into(), reason };
+    let signer = provider()
+        .key_provider
+        .load_private_key(read_key(key)?)
+        .map_err(|error| fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key")))?;
+    let certified = CertifiedKey::new(chain.to_vec(), signer);
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(MaterialError::KeyMismatch { path: key.into(), certificate: certificate.into() })
+        }
+        Err(error) => Err(fail(error.to_string())),
+    }
+}
+
+/// In words, whom a private key's file is open to beyond its owner and a group that may read it; `None`: nobody,
+/// or there is no such file.
+pub fn exposure(key: &Path) -> Option<String> {
+    let mode = key.metadata().ok()?.permissions().mode() & 0o777;
+    let open = match (mode & 0o007, mode & 0o030) {
+        (0, 0) => return None,
+        (0, _) => "changed by its group",
+        _ => "read by everyone",
+    };
+    Some(format!("key {} can be {open} (mode {mode:04o}); chmod 600 it", key.display()))
+}
+
 fn read_pem<T: PemObject>(
     what: &'static str,
     path: &Path,
@@ -382,93 +426,6 @@ fn read_pem<T: PemObject>(
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError> {
     std::fs::read(path).map_err(|source| MaterialError::Unreadable { what, path: path.into(), source })
-}
-
-/// One line of a `check` command's report.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
-    /// How it went.
-    pub outcome: Outcome,
-    /// What was looked at and what was found.
-    pub text: String,
-}
-
-/// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// As it should be.
-    Ok,
-    /// Works, but not for long or not as meant.
-    Warning,
-    /// Cannot work.
-    Failed,
-    /// Not looked at here.
-    Skipped,
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = match self.outcome {
-            Outcome::Ok => "ok  ",
-            Outcome::Warning => "warn",
-            Outcome::Failed => "FAIL",
-            Outcome::Skipped => "skip",
-        };
-        write!(f, "{mark} {}", self.text)
-    }
-}
-
-/// Everything about a configuration that can be known without starting, a line each.
-///
-/// `read_key` says whether this program may read the private key.
-pub fn check(config: &Config, read_key: bool) -> Vec<Check> {
-    let mut checks = Vec::new();
-    let mut push = |outcome, text: String| checks.push(Check { outcome, text });
-    for warning in &config.warnings {
-        push(Outcome::Warning, warning.to_string());
-    }
-    match config.mesh.enabled {
-        true => push(Outcome::Ok, format!("mesh is enabled, this is node {}", config.mesh.node_name)),
-        false => push(Outcome::Failed, "mesh.enabled is false: nothing will start".into()),
-    }
-    push(Outcome::Ok, format!("backend {} is loopback", config.proxy.backend.address));
-
-    let tls = &config.mesh.tls;
-    let material = match Material::load(config) {
-        Ok(material) => material,
-        Err(error) => {
-            push(Outcome::Failed, error.to_string());
-            return checks;
-        }
-    };
-    let now = UnixTime::now();
-    let (node, path) = (&config.mesh.node_name, tls.cert_path.display());
-    let mut judge = |result: Result<String, MaterialError>| match result {
-        Ok(text) => push(Outcome::Ok, text),
-        Err(error) => push(Outcome::Failed, error.to_string()),
-    };
-    judge(material.names_node(node).map(|()| format!("certificate {path}: CN names node {node}")));
-    judge(material.accepted_by_peers(node, now).map(|()| {
-        format!(
-            "certificate {path}: chains to {}, is for {node}.mesh, client and server",
-            tls.ca_path.display()
-        )
-    }));
-    match read_key {
-        true => judge(
-            material
-                .with_key(&tls.key_path)
-                .map(|_| format!("private key {} belongs to it", tls.key_path.display())),
-        ),
-        false => push(
-            Outcome::Skipped,
-            format!("private key {}: only mesh-proxy reads it (mesh-proxy check)", tls.key_path.display()),
-        ),
-    }
-    let days = material.leaf.days_left(now);
-    let outcome = if days < 14 { Outcome::Warning } else { Outcome::Ok };
-    push(outcome, format!("certificate {path}: {days} days to expiry"));
-    checks
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod registryd;
 mod yaml;
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
@@ -60,9 +61,11 @@ impl fmt::Display for ConfigError {
                 f,
                 "cannot read the configuration {path}: {error} (name another file with --config or {PATH_VARIABLE})"
             ),
+            ConfigErrorCause::Mistakes(mistakes) if mistakes.len() == 1 => {
+                write!(f, "{path}: {}", mistakes[0])
+            }
             ConfigErrorCause::Mistakes(mistakes) => {
-                let plural = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
-                write!(f, "{path}: {} {plural}", mistakes.len())?;
+                write!(f, "{path}: {} mistakes", mistakes.len())?;
                 mistakes.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
             }
         }
@@ -78,18 +81,24 @@ impl Config {
     /// An unreadable file, or all mistakes in it at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let fail = |cause| ConfigError { path: path.into(), cause };
-        let text =
-            std::fs::read_to_string(path).map_err(|error| fail(ConfigErrorCause::Unreadable(error)))?;
-        Self::parse(&text).map_err(|mistakes| fail(ConfigErrorCause::Mistakes(mistakes)))
+        let bytes = std::fs::read(path).map_err(|error| fail(ConfigErrorCause::Unreadable(error)))?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let before = &bytes[..error.valid_up_to()];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let message = "is not UTF-8 text; save the file in that encoding".into();
+            fail(ConfigErrorCause::Mistakes(vec![Mistake { key: String::new(), line: Some(line), message }]))
+        })?;
+        Self::parse(text).map_err(|mistakes| fail(ConfigErrorCause::Mistakes(mistakes)))
     }
 
     /// Reads and checks the text of a file.
     ///
     /// # Errors
-    /// All mistakes in it, in the order of their lines.
+    /// All mistakes in it, in the order of their lines; that the mesh is not enabled is one.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
         let document = yaml::Document::parse(text).map_err(|mistake| vec![mistake])?;
-        let (mesh, warnings) = mesh::read(&document);
+        document.remark_on_unknown_sections(&["mesh", "proxy", "registryd"]);
+        let mesh = mesh::read(&document);
         let proxy = proxy::read(document.section("proxy"));
         let registryd = registryd::read(document.section("registryd"));
         if let Some(mesh) = &mesh {
@@ -101,12 +110,48 @@ impl Config {
                 }
             }
         }
-        let mistakes = document.into_mistakes();
-        match mesh {
-            Some(mesh) if mistakes.is_empty() => Ok(Self { mesh, proxy, registryd, warnings }),
-            _ => Err(mistakes),
-        }
+        report_clashes(&document, mesh.as_ref(), &proxy, &registryd);
+        let warnings = document.finish()?;
+        // Where there is no mesh section to speak of, that was a mistake.
+        mesh.map(|mesh| Self { mesh, proxy, registryd, warnings }).ok_or_else(Vec::new)
     }
+}
+
+/// Reports every address of this host that is given away twice.
+fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Proxy, registryd: &Registryd) {
+    let inbound = mesh.map(|mesh| SocketAddr::new(proxy.inbound.address, mesh.agent_channel_port));
+    let named = |key: &str, address| (key.to_owned(), address);
+    let mut used = vec![named("proxy.outbound.listen", proxy.outbound.listen.socket_addr())];
+    used.extend(inbound.map(|address| named("mesh.agent_channel_port", address)));
+    used.extend(proxy.outbound.listeners.iter().enumerate().map(|(i, listener)| {
+        (format!("proxy.outbound.listeners[{i}].listen"), listener.listen.socket_addr())
+    }));
+    used.extend(proxy.admin.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
+    used.push(named("proxy.backend.address", proxy.backend.address.socket_addr()));
+    // DNS is served over TCP as well.
+    used.extend(registryd.dns.listen.map(|address| named("registryd.dns.listen", address)));
+    for (i, (key, address)) in used.iter().enumerate() {
+        let Some((other_key, other)) = used[..i].iter().find(|(_, other)| overlap(*address, *other)) else {
+            continue;
+        };
+        // At the one that is written down, so that there is a line to look at.
+        let (here, there) = match document.has(key) {
+            true => ((key, address), (other_key, other)),
+            false => ((other_key, other), (key, address)),
+        };
+        document.mistake(
+            here.0,
+            format!("{} is taken by {} ({}); each needs a port of its own", here.1, there.0, there.1),
+        );
+    }
+}
+
+/// Whether no two programs can listen there at the same time. `::` takes IPv4 too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    let covers = |all: IpAddr, each: IpAddr| all.is_unspecified() && (all.is_ipv6() || each.is_ipv4());
+    // Port 0 is a different one each time.
+    one.port() == other.port() && one.port() != 0 && (a == b || covers(a, b) || covers(b, a))
 }
 
 #[cfg(test)]

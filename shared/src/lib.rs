@@ -1,12 +1,14 @@
 //! What `mesh-proxy` and `registryd` must agree on, and nothing else: names and identities, the
-//! configuration file, the `mesh.json` model and the types on the local socket between the two.
+//! configuration file, the `mesh.json` model, the types on the local socket between the two, and their command line.
 //!
 //! Everything here is parsing and data. There is no runtime, no network and no background work;
 //! the only files read are the configuration and certificates.
 
 pub mod address;
 pub mod certificate;
+pub mod check;
 pub mod config;
+pub mod daemon;
 pub mod identity;
 pub mod local_api;
 pub mod logging;

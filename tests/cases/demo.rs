@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use mesh_shared::NodeName;
 use mesh_shared::config::Config;
-use mesh_tests::process::{Daemon, command, run, text};
+use mesh_tests::process::{Daemon, binary, command, run, succeed, text};
 
 /// Both in one test: the demo has addresses of its own, which it can have only once at a time.
 #[tokio::test]
@@ -61,17 +62,26 @@ fn children_of(pid: u32) -> Vec<u32> {
 }
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");
+const INSTALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install.sh");
 
+/// What is installed speaks for the host it is installed on, and for no agent that nobody named.
 #[test]
-fn the_annotated_example_configuration_loads() {
-    let config = Config::load(Path::new(EXAMPLE)).unwrap_or_else(|error| panic!("{error}"));
-    assert!(config.mesh.enabled);
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+fn the_annotated_example_configuration_is_this_hosts() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let label = host.trim().split('.').next().unwrap();
     for daemon in ["mesh-proxy", "registryd"] {
         let output = run(command(daemon).args(["check", "--config", EXAMPLE]));
-        let told = text(&output.stdout);
-        assert_eq!(output.status.code(), Some(1), "{told}{}", text(&output.stderr));
-        assert!(told.contains("/rivet-shared/rivet-ca/issued/ct110.crt"), "{told}");
+        let told = text(&output.stdout) + &text(&output.stderr);
+        match label.parse::<NodeName>() {
+            Ok(node) => {
+                assert_eq!(output.status.code(), Some(1), "{told}");
+                assert!(told.contains(&format!("this is node {node}")) && !told.contains("warn"), "{told}");
+                assert!(told.contains(&format!("/rivet-shared/rivet-ca/issued/{label}.crt")), "{told}");
+                let config = Config::load(Path::new(EXAMPLE)).unwrap_or_else(|error| panic!("{error}"));
+                assert!(config.registryd.agents.is_empty(), "{:?}", config.registryd.agents);
+            }
+            Err(_) => assert!(told.contains("mesh.node_name: is not set, and the host's name"), "{told}"),
+        }
     }
 }
 
@@ -81,15 +91,121 @@ fn the_annotated_example_shows_the_defaults_and_only_keys_that_exist() {
     let parse = |yaml: &str| Config::parse(yaml).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{yaml}"));
     let shown = |config: &Config| format!("{:#?}{:#?}{:#?}", config.mesh, config.proxy, config.registryd);
 
-    let least = "mesh: {enabled: true, node_name: ct110, tls: true}\nregistryd: {agents: [opus]}";
-    let defaults = uncommented(&example, |line| !line.contains("default") && !line.contains("deprecated"));
+    let least = "mesh: {enabled: true, node_name: ct110, tls: true}";
+    let defaults = uncommented(&example, |line| {
+        // The host's name, which is the default, is not this one.
+        line.starts_with("node_name") || !line.contains("default") && !line.contains("deprecated")
+    });
     assert_eq!(shown(&parse(&defaults)), shown(&parse(least)));
 
     // Every key in it, at once.
-    let all = uncommented(&example, |_| true).replace("    - opus\n", "");
-    let config = parse(&all);
+    let config = parse(&every_key(&example));
     assert_eq!(config.warnings.len(), 1, "only mesh.secret is deprecated: {:?}", config.warnings);
     assert_eq!(config.registryd.agents[0].provider.as_deref(), Some("anthropic"));
+}
+
+#[test]
+fn a_bad_key_at_any_level_of_the_annotated_example_is_refused_with_its_line() {
+    let all = every_key(&std::fs::read_to_string(EXAMPLE).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mesh.yaml");
+    let mut tried = Vec::new();
+    // Where the lines are keys, and where a list's members are sections in one line.
+    for (i, line) in all.lines().enumerate() {
+        let key = line.trim_start();
+        let indent = line.len() - key.len();
+        let bad = match key.find('{') {
+            // Beside this key, in a line of its own.
+            None if indent > 0 && key.contains(':') && !key.starts_with('#') => {
+                format!("{}zzz: 1\n{line}", " ".repeat(indent))
+            }
+            // In the section of this line, unless anything may be in it.
+            Some(at) if !key.starts_with("metadata") => {
+                format!("{}zzz: 1, {}", &line[..=indent + at], &line[indent + at + 1..])
+            }
+            _ => continue,
+        };
+        let lines: Vec<_> =
+            all.lines().enumerate().map(|(j, each)| if i == j { bad.as_str() } else { each }).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let output = run(command("mesh-proxy").args(["check", "--config"]).arg(&path));
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{bad:?}: {}{told}", text(&output.stdout));
+        let (place, refused) = (format!(": line {}: ", i + 1), ".zzz: unknown key; ");
+        assert!(
+            told.lines().count() == 1 && told.contains(&place) && told.contains(refused),
+            "{bad:?}: {told}"
+        );
+        let section = told.split(&place).nth(1).and_then(|rest| rest.split(refused).next()).unwrap();
+        tried.push(section.to_owned());
+    }
+    for section in [
+        "mesh",
+        "mesh.tls",
+        "mesh.discovery",
+        "mesh.peers[0]",
+        "proxy",
+        "proxy.inbound",
+        "proxy.outbound",
+        "proxy.outbound.listeners[0]",
+        "proxy.backend",
+        "proxy.limits",
+        "proxy.timeouts",
+        "proxy.policy",
+        "proxy.log",
+        "proxy.admin",
+        "registryd",
+        "registryd.agents[0]",
+        "registryd.dns",
+    ] {
+        assert!(tried.iter().any(|each| each == section), "{section} was not tried: {tried:?}");
+    }
+}
+
+/// Installs below a folder, which needs no privileges, and looks at what it would do here.
+#[test]
+fn what_is_installed_works_and_the_next_steps_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let install = |destination: Option<&Path>, arguments: &[&str]| {
+        let mut install = std::process::Command::new("bash");
+        install.arg(INSTALL).arg("--from").arg(binary("meshctl").parent().unwrap()).args(arguments);
+        install.env_remove("DESTDIR");
+        if let Some(destination) = destination {
+            install.env("DESTDIR", destination);
+        }
+        succeed(&mut install)
+    };
+    let told = install(Some(folder.path()), &[]);
+    for step in [
+        "/etc/mesh/mesh.yaml",
+        "sudo meshctl ca issue-node <node>",
+        "sudo chown mesh-proxy /rivet-shared/rivet-ca/issued/<node>.key",
+        "sudo -u mesh-proxy mesh-proxy check && sudo -u registryd registryd check",
+    ] {
+        assert!(told.contains(step), "{step:?} is not in\n{told}");
+    }
+    let systemd = Path::new("/run/systemd/system").exists();
+    assert_eq!(told.contains("systemctl enable"), systemd, "{told}");
+    let at = |path: &str| folder.path().join(path);
+    let installed = run(std::process::Command::new(at("usr/local/bin/mesh-proxy"))
+        .args(["check", "--config"])
+        .arg(at("etc/mesh/mesh.yaml")));
+    assert_ne!(installed.status.code(), None, "{installed:?}");
+    assert!(at("etc/systemd/system/mesh-proxy.service").exists());
+
+    // An upgrade leaves the configuration alone.
+    std::fs::write(at("etc/mesh/mesh.yaml"), "changed").unwrap();
+    assert!(install(Some(folder.path()), &[]).contains("kept "));
+    assert_eq!(std::fs::read_to_string(at("etc/mesh/mesh.yaml")).unwrap(), "changed");
+
+    let plan = install(None, &["--dry-run"]);
+    assert_eq!(plan.contains("systemctl daemon-reload"), systemd, "{plan}");
+}
+
+/// The example with every key in force.
+fn every_key(example: &str) -> String {
+    // One agent, in its long form.
+    uncommented(example, |_| true).replace("    - opus\n", "")
 }
 
 /// The example with those of its optional keys that are `wanted` put in force, and what stands below them.

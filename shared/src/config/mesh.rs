@@ -4,14 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::yaml::{Document, Item, Mistake, Section, repeated};
+use super::yaml::{BoolOrSection, Document, Section, repeated};
 use crate::name::NodeName;
 
 /// The section, checked.
 #[derive(Debug, Clone)]
 pub struct Mesh {
-    /// Whether the daemons start at all.
-    pub enabled: bool,
     /// This node; the certificate must say the same.
     pub node_name: NodeName,
     /// Certificate, key and trust bundle.
@@ -52,9 +50,10 @@ pub struct TlsFiles {
 
 impl TlsFiles {
     /// Where the reference document keeps the CA.
-    const CA_FOLDER: &str = "/rivet-shared/rivet-ca";
+    pub const CA_FOLDER: &str = "/rivet-shared/rivet-ca";
 
-    fn of_node(node: &NodeName) -> Self {
+    /// The default paths of a node, whose name is taken as it is written.
+    fn of_node(node: &str) -> Self {
         let ca = Path::new(Self::CA_FOLDER);
         Self {
             ca_path: ca.join("intermediate/ca-chain.pem"),
@@ -98,17 +97,23 @@ pub struct StaticPeer {
 const NEEDS_TLS: &str = "mutual TLS is required, there is no plaintext mesh: set tls: true for the default paths \
     below /rivet-shared/rivet-ca, or tls: with ca_path, cert_path and key_path";
 
-/// `None` only after a mistake was reported.
-pub(super) fn read(document: &Document<'_>) -> (Option<Mesh>, Vec<Mistake>) {
-    let section = document.section("mesh");
-    let mut warnings = Vec::new();
+/// `None` only after a mistake was reported, such as that nothing is to start.
+pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
+    let section = document.required_section("mesh")?;
 
-    let enabled = section.bool("enabled").unwrap_or(false);
-    let node_name = match section.has("node_name") {
-        true => section.parsed("node_name"),
-        false => host_name(&section),
+    let enabled = match section.bool("enabled") {
+        None if !section.has("enabled") => {
+            section.mistake("enabled", "is not set, so nothing starts; set it to true");
+            false
+        }
+        Some(false) => {
+            section.mistake("enabled", "is false, so nothing starts; set it to true");
+            false
+        }
+        _ => true,
     };
-    let tls = tls_files(&section, node_name.as_ref());
+    let named = node_name(&section);
+    let tls = tls_files(&section, named.as_ref().map(|(written, _)| written.as_str()), enabled);
     let agent_channel_port = section.number("agent_channel_port", 1..=65_535).unwrap_or(3000) as u16;
     let storage_dir = section.string("storage_dir").map_or_else(|| "/rivet-shared".into(), PathBuf::from);
     let heartbeat_ms = section.number("heartbeat_interval_ms", 100..=86_400_000).unwrap_or(30_000);
@@ -123,7 +128,7 @@ pub(super) fn read(document: &Document<'_>) -> (Option<Mesh>, Vec<Mistake>) {
         );
     }
     let peers = static_peers(&section);
-    let discovery = discovery(&section, &peers);
+    let discovery = discovery(&section);
     let advertise_host = section.string("advertise_host");
     if let Some(host) = &advertise_host
         && !is_host(host)
@@ -134,16 +139,12 @@ pub(super) fn read(document: &Document<'_>) -> (Option<Mesh>, Vec<Mistake>) {
         );
     }
     if section.has("secret") {
-        warnings.push(Mistake {
-            key: "mesh.secret".into(),
-            line: None,
-            message: "deprecated and not used: certificates decide who may talk to this node".into(),
-        });
+        document
+            .remark("mesh.secret", "deprecated and not used: certificates decide who may talk to this node");
     }
     section.finish();
 
-    let mesh = node_name.zip(tls).map(|(node_name, tls)| Mesh {
-        enabled,
+    named.zip(tls).map(|((_, node_name), tls)| Mesh {
         node_name,
         tls,
         agent_channel_port,
@@ -153,40 +154,46 @@ pub(super) fn read(document: &Document<'_>) -> (Option<Mesh>, Vec<Mistake>) {
         discovery,
         advertise_host,
         peers,
-    });
-    (mesh, warnings)
+    })
 }
 
-/// The host's own name up to its first dot.
-fn host_name(section: &Section<'_>) -> Option<NodeName> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let label = name.trim().split('.').next().unwrap_or_default();
-    let parsed = label.parse();
-    if parsed.is_err() {
-        section.mistake(
-            "node_name",
-            format!(
-                "is not set, and the host's name {:?} is no node name; set node_name to the certificate's CN",
-                name.trim()
-            ),
-        );
-    }
-    parsed.ok()
-}
-
-fn tls_files(section: &Section<'_>, node: Option<&NodeName>) -> Option<TlsFiles> {
-    if !section.has("tls") {
-        section.mistake("tls", format!("is missing; {NEEDS_TLS}"));
-        return None;
-    }
-    match section.bool_or_section("tls") {
-        Some(true) => node.map(TlsFiles::of_node),
-        Some(false) => {
-            section.mistake("tls", format!("is false; {NEEDS_TLS}"));
+/// The node's name as it is written and as it counts: the configured one, else the host's up to its first dot.
+fn node_name(section: &Section<'_>) -> Option<(String, NodeName)> {
+    let configured = section.has("node_name");
+    let written = match configured {
+        true => section.string("node_name")?,
+        false => {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            host.trim().split('.').next().unwrap_or_default().into()
+        }
+    };
+    match written.parse::<NodeName>() {
+        Ok(name) => Some((written, name)),
+        Err(error) => {
+            let of_host = format!(
+                "is not set, and the host's name {written:?} is no node name; set node_name to the certificate's CN"
+            );
+            section.mistake("node_name", if configured { error.to_string() } else { of_host });
             None
         }
-        None => {
-            let files = section.section("tls");
+    }
+}
+
+fn tls_files(section: &Section<'_>, node: Option<&str>, enabled: bool) -> Option<TlsFiles> {
+    // Where nothing is to start, that is all there is to say.
+    let refuse = |found: &str| {
+        if enabled {
+            section.mistake("tls", format!("is {found}; {NEEDS_TLS}"));
+        }
+        None
+    };
+    if !section.has("tls") {
+        return refuse("missing");
+    }
+    match section.bool_or_section("tls")? {
+        BoolOrSection::Bool(true) => node.map(TlsFiles::of_node),
+        BoolOrSection::Bool(false) => refuse("false"),
+        BoolOrSection::Section(files) => {
             let path = |key| files.string(key).map(PathBuf::from);
             let given = (path("ca_path"), path("cert_path"), path("key_path"));
             files.finish();
@@ -199,7 +206,7 @@ fn tls_files(section: &Section<'_>, node: Option<&NodeName>) -> Option<TlsFiles>
     }
 }
 
-fn discovery(section: &Section<'_>, peers: &[StaticPeer]) -> Option<Discovery> {
+fn discovery(section: &Section<'_>) -> Option<Discovery> {
     let discovery = section.section("discovery");
     let mode = discovery.string("mode");
     let host = discovery.string("seed_host");
@@ -211,7 +218,7 @@ fn discovery(section: &Section<'_>, peers: &[StaticPeer]) -> Option<Discovery> {
         }
         None => None,
         Some("static") => {
-            if peers.is_empty() {
+            if section.length("peers") == 0 {
                 discovery.mistake("mode", "static needs mesh.peers, a list of {name, host, port}");
             }
             Some(Discovery::Static)
@@ -243,29 +250,21 @@ fn seed(discovery: &Section<'_>, host: Option<String>, port: u16) -> Option<Disc
 }
 
 fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
+    const EXPECTED: &str = "{name: ct111, host: 192.168.10.111}";
     let mut peers = Vec::new();
-    for (i, item) in section.sections("peers", false).into_iter().enumerate() {
-        let Item::Section(item) = item else { continue };
+    for (i, item) in section.sections("peers", EXPECTED) {
         let name: Option<NodeName> = item.parsed("name");
         let host = item.string("host");
         let port = item.number("port", 1..=65_535).unwrap_or(3000) as u16;
-        item.finish();
-        if name.is_none() && host.is_none() {
-            section.mistake_at(
-                "peers",
-                i,
-                "expected name and host, as in {name: ct111, host: 192.168.10.111}",
-            );
+        if !item.has("name") {
+            section.mistake_at("peers", i, format!("name is missing; expected {EXPECTED}"));
         }
         if let Some(host) = &host
             && !is_host(host)
         {
-            section.mistake_at(
-                "peers",
-                i,
-                format!("{host:?} is no host name and no address (the port goes to port:)"),
-            );
+            item.mistake("host", format!("{host:?} is no host name and no address (the port goes to port:)"));
         }
+        item.finish();
         if let Some(name) = name {
             let host = host.unwrap_or_else(|| name.mesh_host());
             peers.push(StaticPeer { name, host, port });

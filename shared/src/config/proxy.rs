@@ -1,10 +1,11 @@
 //! The `proxy:` section: the sidecar. Every key has a default that works.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use super::yaml::{Item, Section, repeated};
+use super::yaml::Section;
 use crate::address::LoopbackAddr;
 use crate::identity::Identity;
 use crate::name::NodeName;
@@ -76,7 +77,7 @@ pub struct Limits {
     pub max_body_bytes: u64,
     /// Largest header block, in bytes.
     pub max_header_bytes: u32,
-    /// Most inbound connections at once.
+    /// Most connections of peers at once; this host's programs may have as many again.
     pub max_connections: usize,
     /// Most requests at once on one HTTP/2 connection.
     pub max_streams: u32,
@@ -106,7 +107,9 @@ pub struct Policy {
 
 pub(super) fn read(section: Section<'_>) -> Proxy {
     let inbound = section.section("inbound");
-    let address = inbound.parsed("address").unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let address = inbound
+        .parsed("address")
+        .map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |InboundAddress(address)| address);
     inbound.finish();
 
     let outbound = outbound(section.section("outbound"));
@@ -135,6 +138,9 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     timeouts.finish();
 
     let policy = section.section("policy");
+    if policy.is_empty("allow") {
+        policy.mistake("allow", "is empty; write [] for nobody, or remove the key for everybody");
+    }
     let policy_read = Policy { allow: policy.list("allow"), deny: policy.list("deny").unwrap_or_default() };
     policy.finish();
 
@@ -159,35 +165,40 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
         task_preview_chars,
     };
-    let own = [Some(proxy.outbound.listen), proxy.admin].into_iter().flatten();
-    let listening: Vec<_> = own.chain(proxy.outbound.listeners.iter().map(|each| each.listen)).collect();
-    if listening.contains(&proxy.backend.address) {
-        section
-            .mistake("backend", format!("{} is one of the sidecar's own listeners", proxy.backend.address));
-    }
-    for (_, address) in repeated(&listening) {
-        section.mistake("outbound", format!("{address} is used for two listeners"));
-    }
     section.finish();
     proxy
 }
 
 fn outbound(section: Section<'_>) -> Outbound {
+    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
     let mut listeners = Vec::new();
-    for (i, item) in section.sections("listeners", false).into_iter().enumerate() {
-        let Item::Section(item) = item else { continue };
+    for (i, item) in section.sections("listeners", EXPECTED) {
         let given = (item.parsed("listen"), item.parsed("node"));
-        let complete = item.has("listen") && item.has("node");
+        if !(item.has("listen") && item.has("node")) {
+            section.mistake_at("listeners", i, format!("expected {EXPECTED}"));
+        }
         item.finish();
-        match given {
-            (Some(listen), Some(node)) => listeners.push(OutboundListener { listen, node }),
-            _ if !complete => {
-                section.mistake_at("listeners", i, "expected {listen: 127.0.0.1:3111, node: ct111}")
-            }
-            _ => {}
+        if let (Some(listen), Some(node)) = given {
+            listeners.push(OutboundListener { listen, node });
         }
     }
     section.finish();
     Outbound { listen, listeners }
+}
+
+/// An address whose port is said elsewhere.
+struct InboundAddress(IpAddr);
+
+impl FromStr for InboundAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| match text.parse::<SocketAddr>() {
+            Ok(_) => format!(
+                "expected an address without a port, found {text:?}; the port is mesh.agent_channel_port"
+            ),
+            Err(_) => format!("{text:?} is no IP address such as 0.0.0.0 or ::"),
+        })
+    }
 }

@@ -50,7 +50,7 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
             .into_iter()
             .map(|server| server.0)
             .collect(),
-        listen: dns.parsed("listen"),
+        listen: dns.parsed("listen").map(|DnsListen(address)| address),
     };
     dns.finish();
     let texts = |key| section.list(key).unwrap_or_default();
@@ -78,7 +78,7 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
 /// `opus`, or `{name: opus, id: …, provider: anthropic, model: …}`.
 fn agents(section: &Section<'_>) -> Vec<Agent> {
     let mut agents: Vec<Agent> = Vec::new();
-    for (i, item) in section.sections("agents", true).into_iter().enumerate() {
+    for (i, item) in section.texts_or_sections("agents", "a name, or {name: opus, provider: anthropic}") {
         let agent = match item {
             Item::Text(name) => match name.parse::<AgentName>() {
                 Ok(name) => Agent { id: name.to_string(), name: name.into(), provider: None, model: None },
@@ -91,18 +91,11 @@ fn agents(section: &Section<'_>) -> Vec<Agent> {
                 let name: Option<AgentName> = item.parsed("name");
                 let (id, provider, model) =
                     (item.string("id"), item.string("provider"), item.string("model"));
-                let unnamed = !item.has("name");
+                if !item.has("name") {
+                    section.mistake_at("agents", i, "name is missing, as in {name: opus}");
+                }
                 item.finish();
-                let Some(name) = name else {
-                    if unnamed {
-                        section.mistake_at(
-                            "agents",
-                            i,
-                            "expected a name, or {name: opus, provider: anthropic}",
-                        );
-                    }
-                    continue;
-                };
+                let Some(name) = name else { continue };
                 Agent { id: id.unwrap_or_else(|| name.to_string()), name: name.into(), provider, model }
             }
         };
@@ -126,5 +119,18 @@ impl FromStr for DnsServer {
             .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
             .map(Self)
             .map_err(|_| format!("{text:?} is no DNS server address such as 192.168.10.1 or 127.0.0.1:5353"))
+    }
+}
+
+/// `127.0.0.1:5353`.
+struct DnsListen(SocketAddr);
+
+impl FromStr for DnsListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| format!("expected an address and port such as 127.0.0.1:5353, found {text:?}"))
     }
 }

@@ -81,13 +81,12 @@ fn the_reference_documents_minimal_example_works() {
 
 #[test]
 fn every_default_of_the_reference_document_holds() {
-    let config = Config::parse("mesh:\n  node_name: a\n  tls: true\n").unwrap();
-    assert!(!config.mesh.enabled);
+    let config = Config::parse("mesh:\n  enabled: true\n  node_name: a\n  tls: true\n").unwrap();
     assert_eq!(config.mesh.agent_channel_port, 3000);
     assert_eq!(config.mesh.storage_dir.to_str(), Some("/rivet-shared"));
     assert_eq!(config.mesh.heartbeat_interval.as_millis(), 30_000);
     assert_eq!(config.mesh.discovery, None);
-    let seed = "mesh: {node_name: a, tls: true, discovery: {mode: seed, seed_host: b.mesh}}";
+    let seed = "mesh: {enabled: true, node_name: a, tls: true, discovery: {mode: seed, seed_host: b.mesh}}";
     let Some(Discovery::Seed(seed)) = Config::parse(seed).unwrap().mesh.discovery else { panic!("no seed") };
     assert_eq!(seed.port, 3100);
 }
@@ -153,25 +152,254 @@ fn all_mistakes_are_reported_together_with_line_and_expectation() {
 
 #[test]
 fn without_tls_nothing_loads_and_the_message_says_why() {
-    for text in ["", "mesh:\n  node_name: a\n", "mesh: {node_name: a, tls: false}"] {
+    for text in
+        ["mesh:\n  enabled: true\n  node_name: a\n", "mesh: {enabled: true, node_name: a, tls: false}"]
+    {
         let found = mistakes(text);
         assert!(found.iter().any(|each| each.contains("there is no plaintext mesh")), "{text:?}: {found:?}");
     }
 }
 
+/// The only mistake in a mesh section that has all it needs and these lines.
+fn only_mistake(lines: &str) -> String {
+    let found = mistakes(&format!("mesh: {{enabled: true, node_name: a, tls: true}}\n{lines}"));
+    assert_eq!(found.len(), 1, "{lines:?}: {found:?}");
+    found.into_iter().next().unwrap()
+}
+
+#[test]
+fn where_nothing_is_to_start_that_is_all_there_is_to_say() {
+    for (text, message) in [
+        ("", "the file is empty; expected at least a mesh: section"),
+        ("# nothing\n", "the file is empty; expected at least a mesh: section"),
+        ("registryd: {}\n", "there is no mesh: section"),
+        ("runtime: {}\nmesh:\n", "line 2: mesh: is empty"),
+        (
+            "runtime: {}\nMesh: {enabled: true}\n",
+            "line 2: Mesh: there is no mesh: section; is this one meant?",
+        ),
+        ("mesh: {node_name: a}\n", "line 1: mesh.enabled: is not set, so nothing starts; set it to true"),
+        (
+            "mesh:\n  node_name: a\n  enabled: false\n",
+            "line 3: mesh.enabled: is false, so nothing starts; set it to true",
+        ),
+        (
+            "mesh: {enabled: false, node_name: a, tls: false}",
+            "line 1: mesh.enabled: is false, so nothing starts; set it to true",
+        ),
+    ] {
+        assert_eq!(mistakes(text), [message], "{text:?}");
+    }
+}
+
+#[test]
+fn a_section_that_is_nearly_one_of_ours_is_remarked_on() {
+    let text = "runtime: {}\nmesh: {enabled: true, node_name: a, tls: true}\nregistyd: {agents: [opus]}\nPROXY: {}\n\
+                memory: {}\nagents: {}\ndeployment: {}\n<<: {}\n";
+    let remarks: Vec<_> = Config::parse(text).unwrap().warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        remarks,
+        [
+            "line 3: registyd: is ignored; did you mean registryd?",
+            "line 4: PROXY: is ignored; did you mean proxy?",
+            "line 8: <<: is ignored: merge keys are not supported",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_is_told_once_and_in_plain_words() {
+    for (lines, message) in [
+        (
+            "proxy: {policy: {allow: }}",
+            "line 2: proxy.policy.allow: is empty; write [] for nobody, or remove the key for everybody",
+        ),
+        (
+            "proxy: {inbound: {address: '0.0.0.0:3000'}}",
+            "line 2: proxy.inbound.address: expected an address without a port, found \"0.0.0.0:3000\"; the port is mesh.agent_channel_port",
+        ),
+        (
+            "proxy: {inbound: {address: eth0}}",
+            "line 2: proxy.inbound.address: \"eth0\" is no IP address such as 0.0.0.0 or ::",
+        ),
+        (
+            "proxy:\n  outbound:\n    listeners:\n    - ct111",
+            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, found the text \"ct111\"",
+        ),
+        (
+            "proxy: {outbound: {listeners: [{listen: '127.0.0.1:3111'}]}}",
+            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}",
+        ),
+        ("proxy: {<<: {threads: 2}}", "line 2: proxy.<<: merge keys are not supported; write the keys out"),
+        (
+            "registryd: {dns: {listen: 127.0.0.1}}",
+            "line 2: registryd.dns.listen: expected an address and port such as 127.0.0.1:5353, found \"127.0.0.1\"",
+        ),
+        (
+            "registryd: {agents: [{provider: xai}]}",
+            "line 2: registryd.agents[0]: name is missing, as in {name: opus}",
+        ),
+        (
+            "registryd: {agents: [7]}",
+            "line 2: registryd.agents[0]: expected a name, or {name: opus, provider: anthropic}, found 7",
+        ),
+    ] {
+        assert_eq!(only_mistake(lines), message, "{lines:?}");
+    }
+    let in_mesh = |rest: &str| mistakes(&format!("mesh: {{enabled: true, node_name: a, {rest}}}"));
+    for (rest, message) in [
+        ("tls: 'true'", "mesh.tls: expected true, false or a section, found the text \"true\""),
+        (
+            "tls: true, peers: [ct111]",
+            "mesh.peers[0]: expected {name: ct111, host: 192.168.10.111}, found the text \"ct111\"",
+        ),
+        (
+            "tls: true, peers: [{host: 10.0.0.1}]",
+            "mesh.peers[0]: name is missing; expected {name: ct111, host: 192.168.10.111}",
+        ),
+        (
+            "tls: true, peers: [{port: 3000}], discovery: {mode: static}",
+            "mesh.peers[0]: name is missing; expected {name: ct111, host: 192.168.10.111}",
+        ),
+        (
+            "tls: true, peers: [{name: b, host: 'b:3000'}]",
+            "mesh.peers[0].host: \"b:3000\" is no host name and no address (the port goes to port:)",
+        ),
+    ] {
+        assert_eq!(in_mesh(rest), [format!("line 1: {message}")], "{rest:?}");
+    }
+}
+
+#[test]
+fn what_is_known_in_a_section_is_listed_once() {
+    let told = only_mistake("registryd: {agents: [{name: opus, zzzzzzzzz: 1}]}");
+    assert!(
+        told.ends_with("registryd.agents[0].zzzzzzzzz: unknown key; known here: name, id, provider, model"),
+        "{told}"
+    );
+    let told = mistakes("mesh: {enabled: true, node_name: a, tls: true, zzzzzzzzzzzz: 1}").remove(0);
+    assert_eq!(told.matches("node_name").count(), 1, "{told}");
+}
+
+#[test]
+fn one_text_counts_as_a_list_of_one() {
+    let text =
+        "mesh: {enabled: true, node_name: a, tls: true}\nregistryd: {agents: opus, capabilities: chat}";
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.registryd.agents[0].name, "opus");
+    assert_eq!(config.registryd.capabilities, ["chat"]);
+}
+
+#[test]
+fn an_address_is_given_away_once() {
+    for (port, rest, message) in [
+        (
+            3001,
+            "",
+            "line 1: mesh.agent_channel_port: [::]:3001 is taken by proxy.outbound.listen (127.0.0.1:3001)",
+        ),
+        (
+            8080,
+            "",
+            "line 1: mesh.agent_channel_port: [::]:8080 is taken by proxy.backend.address (127.0.0.1:8080)",
+        ),
+        (
+            4000,
+            "proxy: {outbound: {listen: '127.0.0.1:4000'}}",
+            "line 1: mesh.agent_channel_port: [::]:4000 is taken by proxy.outbound.listen (127.0.0.1:4000)",
+        ),
+        (
+            4000,
+            "proxy: {inbound: {address: 0.0.0.0}, admin: {listen: '127.0.0.1:4000'}}",
+            "line 2: proxy.admin.listen: 127.0.0.1:4000 is taken by mesh.agent_channel_port (0.0.0.0:4000)",
+        ),
+        (
+            4000,
+            "proxy: {outbound: {listeners: [{node: b, listen: '127.0.0.1:3001'}]}}",
+            "line 2: proxy.outbound.listeners[0].listen: 127.0.0.1:3001 is taken by proxy.outbound.listen (127.0.0.1:3001)",
+        ),
+        (
+            4000,
+            "proxy: {backend: {address: '[::1]:4000'}}",
+            "line 2: proxy.backend.address: [::1]:4000 is taken by mesh.agent_channel_port ([::]:4000)",
+        ),
+        (
+            4000,
+            "proxy: {backend: {address: 'localhost:3001'}}",
+            "line 2: proxy.backend.address: 127.0.0.1:3001 is taken by proxy.outbound.listen (127.0.0.1:3001)",
+        ),
+        (
+            4000,
+            "registryd: {dns: {listen: '[::]:8080'}}",
+            "line 2: registryd.dns.listen: [::]:8080 is taken by proxy.backend.address (127.0.0.1:8080)",
+        ),
+        (
+            4000,
+            "registryd: {dns: {listen: '10.0.0.1:4000'}}",
+            "line 2: registryd.dns.listen: 10.0.0.1:4000 is taken by mesh.agent_channel_port ([::]:4000)",
+        ),
+    ] {
+        let text =
+            format!("mesh: {{enabled: true, node_name: a, tls: true, agent_channel_port: {port}}}\n{rest}");
+        assert_eq!(mistakes(&text), [format!("{message}; each needs a port of its own")], "{text}");
+    }
+    for rest in [
+        "proxy: {inbound: {address: 10.0.0.1}, admin: {listen: '127.0.0.1:4000'}}",
+        "proxy: {inbound: {address: 0.0.0.0}, admin: {listen: '[::1]:4000'}}",
+        "proxy: {outbound: {listen: '127.0.0.1:0'}, admin: {listen: '127.0.0.1:0'}}",
+        "proxy: {outbound: {listen: '127.0.0.2:8080'}}",
+    ] {
+        let text =
+            format!("mesh: {{enabled: true, node_name: a, tls: true, agent_channel_port: 4000}}\n{rest}");
+        assert_eq!(mistakes(&text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn the_default_files_are_named_as_the_node_is_written() {
+    let config = Config::parse("mesh: {enabled: true, node_name: CT110, tls: true}").unwrap();
+    assert_eq!(config.mesh.node_name, *"ct110");
+    assert_eq!(config.mesh.tls.cert_path.to_str(), Some("/rivet-shared/rivet-ca/issued/CT110.crt"));
+}
+
 #[test]
 fn the_deprecated_secret_is_a_warning() {
-    let config = Config::parse("mesh: {node_name: a, tls: true, secret: hush}").unwrap();
-    assert!(config.warnings[0].to_string().starts_with("mesh.secret: deprecated"));
+    let config = Config::parse("mesh: {enabled: true, node_name: a, tls: true, secret: hush}").unwrap();
+    assert!(config.warnings[0].to_string().starts_with("line 1: mesh.secret: deprecated"));
     assert!(!config.warnings[0].to_string().contains("hush"));
 }
 
 #[test]
 fn a_repeated_key_and_broken_yaml_name_their_line() {
-    assert!(mistakes("mesh:\n  enabled: true\n  enabled: false\n")[0].contains("duplicate"));
-    assert!(
-        mistakes("mesh:\n  - a\n b: c\n")[0].starts_with("line "),
-        "{:?}",
-        mistakes("mesh:\n  - a\n b: c\n")
+    for (text, start) in [
+        (
+            "mesh:\n  enabled: true\n  tls: true\n  enabled: false\n",
+            "line 4: mesh.enabled: is there a second time",
+        ),
+        ("mesh: {}\na: 1\nmesh: {}\n", "line 3: mesh: is there a second time"),
+        (
+            "mesh:\n  peers:\n    - {name: a}\n    - name: b\n      port: 1\n      name: c\n",
+            "line 6: mesh.peers[1].name: is there",
+        ),
+        ("mesh:\n\tenabled: true\n", "line 2: tabs are not allowed, use spaces"),
+        ("mesh:\n  enabled: true\n\ttls: true\n", "line 3: tabs are not allowed, use spaces"),
+        ("mesh:\n  enabled: true\n  \ttls: true\n", "line 3: tabs are not allowed, use spaces"),
+        ("mesh:\n  - a\n b: c\n", "line "),
+        ("just words\n", "line 1: expected sections such as mesh:, found the text"),
+    ] {
+        let found = mistakes(text);
+        assert!(found.len() == 1 && found[0].starts_with(start), "{text:?}: {found:?}");
+    }
+}
+
+#[test]
+fn a_text_that_is_not_utf_8_is_called_that() {
+    let file = std::env::temp_dir().join(format!("mesh-config-{}.yaml", std::process::id()));
+    std::fs::write(&file, b"mesh:\n  node_name: caf\xe9\n").unwrap();
+    let error = Config::load(&file).unwrap_err().to_string();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(
+        error,
+        format!("{}: line 2: is not UTF-8 text; save the file in that encoding", file.display())
     );
 }

@@ -1,16 +1,16 @@
 //! Reading a YAML document key by key, with every mistake kept until the end. The only user of
 //! `serde_yaml`.
-//!
-//! `serde_yaml` tells positions only in its own errors. So the line of a mistake is found by walking to it
-//! once more and failing there on purpose; that happens only for files that have mistakes.
+
+mod place;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
+
+use place::{Path, Step, dotted, path_of};
 
 /// One mistake (or, among warnings, one remark) in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,77 +35,123 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// A parsed file with the mistakes found in it so far.
+/// A parsed file with what was found in it so far.
 pub(super) struct Document<'t> {
     text: &'t str,
-    root: Value,
+    root: Mapping,
     mistakes: RefCell<Vec<Mistake>>,
+    remarks: RefCell<Vec<Mistake>>,
 }
 
-/// The way to a value: keys, and positions in lists.
-type Path = Vec<Step>;
-
-#[derive(Clone)]
-enum Step {
-    Key(String),
-    Index(usize),
-}
+/// What stands for other keys in YAML 1.1, and is a key like any other in YAML 1.2.
+const MERGE_KEY: &str = "<<";
 
 impl<'t> Document<'t> {
     /// # Errors
     /// Text that is no YAML mapping at all.
     pub(super) fn parse(text: &'t str) -> Result<Self, Mistake> {
+        let whole = |line, message| Mistake { key: String::new(), line, message };
         // YAML allows none of these, and serde_yaml does not tell their line.
         let forbidden = |c: char| {
             c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')
                 || matches!(c, '\u{fffe}' | '\u{ffff}')
         };
         if let Some((at, found)) = text.char_indices().find(|(_, c)| forbidden(*c)) {
-            return Err(Mistake {
-                key: String::new(),
-                line: Some(text[..at].split('\n').count()),
-                message: format!("not valid YAML: the character {found:?} cannot stand in it"),
-            });
+            let line = text[..at].split('\n').count();
+            return Err(whole(
+                Some(line),
+                format!("not valid YAML: the character {found:?} cannot stand in it"),
+            ));
         }
-        let root: Value = serde_yaml::from_str(text).map_err(|error| Mistake {
-            key: String::new(),
-            line: error.location().map(|at| at.line()),
-            message: format!("not valid YAML: {error}"),
-        })?;
-        let root = match root {
-            Value::Null => Value::Mapping(Mapping::new()),
-            Value::Mapping(_) => root,
-            other => {
-                let here = Locate { path: &[], at_key: false };
-                let found = here.deserialize(serde_yaml::Deserializer::from_str(text)).err();
-                return Err(Mistake {
-                    key: String::new(),
-                    line: found.and_then(|error| error.location()).map(|at| at.line()),
-                    message: format!("expected sections such as mesh:, found {}", shown(&other)),
-                });
+        let root = serde_yaml::from_str(text).map_err(|error| match place::repeated_key(text) {
+            Some((path, line)) => {
+                let message = "is there a second time (duplicate key); remove one of the two".into();
+                Mistake { key: dotted(&path), line, message }
             }
-        };
-        Ok(Self { text, root, mistakes: RefCell::default() })
+            None => not_yaml(text, &error),
+        })?;
+        match root {
+            Value::Mapping(root) => {
+                Ok(Self { text, root, mistakes: RefCell::default(), remarks: RefCell::default() })
+            }
+            Value::Null => Err(whole(None, "the file is empty; expected at least a mesh: section".into())),
+            other => Err(whole(
+                place::line_at(text, &[]),
+                format!("expected sections such as mesh:, found {}", shown(&other)),
+            )),
+        }
     }
 
-    /// The named top-level section; an absent one reads as empty, others are ignored.
+    /// The named top-level section; an absent one reads as empty.
     pub(super) fn section(&self, name: &str) -> Section<'_> {
-        let path = vec![Step::Key(name.into())];
         let value = self.root.get(name).unwrap_or(&Value::Null);
-        Section::new(self, path, value)
+        Section::new(self, vec![Step::Key(name.into())], value)
     }
 
-    /// Adds a mistake that concerns several keys together.
+    /// The named top-level section, which must be there and not be empty.
+    pub(super) fn required_section(&self, name: &str) -> Option<Section<'_>> {
+        if self.root.get(name).is_some_and(|value| !value.is_null()) {
+            return Some(self.section(name));
+        }
+        let known = [name];
+        match self.unknown_sections(&known).next() {
+            _ if self.root.contains_key(name) => self.mistake(name, "is empty"),
+            Some((key, _)) => self.mistake(key, format!("there is no {name}: section; is this one meant?")),
+            None => self.report(&Path::new(), format!("there is no {name}: section")),
+        }
+        None
+    }
+
+    /// Remarks on what is ignored although one of the `known` sections seems to be meant. All other sections
+    /// belong to other programs.
+    pub(super) fn remark_on_unknown_sections(&self, known: &[&str]) {
+        for (key, meant) in self.unknown_sections(known) {
+            self.remark(key, format!("is ignored; did you mean {meant}?"));
+        }
+        if self.root.contains_key(MERGE_KEY) {
+            self.remark(MERGE_KEY, "is ignored: merge keys are not supported");
+        }
+    }
+
+    fn unknown_sections<'k>(&'k self, known: &'k [&str]) -> impl Iterator<Item = (&'k str, &'k str)> {
+        let unknown = self.root.keys().filter_map(Value::as_str).filter(|key| !known.contains(key));
+        unknown.filter_map(|key| {
+            let written = key.to_ascii_lowercase();
+            let distance = |known| strsim::damerau_levenshtein(&written, known);
+            let (distance, meant) = known.iter().map(|known| (distance(known), *known)).min()?;
+            (distance <= 2).then_some((key, meant))
+        })
+    }
+
+    /// Whether `key` (as in `mesh.peers[0].name`) is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        place::line_at(self.text, &path_of(key)).is_some()
+    }
+
+    /// Adds a mistake that concerns several keys together, told at one of them.
     pub(super) fn mistake(&self, key: &str, message: impl Into<String>) {
-        let path: Path = key.split('.').map(|part| Step::Key(part.into())).collect();
-        self.report(&path, message.into());
+        self.report(&path_of(key), message.into());
     }
 
+    /// Adds a remark that is no mistake.
+    pub(super) fn remark(&self, key: &str, message: impl Into<String>) {
+        let path = path_of(key);
+        let remark = Mistake { key: dotted(&path), line: self.line_of(&path), message: message.into() };
+        self.remarks.borrow_mut().push(remark);
+    }
+
+    /// All remarks in the file's order.
+    ///
+    /// # Errors
     /// Everything that was wrong, in the file's order.
-    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
-        let mut mistakes = self.mistakes.into_inner();
-        mistakes.sort_by_key(|mistake| mistake.line);
-        mistakes
+    pub(super) fn finish(self) -> Result<Vec<Mistake>, Vec<Mistake>> {
+        let in_order = |found: RefCell<Vec<Mistake>>| {
+            let mut found = found.into_inner();
+            found.sort_by_key(|each| each.line);
+            found
+        };
+        let mistakes = in_order(self.mistakes);
+        if mistakes.is_empty() { Ok(in_order(self.remarks)) } else { Err(mistakes) }
     }
 
     fn report(&self, path: &Path, message: String) {
@@ -115,24 +161,22 @@ impl<'t> Document<'t> {
 
     /// The line of the value at `path`, or of the nearest section around it that exists.
     fn line_of(&self, path: &Path) -> Option<usize> {
-        (1..=path.len()).rev().find_map(|length| {
-            let seed = Locate { path: &path[..length], at_key: true };
-            let outcome = seed.deserialize(serde_yaml::Deserializer::from_str(self.text));
-            outcome.err().and_then(|error| error.location()).map(|at| at.line())
-        })
+        (1..=path.len()).rev().find_map(|length| place::line_at(self.text, &path[..length]))
     }
 }
 
-fn dotted(path: &Path) -> String {
-    let mut text = String::new();
-    for step in path {
-        match step {
-            Step::Key(key) if text.is_empty() => text.push_str(key),
-            Step::Key(key) => text.extend([".", key]),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
+/// What keeps the text from being read as YAML, in words.
+fn not_yaml(text: &str, error: &serde_yaml::Error) -> Mistake {
+    let line = error.location().map(|at| at.line());
+    let indented_by_tab = |line: usize| {
+        let text = text.lines().nth(line - 1).unwrap_or_default();
+        text[..text.len() - text.trim_start().len()].contains('\t')
+    };
+    let message = match line {
+        Some(line) if indented_by_tab(line) => "tabs are not allowed, use spaces".into(),
+        _ => format!("not valid YAML: {error}"),
+    };
+    Mistake { key: String::new(), line, message }
 }
 
 /// A mapping that is read key by key; what was not asked for is a mistake at [`Section::finish`].
@@ -164,7 +208,10 @@ impl<'d> Section<'d> {
 
     /// The value at `key`; `null` counts as absent.
     fn value(&self, key: &'static str) -> Option<&'d Value> {
-        self.asked.borrow_mut().push(key);
+        let mut asked = self.asked.borrow_mut();
+        if !asked.contains(&key) {
+            asked.push(key);
+        }
         self.map?.get(key).filter(|value| !value.is_null())
     }
 
@@ -178,6 +225,11 @@ impl<'d> Section<'d> {
         self.value(key).is_some()
     }
 
+    /// Whether `key` is there with nothing behind it.
+    pub(super) fn is_empty(&self, key: &str) -> bool {
+        self.map.and_then(|map| map.get(key)).is_some_and(Value::is_null)
+    }
+
     /// `true` or `false`.
     pub(super) fn bool(&self, key: &'static str) -> Option<bool> {
         let value = self.value(key)?;
@@ -188,11 +240,11 @@ impl<'d> Section<'d> {
         found
     }
 
-    /// `true` or `false`; `None` without a mistake where it is a section instead.
-    pub(super) fn bool_or_section(&self, key: &'static str) -> Option<bool> {
+    /// `true`, `false` or a section.
+    pub(super) fn bool_or_section(&self, key: &'static str) -> Option<BoolOrSection<'d>> {
         match self.value(key)? {
-            Value::Mapping(_) => None,
-            Value::Bool(value) => Some(*value),
+            Value::Mapping(_) => Some(BoolOrSection::Section(self.section(key))),
+            Value::Bool(value) => Some(BoolOrSection::Bool(*value)),
             other => {
                 self.mistake(key, format!("expected true, false or a section, found {}", shown(other)));
                 None
@@ -239,21 +291,48 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// A list whose members are sections, or, where `or_text` allows it, bare texts.
-    pub(super) fn sections(&self, key: &'static str, or_text: bool) -> Vec<Item<'d>> {
+    /// A list whose members are sections, with their positions; `expected` says what one looks like.
+    pub(super) fn sections(&self, key: &'static str, expected: &str) -> Vec<(usize, Section<'d>)> {
+        let members = self.members(key, expected, false).into_iter();
+        members
+            .filter_map(|(i, member)| match member {
+                Item::Section(section) => Some((i, section)),
+                Item::Text(_) => None,
+            })
+            .collect()
+    }
+
+    /// As [`Section::sections`], and each may be a text instead; one text alone counts as a list of one.
+    pub(super) fn texts_or_sections(&self, key: &'static str, expected: &str) -> Vec<(usize, Item<'d>)> {
+        self.members(key, expected, true)
+    }
+
+    fn members(&self, key: &'static str, expected: &str, or_text: bool) -> Vec<(usize, Item<'d>)> {
         let items = match self.value(key) {
             None => return Vec::new(),
-            Some(Value::Sequence(items)) => items,
+            Some(Value::Sequence(items)) => items.as_slice(),
+            Some(text @ Value::String(_)) if or_text => std::slice::from_ref(text),
             Some(other) => {
                 self.mistake(key, format!("expected a list, found {}", shown(other)));
                 return Vec::new();
             }
         };
         let member = |(i, value): (usize, &'d Value)| match value {
-            Value::String(text) if or_text => Item::Text(text.clone()),
-            value => Item::Section(Section::new(self.document, self.item(key, i), value)),
+            Value::String(text) if or_text => Some((i, Item::Text(text.clone()))),
+            Value::Mapping(_) => {
+                Some((i, Item::Section(Section::new(self.document, self.item(key, i), value))))
+            }
+            other => {
+                self.mistake_at(key, i, format!("expected {expected}, found {}", shown(other)));
+                None
+            }
         };
-        items.iter().enumerate().map(member).collect()
+        items.iter().enumerate().filter_map(member).collect()
+    }
+
+    /// How many members the list at `key` has, good or bad.
+    pub(super) fn length(&self, key: &'static str) -> usize {
+        self.value(key).and_then(Value::as_sequence).map_or(0, Vec::len)
     }
 
     /// Adds a mistake about a member of the list at `key`.
@@ -295,6 +374,12 @@ impl<'d> Section<'d> {
             if asked.contains(&key.as_str()) {
                 continue;
             }
+            let mut path = self.path.clone();
+            path.push(Step::Key(key.clone()));
+            if key == MERGE_KEY {
+                self.document.report(&path, "merge keys are not supported; write the keys out".into());
+                continue;
+            }
             let near = asked
                 .iter()
                 .map(|known| (strsim::damerau_levenshtein(&key, known), known))
@@ -304,11 +389,15 @@ impl<'d> Section<'d> {
                 Some((_, known)) => format!("did you mean {known}?"),
                 None => format!("known here: {}", asked.join(", ")),
             };
-            let mut path = self.path.clone();
-            path.push(Step::Key(key));
             self.document.report(&path, format!("unknown key; {hint}"));
         }
     }
+}
+
+/// What may be switched, or said in detail.
+pub(super) enum BoolOrSection<'d> {
+    Bool(bool),
+    Section(Section<'d>),
 }
 
 /// A member of a list.
@@ -335,120 +424,6 @@ fn shown(value: &Value) -> String {
         Value::Sequence(_) => "a list".into(),
         Value::Mapping(_) => "a section".into(),
         Value::Tagged(tagged) => format!("a value tagged {}", tagged.tag),
-    }
-}
-
-/// Walks to `path` and fails there, so that the error carries the place.
-struct Locate<'p> {
-    path: &'p [Step],
-    at_key: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Locate<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Locate<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the way to a mistake")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Some((Step::Key(wanted), rest)) = self.path.split_first() else {
-            if self.path.is_empty() {
-                return Err(A::Error::custom("here"));
-            }
-            // What is not read to its end is an error of its own.
-            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(());
-        };
-        let last = rest.is_empty() && self.at_key;
-        while let Some(found) = map.next_key_seed(Key { wanted, last })? {
-            match found {
-                true => map.next_value_seed(Locate { path: rest, at_key: self.at_key })?,
-                false => map.next_value::<IgnoredAny>().map(drop)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Some((Step::Index(wanted), rest)) = self.path.split_first() else {
-            if self.path.is_empty() {
-                return Err(A::Error::custom("here"));
-            }
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-            return Ok(());
-        };
-        for _ in 0..*wanted {
-            seq.next_element::<IgnoredAny>()?;
-        }
-        seq.next_element_seed(Locate { path: rest, at_key: self.at_key })?;
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.scalar()
-    }
-    fn visit_none<E: serde::de::Error>(self) -> Result<(), E> {
-        self.scalar()
-    }
-}
-
-impl Locate<'_> {
-    fn scalar<E: serde::de::Error>(self) -> Result<(), E> {
-        if self.path.is_empty() { Err(E::custom("here")) } else { Ok(()) }
-    }
-}
-
-/// Compares a key; fails at it when it is the last step.
-struct Key<'p> {
-    wanted: &'p str,
-    last: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
-        match key == self.wanted {
-            true if self.last => Err(E::custom("here")),
-            found => Ok(found),
-        }
     }
 }
 

@@ -1,0 +1,263 @@
+//! What `mesh-proxy check` and `registryd check` find out without starting, a line each.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustls::pki_types::{CertificateDer, UnixTime};
+
+use crate::certificate::{self, Leaf, Material, MaterialError};
+use crate::config::{Config, TlsFiles};
+
+/// A certificate that ends within so many days deserves a warning.
+const SOON_DAYS: i64 = 14;
+
+/// One line of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was looked at and what was found.
+    pub text: String,
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Works, but not for long or not as meant.
+    Warning,
+    /// Cannot work.
+    Failed,
+    /// Not looked at here.
+    Skipped,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.outcome {
+            Outcome::Ok => "ok  ",
+            Outcome::Warning => "warn",
+            Outcome::Failed => "FAIL",
+            Outcome::Skipped => "skip",
+        };
+        write!(f, "{mark} {}", self.text)
+    }
+}
+
+/// What the sidecar needs, as the user who runs this sees it.
+pub fn mesh_proxy(config: &Config) -> Vec<Check> {
+    let mut report = Report::new(config);
+    report.tell(Outcome::Ok, format!("backend {} is loopback", config.proxy.backend.address));
+    let (certificate, key) = (&config.mesh.tls.cert_path, &config.mesh.tls.key_path);
+    let chain = report.certificates();
+    let shown = key.display();
+    report.judge(match chain {
+        Some(chain) => certificate::join_key(&chain, certificate, key)
+            .map(|_| format!("private key {shown} belongs to the certificate")),
+        None => certificate::read_key(key).map(|_| format!("private key {shown} can be read")),
+    });
+    if let Some(exposure) = certificate::exposure(key) {
+        report.tell(Outcome::Warning, exposure);
+    }
+    report.folder(&Folder {
+        key: "proxy.state_dir",
+        path: &config.proxy.state_dir,
+        made_by_unit: Path::new("/var/lib/mesh-proxy"),
+        without: (Outcome::Warning, "after a restart the mesh is unknown until registryd answers"),
+    });
+    report.checks
+}
+
+/// What the registry daemon needs, as the user who runs this sees it.
+pub fn registryd(config: &Config) -> Vec<Check> {
+    let mut report = Report::new(config);
+    report.certificates();
+    report.tell(
+        Outcome::Skipped,
+        format!(
+            "private key {}: only mesh-proxy reads it (mesh-proxy check)",
+            config.mesh.tls.key_path.display()
+        ),
+    );
+    report.storage();
+    if let Some(folder) = config.registryd.socket.parent() {
+        report.folder(&Folder {
+            key: "registryd.socket",
+            path: folder,
+            made_by_unit: Path::new("/run/mesh"),
+            without: (Outcome::Failed, "the socket cannot be made"),
+        });
+    }
+    report.checks
+}
+
+/// A folder that is made where it is missing.
+struct Folder<'c> {
+    /// The configuration key that says where it is.
+    key: &'static str,
+    path: &'c Path,
+    /// What the daemon's systemd unit makes before each start.
+    made_by_unit: &'static Path,
+    /// What it means if it cannot be written.
+    without: (Outcome, &'static str),
+}
+
+struct Report<'c> {
+    config: &'c Config,
+    checks: Vec<Check>,
+}
+
+impl<'c> Report<'c> {
+    fn new(config: &'c Config) -> Self {
+        let mut report = Self { config, checks: Vec::new() };
+        for warning in &config.warnings {
+            report.tell(Outcome::Warning, warning.to_string());
+        }
+        report.tell(Outcome::Ok, format!("mesh is enabled, this is node {}", config.mesh.node_name));
+        report
+    }
+
+    fn tell(&mut self, outcome: Outcome, text: String) {
+        self.checks.push(Check { outcome, text });
+    }
+
+    fn judge(&mut self, result: Result<String, MaterialError>) {
+        match result {
+            Ok(text) => self.tell(Outcome::Ok, text),
+            Err(error) => {
+                let hint = self.hint(&error);
+                self.tell(Outcome::Failed, format!("{error}{hint}"));
+            }
+        }
+    }
+
+    /// What to do about a file that is not where it is by default.
+    fn hint(&self, error: &MaterialError) -> String {
+        let MaterialError::Unreadable { what, path, source } = error else { return String::new() };
+        let folder = TlsFiles::CA_FOLDER;
+        if source.kind() != io::ErrorKind::NotFound || !path.starts_with(folder) {
+            return String::new();
+        }
+        let node = &self.config.mesh.node_name;
+        let issue = match *what {
+            "trust bundle" => "meshctl ca init".into(),
+            _ => format!("meshctl ca issue-node {node}"),
+        };
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let case = match file.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => format!("; meshctl names files in lower case, as in mesh.node_name: {node}"),
+            false => String::new(),
+        };
+        format!(" (is {folder} mounted? else `{issue}`{case})")
+    }
+
+    /// The value; a failure is told.
+    fn keep<T>(&mut self, result: Result<T, MaterialError>) -> Option<T> {
+        result.map_err(|error| self.judge(Err(error))).ok()
+    }
+
+    /// Judges the public files, each by itself and then together; gives the certificate's chain.
+    fn certificates(&mut self) -> Option<Vec<CertificateDer<'static>>> {
+        let config = self.config;
+        let (tls, node, now) = (&config.mesh.tls, &config.mesh.node_name, UnixTime::now());
+        let roots = self.keep(certificate::read_trust_bundle(&tls.ca_path));
+        let crls = config.proxy.crl_path.as_deref().map(certificate::read_crls).transpose();
+        let crls = self.keep(crls);
+        let (chain, leaf) = self.keep(certificate::read_leaf(&tls.cert_path))?;
+        let shown = tls.cert_path.display();
+        let names = leaf.names_node(node, &tls.cert_path);
+        self.judge(names.map(|()| format!("certificate {shown}: CN names node {node}")));
+        self.expiry(&leaf, now);
+        if let (Some(roots), Some(crls)) = (roots, crls) {
+            let material = Material {
+                cert_path: tls.cert_path.clone(),
+                chain: chain.clone(),
+                leaf,
+                roots: Arc::new(roots),
+                crls: crls.unwrap_or_default(),
+            };
+            self.judge(material.accepted_by_peers(node, now).map(|()| {
+                format!(
+                    "certificate {shown}: chains to {}, is for {node}.mesh, client and server",
+                    tls.ca_path.display()
+                )
+            }));
+        }
+        Some(chain)
+    }
+
+    fn expiry(&mut self, leaf: &Leaf, now: UnixTime) {
+        let path = self.config.mesh.tls.cert_path.display();
+        let left = leaf.days_left(now);
+        let (outcome, when) = match left {
+            i64::MIN..0 => {
+                let days = (now.as_secs() as i64 - leaf.not_after) / 86_400;
+                let plural = if days == 1 { "day" } else { "days" };
+                (Outcome::Failed, format!("ended {days} {plural} ago"))
+            }
+            0..SOON_DAYS => (Outcome::Warning, format!("{left} days to expiry")),
+            _ => (Outcome::Ok, format!("{left} days to expiry")),
+        };
+        self.tell(outcome, format!("certificate {path}: {when}"));
+    }
+
+    /// registryd never makes this folder: a mount that is missing must not be taken for an empty one.
+    fn storage(&mut self) {
+        let registry = self.config.mesh.registry_path();
+        let lock = registry.with_extension("json.lock");
+        let folder = self.config.mesh.storage_dir.as_path();
+        let if_there = |path: &Path, access| match path.exists() {
+            true => permits(path, access),
+            false => Ok(()),
+        };
+        let looked_at = [
+            (folder, writable(folder)),
+            (&registry, if_there(&registry, Access::READ_OK)),
+            (&lock, if_there(&lock, Access::READ_OK | Access::WRITE_OK)),
+        ];
+        let mut failed = looked_at.into_iter().filter_map(|(path, result)| Some((path, result.err()?)));
+        match failed.next() {
+            None => self
+                .tell(Outcome::Ok, format!("mesh.storage_dir {}: this user can write it", folder.display())),
+            Some((path, error)) => self.tell(
+                Outcome::Failed,
+                format!("mesh.storage_dir: {}: {error}; registryd cannot keep mesh.json", path.display()),
+            ),
+        }
+    }
+
+    fn folder(&mut self, folder: &Folder<'_>) {
+        let (key, path) = (folder.key, folder.path.display());
+        let missing = !folder.path.exists();
+        // The part that is there already; a relative path begins here.
+        let there = folder.path.ancestors().find(|each| each.exists()).unwrap_or(Path::new("."));
+        let (outcome, text) = match writable(there) {
+            Ok(()) if missing => (Outcome::Ok, format!("{key}: this user can make {path}")),
+            Ok(()) => (Outcome::Ok, format!("{key}: this user can write {path}")),
+            Err(_) if missing && folder.path == folder.made_by_unit => {
+                (Outcome::Skipped, format!("{key}: {path} is made by the systemd unit at each start"))
+            }
+            Err(error) => {
+                let (outcome, meaning) = folder.without;
+                (outcome, format!("{key}: {}: {error}; {meaning}", there.display()))
+            }
+        };
+        self.tell(outcome, text);
+    }
+}
+
+fn writable(folder: &Path) -> io::Result<()> {
+    match folder.metadata()?.is_dir() {
+        true => permits(folder, Access::WRITE_OK | Access::EXEC_OK),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    }
+}
+
+/// Asks for the user that the process counts as.
+fn permits(path: &Path, access: Access) -> io::Result<()> {
+    Ok(accessat(CWD, path, access, AtFlags::EACCESS)?)
+}

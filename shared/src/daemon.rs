@@ -1,0 +1,81 @@
+//! The command line of both daemons: `[run|check] [--config FILE]`, and the exit codes.
+//!
+//! 0: well; 1: something cannot work, such as a certificate; [`config::EXIT_CODE`]: the configuration cannot work.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::check::{Check, Outcome};
+use crate::config::{self, Config};
+use crate::logging;
+
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, short, env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run (the default)
+    Run,
+    /// Check configuration, certificates and folders without starting
+    Check,
+}
+
+/// Does what the process's arguments ask of the daemon `name`: `check` and its report, or `run` with a log that
+/// begins with the configuration's warnings.
+pub fn main(
+    name: &'static str,
+    about: &'static str,
+    check: fn(&Config) -> Vec<Check>,
+    run: fn(Config) -> ExitCode,
+) -> ExitCode {
+    let matches = Arguments::command().name(name).about(about).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => {
+            // Nobody may be left to read it; the exit code says it too.
+            let _ = writeln!(io::stderr(), "{name}: {error}");
+            return ExitCode::from(config::EXIT_CODE);
+        }
+    };
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Check => show(&check(&config)),
+        Command::Run => {
+            logging::init();
+            for warning in &config.warnings {
+                tracing::warn!(target: "Config", "{warning}");
+            }
+            run(config)
+        }
+    }
+}
+
+fn show(checks: &[Check]) -> ExitCode {
+    let mut output = io::stdout().lock();
+    // A reader such as `head` may have what it wanted; the exit code stays the same.
+    let _ = checks.iter().try_for_each(|check| writeln!(output, "{check}"));
+    match checks.iter().any(|check| check.outcome == Outcome::Failed) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
