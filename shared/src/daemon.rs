@@ -16,7 +16,7 @@ use crate::logging;
 #[command(version)]
 struct Arguments {
     /// The configuration file
-    #[arg(long, short, env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH, global = true)]
+    #[arg(long, short, global = true, value_name = "FILE", env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
     #[command(subcommand)]
     command: Option<Command>,
