@@ -8,9 +8,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use mesh_shared::certificate::{Material, MaterialError, provider};
 use mesh_shared::config::Config;
-use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::UnixTime;
-use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
@@ -59,11 +57,7 @@ impl Credentials {
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
         let key = Arc::new(SingleCertAndKey::from(material.with_key(&config.mesh.tls.key_path)?));
 
-        let clients = WebPkiClientVerifier::builder_with_provider(material.roots.clone(), provider())
-            .with_crls(material.crls.clone())
-            .build()
-            .map_err(|error| tls(&error))?;
-        let clients = Arc::new(ClientVerifier::new(clients));
+        let clients = Arc::new(ClientVerifier::new(material.client_verifier()?));
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| tls(&error))?
@@ -75,15 +69,11 @@ impl Credentials {
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| tls(&error))?;
         server.send_tls13_tickets = 1;
 
-        let servers = WebPkiServerVerifier::builder_with_provider(material.roots.clone(), provider())
-            .with_crls(material.crls.clone())
-            .build()
-            .map_err(|error| tls(&error))?;
         let mut client = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
-            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(servers)))
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(material.server_verifier()?)))
             .with_client_cert_resolver(key);
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         let mut client_http1 = client.clone();

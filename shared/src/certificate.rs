@@ -14,9 +14,11 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_crl;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::Config;
@@ -200,16 +202,37 @@ impl Material {
         self.leaf.names_node(node, &self.cert_path)
     }
 
+    /// What judges clients, by the trust bundle and the revocation lists. A list that has ended tells nothing any
+    /// more, so then all whom it concerns are refused.
+    ///
+    /// # Errors
+    /// A bundle or list that is not understood.
+    pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
+            .with_crls(self.crls.clone())
+            .enforce_revocation_expiration()
+            .build()
+            .map_err(|error| self.untrusted(error.to_string()))
+    }
+
+    /// What judges servers, as [`Material::client_verifier`] does clients.
+    ///
+    /// # Errors
+    /// A bundle or list that is not understood.
+    pub fn server_verifier(&self) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
+        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
+            .with_crls(self.crls.clone())
+            .enforce_revocation_expiration()
+            .build()
+            .map_err(|error| self.untrusted(error.to_string()))
+    }
+
     /// Checks that peers will accept the certificate when it dials.
     ///
     /// # Errors
     /// No chain to the trust bundle, not valid now, revoked, or not for clients.
     pub fn accepted_as_client(&self, now: UnixTime) -> Result<(), MaterialError> {
-        let client = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))?;
-        client
+        self.client_verifier()?
             .verify_client_cert(&self.chain[0], &self.chain[1..], now)
             .map_err(|error| self.untrusted(describe(&error, Role::Client)))?;
         Ok(())
@@ -221,10 +244,7 @@ impl Material {
     /// No chain to the trust bundle, not valid now, revoked, wrong usage, or without the mesh name.
     pub fn accepted_by_peers(&self, node: &NodeName, now: UnixTime) -> Result<(), MaterialError> {
         self.accepted_as_client(now)?;
-        let server = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))?;
+        let server = self.server_verifier()?;
         let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
         let name = ServerName::try_from(node.mesh_host())
             .map_err(|error| self.untrusted(format!("{node}.mesh is no server name: {error}")))?;
@@ -348,6 +368,15 @@ pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
 /// An unreadable or malformed file, or none in it.
 pub fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
     read_pem("revocation list", path, "-----BEGIN X509 CRL-----")
+}
+
+/// How many certificates the lists revoke, and when the first of them ends, in epoch seconds.
+pub fn revoked(lists: &[CertificateRevocationListDer<'_>]) -> (usize, Option<i64>) {
+    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
+    parsed.fold((0, None), |(count, first), (_, list)| {
+        let ends = list.next_update().map(|end| end.timestamp());
+        (count + list.iter_revoked_certificates().count(), first.into_iter().chain(ends).min())
+    })
 }
 
 /// Reads a private key: PKCS#8, PKCS#1 or SEC1 in PEM.

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 
 use crate::certificate::{self, Leaf, Material, MaterialError};
 use crate::config::{Config, TlsFiles};
 
 /// A certificate that ends within so many days deserves a warning.
-const SOON_DAYS: i64 = 14;
+const SOON_DAYS: u64 = 14;
 
 /// One line of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +167,9 @@ impl<'c> Report<'c> {
         let roots = self.keep(certificate::read_trust_bundle(&tls.ca_path));
         let crls = config.proxy.crl_path.as_deref().map(certificate::read_crls).transpose();
         let crls = self.keep(crls);
+        if let (Some(path), Some(Some(lists))) = (&config.proxy.crl_path, &crls) {
+            self.revocations(path, lists, now);
+        }
         let (chain, leaf) = self.keep(certificate::read_leaf(&tls.cert_path))?;
         let shown = tls.cert_path.display();
         let names = leaf.names_node(node, &tls.cert_path);
@@ -192,17 +195,14 @@ impl<'c> Report<'c> {
 
     fn expiry(&mut self, leaf: &Leaf, now: UnixTime) {
         let path = self.config.mesh.tls.cert_path.display();
-        let left = leaf.days_left(now);
-        let (outcome, when) = match left {
-            i64::MIN..0 => {
-                let days = (now.as_secs() as i64 - leaf.not_after) / 86_400;
-                let plural = if days == 1 { "day" } else { "days" };
-                (Outcome::Failed, format!("ended {days} {plural} ago"))
-            }
-            0..SOON_DAYS => (Outcome::Warning, format!("{left} days to expiry")),
-            _ => (Outcome::Ok, format!("{left} days to expiry")),
-        };
+        let (outcome, when) = until(leaf.not_after, now);
         self.tell(outcome, format!("certificate {path}: {when}"));
+    }
+
+    fn revocations(&mut self, path: &Path, lists: &[CertificateRevocationListDer<'_>], now: UnixTime) {
+        let (revoked, ends) = certificate::revoked(lists);
+        let (outcome, when) = ends.map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
+        self.tell(outcome, format!("revocation lists {}: {revoked} revoked, {when}", path.display()));
     }
 
     /// registryd never makes this folder: a mount that is missing must not be taken for an empty one.
@@ -247,6 +247,19 @@ impl<'c> Report<'c> {
             }
         };
         self.tell(outcome, text);
+    }
+}
+
+/// How far it is to an end, in epoch seconds.
+fn until(end: i64, now: UnixTime) -> (Outcome, String) {
+    let left = end - now.as_secs() as i64;
+    let days = left.unsigned_abs() / 86_400;
+    match left {
+        i64::MIN..0 => {
+            (Outcome::Failed, format!("ended {days} {} ago", if days == 1 { "day" } else { "days" }))
+        }
+        _ if days < SOON_DAYS => (Outcome::Warning, format!("{days} days to expiry")),
+        _ => (Outcome::Ok, format!("{days} days to expiry")),
     }
 }
 

@@ -6,7 +6,7 @@ use http::Method;
 use mesh_tests::ca::{Ca, Issued, Spec, self_signed};
 use mesh_tests::eventually;
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::Daemon;
+use mesh_tests::process::{Daemon, run, text};
 use mesh_tests::tls::Client;
 use mesh_tests::web::{self, Answer};
 use tokio::io::AsyncWriteExt;
@@ -261,6 +261,30 @@ async fn a_revoked_certificate_is_refused() {
     assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
     Client::new(&mesh.ca, &revoked).refused(node.inbound(), "ct110").await;
     node.proxy().wait_log(&[FAILED, "certificate is revoked"]).await;
+}
+
+#[tokio::test]
+async fn a_revocation_list_that_has_ended_lets_nobody_in() {
+    let mesh = Mesh::new();
+    let crl = mesh.folder().join("ca/crl.pem");
+    std::fs::write(&crl, mesh.ca.crl_pem(&[])).unwrap();
+    let plan =
+        mesh.node("ct110").with(|config| config["proxy"]["crl_path"] = crl.display().to_string().into());
+    let mut node = plan.prepare().await;
+    let check = || text(&run(node.command("mesh-proxy").arg("check")).stdout);
+    assert!(check().contains("crl.pem: 0 revoked, "), "{}", check());
+    node.start_proxy().await;
+    let ping = node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await;
+    assert_eq!(ping.status, 200);
+    // With a list that has ended it starts no more; a running one goes on with what it has, and says so.
+    std::fs::write(&crl, mesh.ca.crl_pem_until(2026, &[&mesh.ca.node("ct112")])).unwrap();
+    let told = text(&run(node.command("mesh-proxy").arg("check")).stdout);
+    assert!(told.contains("FAIL revocation lists ") && told.contains("crl.pem: 1 revoked, ended"), "{told}");
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy().wait_log(&["ERROR", "certificates not reloaded", "revocation list has expired"]).await;
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/api/mesh/ping").await.status, 200);
+    let second = run(&mut node.command("mesh-proxy"));
+    assert!(!second.status.success());
 }
 
 #[tokio::test]

@@ -42,7 +42,12 @@ pub fn config(data: &[u8]) {
         return;
     }
     match (outcome, Config::parse(&format!("# above\n{text}"))) {
-        (Ok(config), Ok(again)) => assert_eq!(format!("{config:?}"), format!("{again:?}")),
+        (Ok(mut config), Ok(again)) => {
+            for warning in &mut config.warnings {
+                warning.line = warning.line.map(|line| line + 1);
+            }
+            assert_eq!(format!("{config:?}"), format!("{again:?}"));
+        }
         (Err(mistakes), Err(again)) => {
             let moved: Vec<_> =
                 mistakes.into_iter().map(|each| (each.key, each.line.map(|line| line + 1))).collect();

@@ -167,6 +167,11 @@ impl Ca {
 
     /// A revocation list of the intermediate with these certificates in it.
     pub fn crl_pem(&self, revoked: &[&Issued]) -> String {
+        self.crl_pem_until(2090, revoked)
+    }
+
+    /// A revocation list that ends with the beginning of a year.
+    pub fn crl_pem_until(&self, year: i32, revoked: &[&Issued]) -> String {
         let revoked_certs = revoked.iter().map(|issued| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&issued.serial),
             revocation_time: date_time_ymd(2025, 1, 1),
@@ -175,7 +180,7 @@ impl Ca {
         });
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2025, 1, 1),
-            next_update: date_time_ymd(2090, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
             crl_number: SerialNumber::from_slice(&[1]),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),

@@ -1,6 +1,5 @@
 //! What lies in a CA's folder, and whether peers will accept it.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
@@ -314,18 +313,12 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
 }
 
 fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
-    let mode = match key.metadata() {
-        Ok(metadata) => metadata.permissions().mode() & 0o777,
-        Err(_) => {
-            examined.remarks.push("its key is not here".into());
-            return;
-        }
-    };
-    if mode & 0o007 != 0 {
-        examined.fail(
-            State::KeyExposed,
-            format!("key {} can be read by everyone (mode {mode:04o}); chmod 600 it", key.display()),
-        );
+    if !key.exists() {
+        examined.remarks.push("its key is not here".into());
+        return;
+    }
+    if let Some(exposure) = certificate::exposure(key) {
+        examined.fail(State::KeyExposed, exposure);
     }
     match material.with_key(key) {
         Ok(_) => {}
