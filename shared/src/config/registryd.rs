@@ -129,8 +129,13 @@ impl FromStr for DnsListen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse()
-            .map(Self)
-            .map_err(|_| format!("expected an address and port such as 127.0.0.1:5353, found {text:?}"))
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("expected an address and port such as 127.0.0.1:5353, found {text:?}"))?;
+        // Answers would leave from whatever address suits the route, and who asked another one drops them.
+        if address.ip().is_unspecified() {
+            return Err(format!("expected one address of this host, such as 127.0.0.1:5353, found {text}"));
+        }
+        Ok(Self(address))
     }
 }

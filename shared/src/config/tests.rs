@@ -236,6 +236,10 @@ fn a_mistake_is_told_once_and_in_plain_words() {
             "line 2: registryd.dns.listen: expected an address and port such as 127.0.0.1:5353, found \"127.0.0.1\"",
         ),
         (
+            "registryd: {dns: {listen: '0.0.0.0:53'}}",
+            "line 2: registryd.dns.listen: expected one address of this host, such as 127.0.0.1:5353, found 0.0.0.0:53",
+        ),
+        (
             "registryd: {agents: [{provider: xai}]}",
             "line 2: registryd.agents[0]: name is missing, as in {name: opus}",
         ),
@@ -330,8 +334,8 @@ fn an_address_is_given_away_once() {
         ),
         (
             4000,
-            "registryd: {dns: {listen: '[::]:8080'}}",
-            "line 2: registryd.dns.listen: [::]:8080 is taken by proxy.backend.address (127.0.0.1:8080)",
+            "registryd: {dns: {listen: '127.0.0.1:8080'}}",
+            "line 2: registryd.dns.listen: 127.0.0.1:8080 is taken by proxy.backend.address (127.0.0.1:8080)",
         ),
         (
             4000,
