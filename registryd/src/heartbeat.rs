@@ -21,33 +21,36 @@ const SEEN_AFTER: Duration = Duration::from_millis(400);
 pub async fn run(state: Arc<State>, writer: Writer) {
     let interval = state.config.mesh.heartbeat_interval;
     let mut failures = 0;
-    let mut due = true;
+    // A deadline of its own: however often something else wants to be written, the beat is not put off.
+    let mut beat_at = Instant::now();
     loop {
+        let started = Instant::now();
+        let due = started >= beat_at;
         if due {
+            beat_at = started + jitter::heartbeat(interval);
             state.with(|inner, now| {
                 if inner.heartbeats() {
                     inner.members.beat(now);
                 }
             });
         }
-        let started = Instant::now();
         // A storage that hangs must not stop the stamp: peers that are in touch over the network see it move.
         let written = timeout(interval.max(MIN_PAUSE), writer.write(due)).await;
         failures = match written {
             Ok(Ok(())) => 0,
             _ => failures + 1,
         };
-        let next = match failures {
-            0 => jitter::heartbeat(interval),
-            n => jitter::backoff(n, RETRY.0, RETRY.1).min(interval),
-        };
-        due = tokio::select! {
-            () = sleep_until(started + next) => true,
+        if failures > 0 {
+            let retry = jitter::backoff(failures, RETRY.0, RETRY.1).min(interval);
+            beat_at = beat_at.min(started + retry);
+        }
+        tokio::select! {
+            () = sleep_until(beat_at) => {}
             () = state.write_wanted.notified() => {
-                sleep_until(started + MIN_PAUSE.min(interval).mul_f64(1.0 + jitter::unit())).await;
-                false
+                let paused = started + MIN_PAUSE.min(interval).mul_f64(1.0 + jitter::unit());
+                sleep_until(paused.min(beat_at)).await;
             }
-        };
+        }
     }
 }
 
@@ -77,4 +80,36 @@ pub async fn leave(state: &State, writer: &Writer, limit: Duration) {
     };
     let _ = timeout_at(until, stays).await;
     tracing::info!(target: "Registry", "left the mesh node={}", state.local());
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_shared::config::Config;
+
+    use super::*;
+    use crate::state::own_claims;
+    use crate::store::{Store, worker};
+
+    #[tokio::test]
+    async fn news_do_not_put_off_the_beat() {
+        let folder = tempfile::tempdir().unwrap();
+        let yaml = format!(
+            "mesh: {{enabled: true, node_name: ct110, tls: true, heartbeat_interval_ms: 1000, storage_dir: {}}}",
+            folder.path().display()
+        );
+        let config = Arc::new(Config::parse(&yaml).unwrap());
+        let state = Arc::new(State::new(config.clone(), own_claims(&config)));
+        let store = Store::new(config.mesh.registry_path(), state.local());
+        let (writer, _watchdog) = worker::start(store.clone(), state.clone()).unwrap();
+        tokio::spawn(run(state.clone(), writer));
+        let stamp = || store.read().ok()?.0.named(state.local()).map(|(_, own)| own.last_seen);
+        let mut seen = Vec::new();
+        let until = Instant::now() + Duration::from_secs(30);
+        while seen.len() < 4 {
+            assert!(Instant::now() < until, "with news all the time, there were only the beats {seen:?}");
+            state.write_wanted.notify_one();
+            seen.extend(stamp().filter(|stamp| seen.last() != Some(stamp)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }

@@ -4,6 +4,10 @@
 //! Liveness never compares two hosts' clocks. A node lives while its `lastSeen` keeps moving, counted on this
 //! reader's monotonic clock and only over time in which this reader could look; how far a `lastSeen` is from this
 //! host's own time is shown as skew and decides nothing.
+//!
+//! A node's own word, over mutual TLS, always counts: where its stamp does not come after the one held, it is moved
+//! there. Of what the file says the later stamp wins, and of a third node's word only that the node lives, with a
+//! stamp that is no further on than the time which has passed.
 
 pub mod admission;
 mod amend;
@@ -12,9 +16,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use mesh_shared::NodeName;
-use mesh_shared::registry::{Node, Registry, Status};
+use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
 use crate::events::Kind;
+use admission::Refusal;
 
 /// The moment at which something is judged.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +30,7 @@ pub struct Now {
     pub epoch_ms: u64,
 }
 
-/// Longest time between two looks that still counts as having watched all along.
+/// Longest time by which a look may be late and this reader still counts as having watched all along.
 const BLIND_AFTER: Duration = Duration::from_secs(2);
 /// A `lastSeen` that went back counts as a clock set back once it has risen this often below the highest one.
 const RISES_AFTER_SET_BACK: u8 = 2;
@@ -41,13 +46,23 @@ pub struct Membership {
     threshold: Duration,
     members: BTreeMap<NodeName, Member>,
     departed: HashMap<NodeName, u64>,
-    /// Until when this reader could see whether `lastSeen` moves.
-    looked_at: Instant,
+    watch: Watch,
     loaded: bool,
     /// Whether the operator updates this node; `None` until the file or the operator says.
     updating: Option<bool>,
     /// Whether changes are news yet: what the first reading shows is not.
     announcing: bool,
+}
+
+/// Until when this reader could see whether `lastSeen` moves.
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    /// In the file.
+    looked_at: Instant,
+    /// When it means to look at the file again.
+    next_look: Instant,
+    /// By network: when one moved.
+    heard_at: Instant,
 }
 
 /// One node.
@@ -65,6 +80,10 @@ pub struct Member {
     pub listed: bool,
     /// Whether the newest claims came over the network rather than from the file.
     pub by_network: bool,
+    /// Whether `lastSeen` last moved by network rather than in the file.
+    heard: bool,
+    /// The last stamp that was in the file or the node's own word, and when it came.
+    told: (u64, Instant),
     said_goodbye: bool,
     below: Option<(u64, u8)>,
     skews_ms: Vec<i64>,
@@ -99,7 +118,7 @@ impl Membership {
             threshold,
             members: BTreeMap::new(),
             departed: HashMap::new(),
-            looked_at: now.instant,
+            watch: Watch { looked_at: now.instant, next_look: now.instant, heard_at: now.instant },
             loaded: false,
             updating: None,
             announcing: false,
@@ -144,33 +163,44 @@ impl Membership {
     /// Moves the own `lastSeen`: forward even where this host's clock was set back.
     pub fn beat(&mut self, now: Now) {
         let own = self.own();
-        own.last_seen = now.epoch_ms.max(own.last_seen.saturating_add(1));
+        own.last_seen = now.epoch_ms.max(after(own.last_seen));
     }
 
-    /// Notes that the registry could be read (and, as far as is known, written) just now.
+    /// Notes that the registry could be read (and, as far as is known, written) just now, and that it is to be read
+    /// again after `pause`.
     ///
     /// Time in which this reader was blind is not held against anybody: as long as it cannot see whether
-    /// `lastSeen` moves, or nobody can move it because the storage takes no writes, nobody goes stale.
-    pub fn looked(&mut self, now: Now) {
-        let blind = now.instant.saturating_duration_since(self.looked_at);
-        if blind > BLIND_AFTER {
-            for member in self.members.values_mut() {
-                member.moved_at = (member.moved_at + blind).min(now.instant);
-            }
-        }
-        self.looked_at = now.instant;
+    /// `lastSeen` moves, or nobody can move it because the storage takes no writes, nobody goes stale. Except who is
+    /// heard by network, as long as others are.
+    pub fn looked(&mut self, now: Now, pause: Duration) {
+        self.watched_until(now, now.instant + pause, BLIND_AFTER);
     }
 
-    /// Takes in the whole content of the registry file.
-    pub fn read(&mut self, registry: &Registry, now: Now) {
-        let mut newest: BTreeMap<NodeName, (&String, &Node)> = BTreeMap::new();
-        for (id, node) in registry.iter_nodes() {
-            let Some(name) = node.node_name() else { continue };
-            let held = newest.entry(name).or_insert((id, node));
-            if node.last_seen > held.1.last_seen {
-                *held = (id, node);
-            }
+    /// Notes that the registry shows the beat of another node, so that others can write it, if not this node.
+    pub fn others_write(&mut self, now: Now) {
+        self.watched_until(now, now.instant, self.threshold / 2);
+    }
+
+    fn watched_until(&mut self, now: Now, next_look: Instant, longest_gap: Duration) {
+        for member in self.members.values_mut() {
+            member.skip_blind(self.watch, now, longest_gap);
         }
+        self.watch.looked_at = now.instant;
+        self.watch.next_look = self.watch.next_look.max(next_look);
+    }
+
+    /// Notes that the network brought the beat of a node.
+    fn heard(&mut self, now: Now) {
+        let longest_gap = self.threshold / 2;
+        for member in self.members.values_mut().filter(|member| member.heard) {
+            member.skip_blind(self.watch, now, longest_gap);
+        }
+        self.watch.heard_at = now.instant;
+    }
+
+    /// Takes in the whole content of the registry file. Returns whether it shows the beat of another node.
+    pub fn read(&mut self, registry: &Registry, now: Now) -> bool {
+        let newest = registry.by_name();
         for (name, member) in &mut self.members {
             member.listed = newest.contains_key(name);
             // Nobody heartbeats for such a node, so there is no silence to wait for: the file alone tells.
@@ -180,17 +210,8 @@ impl Membership {
                 member.said_goodbye = true;
             }
         }
-        for (name, (id, node)) in newest {
-            let mut node = node.clone();
-            node.id = id.clone();
-            if name != self.local {
-                self.read_one(&name, node, now);
-            }
-        }
-        self.loaded = true;
         if self.updating.is_none() {
-            let own = registry.id_of(&self.local).and_then(|id| registry.nodes.get(id)?.node());
-            self.updating = Some(own.is_some_and(amend::says_updating));
+            self.updating = Some(newest.get(&self.local).is_some_and(|(_, own)| amend::says_updating(own)));
             if self.updating() {
                 tracing::info!(
                     target: "Registry",
@@ -198,9 +219,18 @@ impl Membership {
                 );
             }
         }
+        let mut beats = false;
+        for (name, (id, node)) in newest {
+            if name != self.local {
+                beats |= self.read_one(&name, Node { id: id.clone(), ..node.clone() }, now);
+            }
+        }
+        self.loaded = true;
+        beats
     }
 
-    fn read_one(&mut self, name: &NodeName, mut node: Node, now: Now) {
+    /// Whether the entry shows a beat of its node.
+    fn read_one(&mut self, name: &NodeName, mut node: Node, now: Now) -> bool {
         let Some(member) = self.members.get_mut(name) else {
             // An old copy of an entry whose node had left is not a node that came back.
             let old = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
@@ -212,10 +242,11 @@ impl Membership {
             let mut member = Member::new(name, node, now);
             member.listed = true;
             self.members.insert(name.clone(), member);
-            return;
+            return false;
         };
         let held = &member.node;
-        if node.last_seen > held.last_seen || !node.is_agent() {
+        let before = held.last_seen;
+        if node.last_seen > before || !node.is_agent() {
             member.accept(name, node, now);
         } else if node.last_seen == held.last_seen {
             // Whoever marked the node offline at this beat is right until its next one.
@@ -226,16 +257,22 @@ impl Membership {
         } else if member.node.status != Status::Offline && member.rose_below(node.last_seen) {
             member.accept(name, node, now);
         } else {
-            return;
+            return false;
         }
         member.by_network = false;
+        let beats = member.node.last_seen != before;
+        member.heard &= !beats;
+        beats
     }
 
     /// Takes in what a node says of itself over verified mutual TLS. `true` if it is new or said something new
     /// beyond being alive.
-    pub fn hear_itself(&mut self, name: &NodeName, mut node: Node, now: Now) -> bool {
+    ///
+    /// # Errors
+    /// With the fields that other programs or earlier words of the node added, its entry would be too large.
+    pub fn hear_itself(&mut self, name: &NodeName, mut node: Node, now: Now) -> Result<bool, Refusal> {
         if *name == self.local {
-            return false;
+            return Ok(false);
         }
         if node.last_seen == 0 {
             // It gives no stamp, so the one of its word counts.
@@ -244,56 +281,76 @@ impl Membership {
         if node.registered_at == 0 {
             node.registered_at = node.last_seen;
         }
-        self.departed.remove(name);
-        let Some(member) = self.members.get_mut(name) else {
+        let Some(held) = self.members.get(name).map(|member| &member.node) else {
+            // An id that is, or reads as, another's would keep that one from entering the file under it.
+            let reads_as_other = node.id.parse::<NodeName>().is_ok_and(|id| id != *name);
+            if reads_as_other || self.members.values().any(|member| member.node.id == node.id) {
+                node.id = name.to_string();
+            }
             let mut member = Member::new(name, node, now);
-            member.by_network = true;
-            member.moved = true;
+            (member.by_network, member.heard, member.moved) = (true, true, true);
+            self.departed.remove(name);
             self.members.insert(name.clone(), member);
-            return true;
+            self.heard(now);
+            return Ok(true);
         };
-        if member.node.last_seen == node.last_seen
-            && member.node.status == node.status
-            && same_claims(&member.node, &node)
-        {
-            return false;
+        let news = !same_claims(held, &node) || held.status != node.status;
+        if !news && held.last_seen == node.last_seen {
+            return Ok(false);
         }
-        let news = !same_claims(&member.node, &node) || member.node.status != node.status;
-        let mut node = Node { id: member.node.id.clone(), registered_at: member.node.registered_at, ..node };
-        for (key, value) in &member.node.extra {
-            node.extra.entry(key.clone()).or_insert_with(|| value.clone());
+        node = successor(node, held);
+        admission::check_successor(&node, held)?;
+        if node.last_seen <= held.last_seen {
+            // Its clock was set back, or somebody else's word was ahead of it.
+            node.last_seen = node.last_seen.max(after(held.last_seen));
         }
-        member.accept(name, node, now);
-        member.by_network = true;
-        news
+        self.departed.remove(name);
+        self.hear(name, node, now);
+        Ok(news)
     }
 
-    /// Takes in what one node says of another. Only "it lives" is believed; for anything else the node itself
-    /// has to be asked, so that nobody can change or remove another's entry.
+    /// Takes in a node's newer entry from the network.
+    fn hear(&mut self, name: &NodeName, node: Node, now: Now) {
+        self.heard(now);
+        if let Some(member) = self.members.get_mut(name) {
+            member.accept(name, node, now);
+            (member.by_network, member.heard) = (true, true);
+        }
+    }
+
+    /// Takes in what one node says of another. Only "it lives" is believed, with a stamp that can be true; for
+    /// anything else the node itself has to be asked, so that nobody can change, remove or freeze another's entry.
     pub fn hear_of(&mut self, name: &NodeName, node: &Node, now: Now) -> Hearsay {
         if *name == self.local {
             return Hearsay::Settled;
         }
-        match self.members.get_mut(name) {
-            Some(member) if node.last_seen <= member.node.last_seen => Hearsay::Settled,
-            Some(member) if node.status != Status::Offline && same_claims(&member.node, node) => {
-                let heard = Node { last_seen: node.last_seen, status: node.status, ..member.node.clone() };
-                member.accept(name, heard, now);
-                member.by_network = true;
-                Hearsay::Settled
-            }
-            Some(member) if node.status == Status::Offline && member.node.status == Status::Offline => {
-                Hearsay::Settled
-            }
-            Some(_) => Hearsay::Ask,
-            None => {
-                let departed = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
-                match node.status == Status::Offline || departed {
-                    true => Hearsay::Settled,
-                    false => Hearsay::Ask,
-                }
-            }
+        let Some(member) = self.members.get(name) else {
+            let departed = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
+            return match node.status == Status::Offline || departed {
+                true => Hearsay::Settled,
+                false => Hearsay::Ask,
+            };
+        };
+        let (held, told) = (&member.node, member.told);
+        if node.last_seen <= held.last_seen
+            || (node.status, held.status) == (Status::Offline, Status::Offline)
+        {
+            return Hearsay::Settled;
         }
+        // Words take their time, so the stamp may be ahead of it; by so little that true ones move it again before the
+        // node counts as stale.
+        let passed = now.instant.saturating_duration_since(told.1) + self.threshold / 2;
+        let possible = u128::from(node.last_seen.saturating_sub(told.0)) <= passed.as_millis();
+        if node.status != held.status || !possible || !same_claims(held, node) {
+            return Hearsay::Ask;
+        }
+        let heard = Node { last_seen: node.last_seen, ..held.clone() };
+        self.hear(name, heard, now);
+        if let Some(member) = self.members.get_mut(name) {
+            // Or many words that are each a little ahead would go any way.
+            member.told = told;
+        }
+        Hearsay::Settled
     }
 
     /// Takes a goodbye for granted that another node or mDNS reported and that the node did not refute when asked.
@@ -307,10 +364,10 @@ impl Membership {
     /// Nodes silent for so long that they are worth asking before they count as offline.
     pub fn silent(&self) -> Vec<NodeName> {
         let ask_after = self.threshold.mul_f64(0.6);
-        let silent = |member: &Member| self.looked_at.saturating_duration_since(member.moved_at) > ask_after;
         self.members
             .iter()
-            .filter(|(name, member)| **name != self.local && member.node.is_agent() && silent(member))
+            .filter(|(name, member)| **name != self.local && member.node.is_agent())
+            .filter(|(_, member)| member.silence(self.watch) > ask_after)
             .filter(|(_, member)| member.status != Status::Offline)
             .map(|(name, _)| name.clone())
             .collect()
@@ -348,8 +405,8 @@ impl Membership {
 
     fn judge_status(&mut self) {
         for (name, member) in &mut self.members {
-            let silence = self.looked_at.saturating_duration_since(member.moved_at);
-            let stale = *name != self.local && member.node.is_agent() && silence > self.threshold;
+            let silent = member.silence(self.watch) > self.threshold;
+            let stale = silent && *name != self.local && member.node.is_agent();
             member.status = if stale { Status::Offline } else { member.node.status };
         }
     }
@@ -368,11 +425,13 @@ impl Member {
     fn new(name: &NodeName, node: Node, now: Now) -> Self {
         Self {
             status: node.status,
+            told: (node.last_seen, now.instant),
             node: normalized(name, node),
             moved_at: now.instant,
             moved: false,
             listed: false,
             by_network: false,
+            heard: false,
             said_goodbye: false,
             below: None,
             skews_ms: Vec::new(),
@@ -392,10 +451,26 @@ impl Member {
             if self.skews_ms.len() == SKEW_SAMPLES {
                 self.skews_ms.remove(0);
             }
-            self.skews_ms.push(node.last_seen as i64 - now.epoch_ms as i64);
+            self.skews_ms.push(node.last_seen.cast_signed().saturating_sub(now.epoch_ms.cast_signed()));
         }
         self.below = None;
+        self.told = (node.last_seen, now.instant);
         self.node = normalized(name, node);
+    }
+
+    /// For how long this reader has watched and seen no sign of life.
+    fn silence(&self, watch: Watch) -> Duration {
+        let watched_to = if self.heard { watch.looked_at.max(watch.heard_at) } else { watch.looked_at };
+        watched_to.saturating_duration_since(self.moved_at)
+    }
+
+    /// Takes the time in which nobody could see this node move off its silence, if it is longer than `longest_gap`.
+    fn skip_blind(&mut self, watch: Watch, now: Now, longest_gap: Duration) {
+        let watched_to = if self.heard { watch.next_look.max(watch.heard_at) } else { watch.next_look };
+        let blind = now.instant.saturating_duration_since(watched_to);
+        if blind > longest_gap {
+            self.moved_at = (self.moved_at + blind).min(now.instant);
+        }
     }
 
     /// Whether a `lastSeen` below the highest one has risen often enough to mean a clock that was set back, and
@@ -441,6 +516,20 @@ pub fn same_claims(a: &Node, b: &Node) -> bool {
         && (&a.role, &a.agents, &a.host, a.port) == (&b.role, &b.agents, &b.host, b.port)
         && (&a.providers, &a.models, &a.capabilities) == (&b.providers, &b.models, &b.capabilities)
         && (&a.version, &a.metadata) == (&b.version, &b.metadata)
+}
+
+/// The stamp that comes after this one.
+fn after(last_seen: u64) -> u64 {
+    Some(last_seen.saturating_add(1)).filter(|next| *next < END_OF_TIME_MS).unwrap_or(0)
+}
+
+/// The entry that `node` makes in place of an older one, of which stays what is not the node's to say.
+fn successor(node: Node, held: &Node) -> Node {
+    let mut node = Node { id: held.id.clone(), registered_at: held.registered_at, ..node };
+    for (key, value) in &held.extra {
+        node.extra.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    node
 }
 
 fn normalized(name: &NodeName, node: Node) -> Node {

@@ -188,15 +188,14 @@ impl State {
         let _ = self.looked.subscribe().wait_for(|looked| *looked).await;
     }
 
-    /// Takes in the file as it was read. `writes_pass` tells whether it could have been written just now.
-    pub fn file_read(&self, registry: Registry, writes_pass: bool) {
+    /// Takes in the file as it was read, which is done again after `pause`. `writes_pass` tells whether it could have
+    /// been written just now.
+    pub fn file_read(&self, registry: Registry, writes_pass: bool, pause: Duration) {
         Counters::add(&self.counters.reads);
         self.with(|inner, now| {
-            inner.take_in(&registry, now);
+            inner.take_in(&registry, writes_pass, now);
             inner.last_good = Some(Arc::new(registry));
-            if writes_pass {
-                inner.looked(now);
-            }
+            inner.looked(writes_pass, pause, now);
             inner.solved("read");
             if inner.own_entry_lost(self.local()) && !inner.leaving {
                 self.write_wanted.notify_one();
@@ -205,13 +204,10 @@ impl State {
         self.looked.send_replace(true);
     }
 
-    /// Notes that the file is as it was read last. `writes_pass` tells whether it could have been written just now.
-    pub fn file_unchanged(&self, writes_pass: bool) {
-        self.with(|inner, now| {
-            if writes_pass {
-                inner.looked(now);
-            }
-        });
+    /// Notes that the file, which is looked at again after `pause`, is as it was read last. `writes_pass` tells
+    /// whether it could have been written just now.
+    pub fn file_unchanged(&self, writes_pass: bool, pause: Duration) {
+        self.with(|inner, now| inner.looked(writes_pass, pause, now));
     }
 
     /// Notes that the file could not be read.
@@ -225,7 +221,11 @@ impl State {
             if error.is_missing() {
                 self.write_wanted.notify_one();
             }
-            inner.problem("read", format!("{error}; going on with the last good view"));
+            let what_now = match inner.last_good {
+                Some(_) => "going on with the last good view",
+                None => "nothing is known of the mesh yet",
+            };
+            inner.problem("read", format!("{error}; {what_now}"));
         });
         self.looked.send_replace(true);
     }
@@ -238,7 +238,7 @@ impl State {
     /// Under the lock: takes in the file and brings it up to date. Returns whether to write it.
     pub fn amend(&self, registry: &mut Registry, due: bool) -> bool {
         self.with(|inner, now| {
-            inner.take_in(registry, now);
+            inner.take_in(registry, true, now);
             // The first look may have shown that this node is being updated.
             let status = inner.own_status(now);
             inner.members.set_own_status(status);
@@ -275,9 +275,9 @@ impl State {
                     inner.last_heartbeat = Some(now.instant);
                 }
                 if let Some(registry) = registry {
-                    inner.take_in(&registry, now);
+                    inner.take_in(&registry, true, now);
                     inner.last_good = Some(Arc::new(registry));
-                    inner.looked(now);
+                    inner.looked(true, Duration::ZERO, now);
                     inner.solved("read");
                 }
                 if let Some(path) = &written.set_aside {
@@ -385,37 +385,41 @@ impl Inner {
         self.members.own().is_agent()
     }
 
-    fn take_in(&mut self, registry: &Registry, now: Now) {
+    fn take_in(&mut self, registry: &Registry, writes_pass: bool, now: Now) {
         if self.last_good.is_none() {
             self.touched = true;
         }
-        self.members.read(registry, now);
+        let others_beat = self.members.read(registry, now);
+        if others_beat && !(writes_pass && self.writable) {
+            self.members.others_write(now);
+        }
     }
 
     /// Storage that takes no writes stops everybody's heartbeats, so then silence means nothing either.
-    fn looked(&mut self, now: Now) {
-        if self.writable {
-            self.members.looked(now);
+    fn looked(&mut self, writes_pass: bool, pause: Duration, now: Now) {
+        if writes_pass && self.writable {
+            self.members.looked(now, pause);
         }
     }
 
     /// Whether somebody overwrote or mistook this node's entry so that others would not reach it.
     fn own_entry_lost(&mut self, local: &NodeName) -> bool {
         let registered = self.last_heartbeat.is_some();
-        let held = self.last_good.as_ref().and_then(|registry| {
-            let id = registry.id_of(local)?;
-            registry.nodes.get(id)?.node()
-        });
-        registered && held.is_none_or(|node| node.status == Status::Offline)
+        let held = self.last_good.as_ref().and_then(|registry| registry.named(local));
+        registered && held.is_none_or(|(_, node)| node.status == Status::Offline)
     }
 
     /// The own status as it follows from everything.
     fn own_status(&self, now: Now) -> Status {
-        let backend_down = self.sidecar(now).is_some_and(|report| report.backend_up == Some(false));
+        // Before the first report nothing is known of it; after that, a sidecar that is silent carries nothing.
+        let no_way_to_the_agent = match self.sidecar(now) {
+            Some(report) => report.backend_up == Some(false),
+            None => self.sidecar.is_some(),
+        };
         match () {
             () if self.leaving => Status::Offline,
             () if self.members.updating() => Status::Updating,
-            () if backend_down => Status::Degraded,
+            () if no_way_to_the_agent => Status::Degraded,
             () => Status::Online,
         }
     }

@@ -4,24 +4,31 @@
 //! temporary file in the same folder, sync, rename, sync the folder. A reader never sees half a file of ours and a
 //! crash at any instruction loses nothing that was reported as written. Everything here blocks, and may hang for as
 //! long as a mount hangs; [`worker`] runs it on threads of its own.
+//!
+//! Where `mesh.json` is a symbolic link, all of this happens beside the file that it leads to, and the link stays:
+//! that folder is the one which all who share the file have in common, so only a lock there keeps them apart.
 
 mod lock;
 pub mod worker;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_shared::NodeName;
-use mesh_shared::registry::{Registry, RegistryError};
+use mesh_shared::registry::{MAX_BYTES, Registry, RegistryError};
 
 pub use lock::LockError;
 
 /// How often half-written content is read again before it counts as bad, and the pause between.
 const REREADS: u32 = 40;
 const REREAD_PAUSE: Duration = Duration::from_millis(50);
+/// How many contents that were set aside are kept.
+const MAX_SET_ASIDE: usize = 5;
+/// How many symbolic links may lead from one to the next, as for the kernel.
+const MAX_LINKS: usize = 40;
 
 /// Why the registry cannot be read or written. In words that stand alone.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +40,8 @@ pub enum StoreError {
     Lock(#[from] LockError),
     #[error("{} {source}", path.display())]
     Content { path: PathBuf, source: RegistryError },
+    #[error("{} is left as it is: what was to be written could not be read again ({reason})", path.display())]
+    Unreadable { path: PathBuf, reason: String },
 }
 
 impl StoreError {
@@ -43,7 +52,19 @@ impl StoreError {
 
     /// Whether the content is broken in a way that no version of any program would write whole.
     fn is_corrupt(&self) -> bool {
-        matches!(self, Self::Content { source: RegistryError::Json(_) | RegistryError::Shape(_), .. })
+        use RegistryError::{Empty, FlatArray, Json, Shape, TooLarge, Version};
+        match self {
+            Self::Content { source, .. } => match source {
+                Empty | TooLarge(_) | Json(_) | Shape(_) => true,
+                FlatArray | Version(_) => false,
+            },
+            Self::Io { .. } | Self::Lock(_) | Self::Unreadable { .. } => false,
+        }
+    }
+
+    /// Whether there is nothing in the file that could be lost.
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Content { source: RegistryError::Empty, .. })
     }
 }
 
@@ -90,6 +111,7 @@ pub struct Written {
 /// One registry file.
 #[derive(Debug, Clone)]
 pub struct Store {
+    node: NodeName,
     path: PathBuf,
     temporary: PathBuf,
     lock: lock::Lock,
@@ -102,7 +124,7 @@ impl Store {
         // One name per node: what a killed process leaves behind is overwritten by its successor.
         let temporary = path.with_file_name(format!(".{name}.{node}.tmp"));
         let lock = lock::Lock::new(path.with_file_name(format!("{name}.lock")), node);
-        Self { path, temporary, lock }
+        Self { node: node.clone(), path, temporary, lock }
     }
 
     /// The registry file.
@@ -124,38 +146,58 @@ impl Store {
     /// # Errors
     /// A missing or unreachable file; content that is not wholly a registry, which may be half-written.
     pub fn read(&self) -> Result<(Registry, Stamp), StoreError> {
-        let (content, stamp) = self.content().map_err(|source| self.failed("read", source))?;
-        let registry = Registry::parse(&content);
-        let registry = registry.map_err(|source| StoreError::Content { path: self.path.clone(), source })?;
-        Ok((registry, stamp))
-    }
-
-    fn content(&self) -> io::Result<(Vec<u8>, Stamp)> {
-        let mut file = File::open(&self.path)?;
-        let stamp = Stamp::of(&file.metadata()?);
+        let failed = |source| self.failed("read", source);
+        let bad = |source| StoreError::Content { path: self.path.clone(), source };
+        let file = File::open(&self.path).map_err(failed)?;
+        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+        if stamp.length > MAX_BYTES {
+            return Err(bad(RegistryError::TooLarge(stamp.length)));
+        }
         let mut content = Vec::with_capacity(stamp.length as usize + 1);
-        io::Read::read_to_end(&mut file, &mut content)?;
-        Ok((content, stamp))
+        // It may grow meanwhile.
+        file.take(MAX_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
+        Ok((Registry::parse(&content).map_err(bad)?, stamp))
     }
 
     /// Changes the file under the lock: `change` gets the content as it is now and says whether to write it back.
     ///
-    /// `last_good` is what to start from where the file is gone or stays broken; without it, a missing file is
-    /// created and a broken one is never touched.
+    /// `last_good` is what to start from where the file is gone or stays broken; without it, a file that is missing
+    /// or stays empty is created and a broken one is never touched.
     ///
     /// # Errors
     /// A lock that somebody else holds for too long; a file that cannot be read or written; broken content without
-    /// a last good view.
+    /// a last good view; a change after which the file could not be read.
     pub fn change(
         &self,
         last_good: Option<&Registry>,
         change: impl FnOnce(&mut Registry) -> bool,
     ) -> Result<Written, StoreError> {
         self.make_folder()?;
+        match self.link_target() {
+            Some(path) => Self::new(path, &self.node).change_here(last_good, change),
+            None => self.change_here(last_good, change),
+        }
+    }
+
+    /// Where the file really lies, if the path is a symbolic link; the file itself may be missing.
+    fn link_target(&self) -> Option<PathBuf> {
+        let mut path = self.path.clone();
+        for _ in 0..MAX_LINKS {
+            let Ok(target) = fs::read_link(&path) else { break };
+            path.set_file_name(target);
+        }
+        (path != self.path).then_some(path)
+    }
+
+    fn change_here(
+        &self,
+        last_good: Option<&Registry>,
+        change: impl FnOnce(&mut Registry) -> bool,
+    ) -> Result<Written, StoreError> {
         let _held = self.lock.acquire()?;
         let (mut registry, broken) = match self.read_settled() {
             Ok(registry) => (registry, false),
-            Err(error) if error.is_missing() => {
+            Err(error) if error.is_missing() || error.is_empty() => {
                 let mut registry = last_good.cloned().unwrap_or_else(Registry::empty);
                 change(&mut registry);
                 self.replace(&registry)?;
@@ -214,21 +256,52 @@ impl Store {
     /// Replaces broken content after it was set aside, and sets it aside only after its replacement is on disk.
     fn set_aside(&self, registry: &Registry) -> Result<PathBuf, StoreError> {
         self.write_temporary(registry)?;
-        let epoch_ms = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis());
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let aside = self.path.with_file_name(format!("{name}.corrupt-{epoch_ms}"));
-        // A second name for the broken content rather than moving it: at no moment is there no mesh.json.
-        if fs::hard_link(&self.path, &aside).is_err() {
-            fs::copy(&self.path, &aside).map_err(|source| self.failed("set aside", source))?;
-        }
+        let aside = self.keep_broken().map_err(|source| self.failed("set aside", source))?;
         fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("replace", source))?;
         self.sync_folder()?;
         Ok(aside)
     }
 
+    /// Gives the broken content a second name, unless it is kept under one already. Only the newest are kept.
+    fn keep_broken(&self) -> io::Result<PathBuf> {
+        let prefix = format!("{}.corrupt-", self.path.file_name().unwrap_or_default().to_string_lossy());
+        let mut kept: Vec<(u128, PathBuf)> = Vec::new();
+        for file in fs::read_dir(self.folder())? {
+            let file = file?;
+            let since = file.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
+            kept.extend(since.map(|epoch_ms| (epoch_ms, file.path())));
+        }
+        kept.sort();
+        for (_, path) in &kept {
+            if same_content(path, &self.path)? {
+                return Ok(path.clone());
+            }
+        }
+        let epoch_ms = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis());
+        let aside = self.path.with_file_name(format!("{prefix}{epoch_ms}"));
+        // A second name for the broken content rather than moving it: at no moment is there no mesh.json.
+        if fs::hard_link(&self.path, &aside).is_err() {
+            fs::copy(&self.path, &aside)?;
+        }
+        let excess = (kept.len() + 1).saturating_sub(MAX_SET_ASIDE);
+        for (_, oldest) in kept.into_iter().take(excess) {
+            fs::remove_file(oldest)?;
+        }
+        Ok(aside)
+    }
+
+    /// Nothing is written that could not be read: one such file would stop the whole mesh.
     fn write_temporary(&self, registry: &Registry) -> Result<(), StoreError> {
+        let content = registry.to_json();
+        Registry::parse(&content).map_err(|error| StoreError::Unreadable {
+            path: self.path.clone(),
+            reason: match error {
+                RegistryError::Json(error) => error.to_string(),
+                other => other.to_string(),
+            },
+        })?;
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()
                 .write(true)
@@ -243,7 +316,7 @@ impl Store {
                 let _ = fchown(&file, Some(before.uid()), Some(before.gid()))
                     .or_else(|_| fchown(&file, None, Some(before.gid())));
             }
-            file.write_all(&registry.to_json())?;
+            file.write_all(&content)?;
             file.sync_all()
         };
         write().map_err(|source| {
@@ -266,6 +339,21 @@ impl Store {
 
     fn failed(&self, action: &'static str, source: io::Error) -> StoreError {
         StoreError::Io { action, path: self.path.clone(), source }
+    }
+}
+
+fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (io::BufReader::new(one).bytes(), io::BufReader::new(other).bytes());
+    loop {
+        match (one.next().transpose()?, other.next().transpose()?) {
+            (None, None) => return Ok(true),
+            (a, b) if a != b => return Ok(false),
+            _ => {}
+        }
     }
 }
 

@@ -12,6 +12,11 @@ use crate::name::NodeName;
 
 /// The only version of the file format there is.
 pub const VERSION: u64 = 1;
+/// Largest content that is read as a registry, in bytes: far above what any mesh fills.
+pub const MAX_BYTES: u64 = 64 << 20;
+/// No time is that late, epoch ms. Such a number reads as none: not every program has it exactly, and counting on
+/// from it would end.
+pub const END_OF_TIME_MS: u64 = 1 << 53;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,17 @@ impl Entry {
     /// The node, if this entry has at least a name and a host.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// Marks the node offline, as of `last_seen` if given, and leaves everything else as another program wrote it.
+    pub fn mark_offline(&mut self, last_seen: Option<u64>) {
+        let (Some(node), Some(raw)) = (&mut self.node, self.raw.as_object_mut()) else { return };
+        node.status = Status::Offline;
+        raw.insert("status".into(), Status::Offline.as_str().into());
+        if let Some(last_seen) = last_seen {
+            node.last_seen = last_seen;
+            raw.insert("lastSeen".into(), last_seen.into());
+        }
     }
 }
 
@@ -158,6 +174,12 @@ impl Status {
 /// Why a text is not a registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// Nothing, or white space only: what truncating leaves, and a host that lost power.
+    #[error("is empty; another program may be in the middle of writing it")]
+    Empty,
+    /// More than [`MAX_BYTES`].
+    #[error("has {0} bytes, more than the {MAX_BYTES} that any registry needs")]
+    TooLarge(u64),
     /// Not JSON, or half of it.
     #[error("is not valid JSON ({0}); another program may be in the middle of writing it")]
     Json(#[source] serde_json::Error),
@@ -188,6 +210,12 @@ impl Registry {
     /// # Errors
     /// Whatever is not wholly a version 1 registry is an error; nothing is ever read as empty.
     pub fn parse(content: &[u8]) -> Result<Self, RegistryError> {
+        if content.len() as u64 > MAX_BYTES {
+            return Err(RegistryError::TooLarge(content.len() as u64));
+        }
+        if content.trim_ascii().is_empty() {
+            return Err(RegistryError::Empty);
+        }
         let value: Value = serde_json::from_slice(content).map_err(RegistryError::Json)?;
         match &value {
             Value::Array(_) => return Err(RegistryError::FlatArray),
@@ -216,20 +244,35 @@ impl Registry {
         self.nodes.iter().filter_map(|(id, entry)| Some((id, entry.node()?)))
     }
 
-    /// The id under which the node of this name is registered, if it is.
-    pub fn id_of(&self, name: &NodeName) -> Option<&str> {
-        self.iter_nodes()
-            .find(|(_, node)| node.name.eq_ignore_ascii_case(name.as_str()))
-            .map(|(id, _)| id.as_str())
+    /// The nodes by name, each with its id. Of several entries of one name the one seen last counts, the first of
+    /// equals.
+    pub fn by_name(&self) -> BTreeMap<NodeName, (&String, &Node)> {
+        let mut by_name: BTreeMap<NodeName, (&String, &Node)> = BTreeMap::new();
+        for (id, node) in self.iter_nodes() {
+            let Some(name) = node.node_name() else { continue };
+            let held = by_name.entry(name).or_insert((id, node));
+            *held = later(*held, (id, node));
+        }
+        by_name
+    }
+
+    /// The node of this name with its id; the same of several as [`Self::by_name`] has.
+    pub fn named(&self, name: &NodeName) -> Option<(&String, &Node)> {
+        self.iter_nodes().filter(|(_, node)| node.name.eq_ignore_ascii_case(name.as_str())).reduce(later)
     }
 }
 
-/// Times that other programs write as `1.7e12` or leave `null` still count.
+fn later<'a>(held: (&'a String, &'a Node), next: (&'a String, &'a Node)) -> (&'a String, &'a Node) {
+    if next.1.last_seen > held.1.last_seen { next } else { held }
+}
+
+/// Times that other programs write as `1.7e12` still count; `null` and what is no time read as 0.
 fn epoch_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Number(n) => n.as_u64().or_else(|| n.as_f64().map(|ms| ms.max(0.0) as u64)),
         _ => None,
     }
+    .filter(|ms| *ms < END_OF_TIME_MS)
     .unwrap_or(0))
 }
 
@@ -275,6 +318,7 @@ mod tests {
     fn nothing_but_a_registry_is_read_as_one() {
         for bad in [
             "",
+            " \n",
             "{",
             "null",
             "{}",
@@ -287,5 +331,32 @@ mod tests {
             assert!(Registry::parse(bad.as_bytes()).is_err(), "{bad:?} was accepted");
         }
         assert!(matches!(Registry::parse(b"[{}]"), Err(RegistryError::FlatArray)));
+        assert!(matches!(Registry::parse(b"\n"), Err(RegistryError::Empty)));
+    }
+
+    #[test]
+    fn marking_a_node_offline_changes_nothing_else_of_another_programs_entry() {
+        // The load comes back as another number unless it is read with care.
+        let odd = r#"{"agents":null,"host":"h","lastSeen":1.7e12,"load":31.245270191439438,"name":"ct110","status":"online","x":[0.30000000000000004,18446744073709551615]}"#;
+        let mut registry =
+            Registry::parse(format!(r#"{{"version":1,"nodes":{{"a":{odd}}}}}"#).as_bytes()).unwrap();
+        let entry = registry.nodes.get_mut("a").unwrap();
+        entry.mark_offline(None);
+        assert_eq!(entry.node().unwrap().status, Status::Offline);
+        let again = Registry::parse(&registry.to_json()).unwrap();
+        let expected = serde_json::from_str::<Value>(&odd.replace("online", "offline")).unwrap();
+        assert_eq!(again.nodes["a"].raw, expected);
+        assert_eq!(again.nodes["a"].raw["load"].to_string(), "31.245270191439438");
+    }
+
+    #[test]
+    fn of_entries_with_one_name_the_one_seen_last_counts() {
+        let nodes = [("a", 5), ("b", 9), ("c", 9), ("d", END_OF_TIME_MS)]
+            .map(|(id, seen)| format!(r#""{id}":{{"name":"CT110","host":"{id}","lastSeen":{seen}}}"#));
+        let registry = format!(r#"{{"version":1,"nodes":{{{}}}}}"#, nodes.join(","));
+        let registry = Registry::parse(registry.as_bytes()).unwrap();
+        let name: NodeName = "ct110".parse().unwrap();
+        assert_eq!(registry.named(&name).unwrap().0, "b");
+        assert_eq!(registry.by_name()[&name].0, "b");
     }
 }

@@ -309,7 +309,7 @@ fn prepared(folder: &Path, i: usize) -> (Store, Arc<State>) {
     let own = own_claims(&config);
     let state = Arc::new(State::new(Arc::new(config), own));
     let (registry, _) = store.read().unwrap();
-    state.file_read(registry, true);
+    state.file_read(registry, true, Duration::ZERO);
     (store, state)
 }
 

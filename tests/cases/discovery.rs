@@ -188,6 +188,48 @@ async fn a_static_peer_that_is_somebody_else_is_not_used() {
     let mut node = plan.start().await;
     node.registryd().wait_log(&["ct111"]).await;
     eventually("the impostor was dialled", async || (peer.example.connections() > 0).then_some(())).await;
+    node.comes_to("/nodes/ct111/x", Some("peer_identity_mismatch"))
+        .await
+        .problem(502, "peer_identity_mismatch");
+    node.registryd().wait_log(&["WARN", "[Discovery]", "node=ct111"]).await;
     assert!(peer.example.requests().is_empty());
-    assert_ne!(node.get("/nodes/ct111/x").await.status, 200);
+    // It was asked, and is nothing that this node knows of.
+    assert_eq!(node.local("/mesh/nodes?node=ct111").await.unwrap().json(), json!([]));
+    assert!(own_entry(&node, "ct111").is_none());
+    assert!(node.registryd().lines_with(&["node ct111 joined"]).is_empty());
+}
+
+/// Its own disk takes no writes; what it hears by network still tells who lives.
+#[tokio::test]
+async fn a_node_that_cannot_write_still_notices_who_falls_silent() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut serde_json::Value| config["mesh"]["stale_threshold_ms"] = json!(4000);
+    let seed = seeded(&mesh, "ct110", "opus").with(quick).start().await;
+    let mut two = seeded(&mesh, "ct111", "grok").with(quick).start().await;
+    let mut three = seeded(&mesh, "ct112", "scout").with(quick).start().await;
+    knows(&two, "ct110", "opus").await;
+    knows(&two, "ct112", "scout").await;
+    // A folder where the temporary file belongs; between two writes there is none.
+    let in_the_way = two.folder().join("storage/.mesh.json.ct111.tmp");
+    eventually("its writes fail", async || {
+        let _ = std::fs::create_dir(&in_the_way);
+        let problems = two.local("/v1/status").await?.json()["problems"].to_string();
+        problems.contains("cannot write").then_some(())
+    })
+    .await;
+    three.proxy().kill();
+    three.registryd().kill();
+    let shown =
+        async |name: &str| two.local(&format!("/mesh/nodes?node={name}")).await.unwrap().json()[0].clone();
+    eventually("ct112 is offline for ct111", async || {
+        assert_eq!(shown("ct110").await["status"], "online");
+        (shown("ct112").await["status"] == "offline").then_some(())
+    })
+    .await;
+    // Writable again, it writes so, and nobody comes back to life.
+    std::fs::remove_dir(&in_the_way).unwrap();
+    eventually("the file says so", async || (own_entry(&two, "ct112")?["status"] == "offline").then_some(()))
+        .await;
+    assert!(two.registryd().lines_with(&["ct112 recovered"]).is_empty());
+    drop(seed);
 }

@@ -17,6 +17,7 @@ mod first_view;
 mod guards;
 mod handshake;
 mod harness;
+mod joins;
 mod membership;
 mod meshctl;
 mod names;

@@ -1,10 +1,12 @@
 //! registryd and mesh.json: registration, heartbeats, staleness, goodbye, and what it never does to the file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use http::Method;
 use mesh_tests::mesh::{Mesh, Node, entry, epoch_ms};
+use mesh_tests::process::{Daemon, succeed};
 use mesh_tests::{eventually, web};
 use serde_json::{Value, json};
 
@@ -185,12 +187,11 @@ async fn a_file_that_does_not_parse_at_the_start_is_never_overwritten() {
         (r#"[{"id": "a", "name": "ct110", "host": "x"}]"#, "flat-array"),
         (r#"{"version": 1, "nodes": {"a": {"na"#, "not valid JSON"),
         (r#"{"version": 2, "nodes": {}}"#, "version"),
-        ("", "not valid JSON"),
     ] {
         let mesh = Mesh::new();
         fs::write(mesh.registry_path(), content).unwrap();
         let mut node = registryd(&mesh, "ct110").await;
-        let line = node.registryd().wait_log(&["mesh.json", told]).await;
+        let line = node.registryd().wait_log(&["mesh.json", told, "nothing is known of the mesh yet"]).await;
         assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
         eventually("registryd reports the problem", async || {
             let status = node.local("/v1/status").await?.json();
@@ -206,6 +207,200 @@ async fn a_file_that_does_not_parse_at_the_start_is_never_overwritten() {
         registered(&mesh, "ct110").await;
         assert_eq!(mesh.registry()["keep"], 1);
     }
+}
+
+/// What is left where a host lost its power.
+#[tokio::test]
+async fn an_empty_file_at_the_start_is_as_good_as_none() {
+    for content in ["", " \n"] {
+        let mesh = Mesh::new();
+        fs::write(mesh.registry_path(), content).unwrap();
+        let mut node =
+            mesh.node("ct110").with(|config| config["registryd"]["agents"] = json!(["opus"])).prepare().await;
+        node.registryd = Some(Daemon::start("ct110 registryd", &mut node.command("registryd")));
+        eventually("ct110 is registered", async || {
+            let registry: Value = serde_json::from_slice(&fs::read(mesh.registry_path()).unwrap()).ok()?;
+            let entry = registry["nodes"].as_object()?.values().next()?.clone();
+            (entry["name"] == "ct110" && entry["status"] == "online").then_some(())
+        })
+        .await;
+        let mut files = fs::read_dir(mesh.registry_path().parent().unwrap()).unwrap();
+        assert!(files.all(|file| !file.unwrap().file_name().to_string_lossy().contains("corrupt")));
+    }
+}
+
+#[tokio::test]
+async fn a_file_beyond_any_size_is_told_and_not_read() {
+    let mesh = Mesh::new();
+    let file = fs::File::create(mesh.registry_path()).unwrap();
+    file.set_len((64 << 20) + 1).unwrap();
+    let mut node = registryd(&mesh, "ct110").await;
+    node.registryd().wait_log(&["WARN", "mesh.json has 67108865 bytes", "nothing is known"]).await;
+    assert_eq!(file.metadata().unwrap().len(), (64 << 20) + 1);
+    mesh_tests::mesh::replace_registry(&mesh.registry_path(), json!({"version": 1, "nodes": {}}));
+    registered(&mesh, "ct110").await;
+}
+
+#[tokio::test]
+async fn a_link_to_the_registry_stays_one() {
+    let mesh = Mesh::new();
+    let target = mesh.folder().join("elsewhere.json");
+    std::os::unix::fs::symlink(&target, mesh.registry_path()).unwrap();
+    let _node = registryd(&mesh, "ct110").await;
+    let first = registered(&mesh, "ct110").await;
+    eventually("a heartbeat", async || {
+        mesh.entry("ct110").filter(|entry| entry["lastSeen"].as_u64() > first["lastSeen"].as_u64())
+    })
+    .await;
+    assert_eq!(fs::read_link(mesh.registry_path()).unwrap(), target);
+}
+
+#[tokio::test]
+async fn numbers_that_are_no_times_stop_nobody() {
+    let mesh = Mesh::new();
+    let mut node = registryd(&mesh, "ct110").await;
+    registered(&mesh, "ct110").await;
+    for (last_seen, next) in [(1_u64 << 63, "ct152"), ((1 << 63) + 5, "ct153"), (u64::MAX, "ct154")] {
+        mesh.edit_registry(|registry| {
+            let mut odd = entry("ct151", "127.1.2.3", 3000, &[]);
+            (odd["role"], odd["lastSeen"], odd["registeredAt"]) =
+                (json!("agent"), json!(last_seen), json!(last_seen));
+            registry["nodes"]["id-ct151"] = odd;
+            registry["nodes"][next] = entry(next, "127.1.2.3", 3000, &[]);
+        });
+        eventually("the file is still read", async || {
+            let nodes = node.local("/mesh/nodes").await?.json();
+            nodes.as_array()?.iter().any(|node| node["name"] == next).then_some(())
+        })
+        .await;
+        assert!(node.registryd().is_running());
+        assert_eq!(mesh.entry("ct151").unwrap()["lastSeen"], last_seen, "another's entry was changed");
+    }
+}
+
+/// An earlier process of the node had a clock that was ahead, or another program wrote nonsense.
+#[tokio::test]
+async fn a_stamp_from_the_future_is_caught_up_with() {
+    let month = 30 * 24 * 3_600_000;
+    for (ahead, counted_on) in [(epoch_ms() + month, true), (1 << 60, false)] {
+        let mesh = Mesh::new();
+        mesh.edit_registry(|registry| {
+            let mut own = entry("ct110", "127.1.2.3", 3000, &[]);
+            (own["role"], own["lastSeen"], own["registeredAt"]) =
+                (json!("agent"), json!(ahead), json!(ahead));
+            registry["nodes"]["id-ct110"] = own;
+        });
+        let observer = registryd(&mesh, "ct111").await;
+        let _node = registryd(&mesh, "ct110").await;
+        eventually("ct111 sees the beats of ct110", async || {
+            let shown = observer.local("/mesh/nodes?node=ct110").await?.json()[0].clone();
+            (shown["status"] == "online" && shown["ageMs"].as_u64()? < 10_000).then_some(())
+        })
+        .await;
+        let own = mesh.entry("ct110").unwrap();
+        let last_seen = own["lastSeen"].as_u64().unwrap();
+        match counted_on {
+            true => assert!(last_seen > ahead && last_seen < ahead + month, "{own}"),
+            false => assert!(last_seen < epoch_ms() + month, "{own}"),
+        }
+        assert!(own["registeredAt"].as_u64() <= Some(last_seen), "{own}");
+    }
+}
+
+/// Of a large file that keeps changing, each node reads a part of the time only.
+#[tokio::test]
+async fn a_large_file_hides_nobodys_silence() {
+    let mesh = Mesh::new();
+    mesh.edit_registry(|registry| registry["ballast"] = json!("x".repeat(400 * 1024)));
+    let slow = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(6000);
+        config["mesh"]["stale_threshold_ms"] = json!(9000);
+    };
+    let (mut one, mut two) =
+        (mesh.node("ct110").with(slow).prepare().await, mesh.node("ct111").with(slow).prepare().await);
+    one.start_registryd().await;
+    two.start_registryd().await;
+    let shown =
+        async || one.local("/mesh/nodes?node=ct111").await?.json()[0]["status"].as_str().map(str::to_owned);
+    eventually("ct111 is online for ct110", async || (shown().await? == "online").then_some(())).await;
+    two.registryd().kill();
+    eventually("ct111 is offline for ct110", async || {
+        mesh.edit_registry(|registry| registry["changed"] = json!(epoch_ms()));
+        (shown().await? == "offline").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missed_beat_shows_in_the_age_and_nowhere_else() {
+    let mesh = Mesh::new();
+    let (one, mut two) = mesh.pair().await;
+    let age = async || {
+        let shown = one.local("/mesh/nodes?node=ct111").await?.json()[0].clone();
+        assert_eq!(shown["status"], "online");
+        shown["ageMs"].as_u64()
+    };
+    // The interval is half a second.
+    eventually("ct111 is heard of", async || age().await.filter(|age| *age < 1500)).await;
+    two.registryd().signal(libc::SIGSTOP);
+    eventually("more than three beats are missing", async || age().await.filter(|age| *age > 1500)).await;
+    let shown = succeed(one.command("meshctl").arg("nodes"));
+    let row = shown.lines().find(|line| line.starts_with("ct111")).unwrap();
+    assert!(row.contains("online") && row.contains(" s ago"), "{shown}");
+    assert_eq!(mesh.entry("ct111").unwrap()["status"], "online");
+    two.registryd().signal(libc::SIGCONT);
+    eventually("ct111 is heard of again", async || age().await.filter(|age| *age < 1500)).await;
+}
+
+#[tokio::test]
+async fn heartbeats_of_many_come_an_interval_apart_and_not_in_step() {
+    let mesh = Mesh::new();
+    let interval_ms = 2000;
+    let mut nodes = Vec::new();
+    for i in 0..20 {
+        let name = format!("ct2{i:02}");
+        let plan =
+            mesh.node(&name).with(|config| config["mesh"]["heartbeat_interval_ms"] = json!(interval_ms));
+        nodes.push(plan.prepare().await);
+    }
+    for node in &mut nodes {
+        node.registryd = Some(Daemon::start(&node.name, &mut node.command("registryd")));
+    }
+    let mut stamps: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    eventually("five beats of each", async || {
+        if mesh.registry_path().exists() {
+            for entry in mesh.registry()["nodes"].as_object()?.values() {
+                let stamp = entry["lastSeen"].as_u64()?;
+                let seen = stamps.entry(entry["name"].as_str()?.into()).or_default();
+                seen.extend((seen.last() != Some(&stamp)).then_some(stamp));
+            }
+        }
+        (stamps.len() == nodes.len() && stamps.values().all(|seen| seen.len() >= 5)).then_some(())
+    })
+    .await;
+    // What follows the first registration may come sooner.
+    let beats = stamps.values().flat_map(|seen| seen[1..].windows(2).map(|pair| pair[1] - pair[0]));
+    let mut apart: Vec<u64> = beats.collect();
+    apart.sort();
+    assert!(apart[0] > interval_ms / 3 && apart[apart.len() - 1] < 3 * interval_ms, "{apart:?}");
+    // Without jitter, nobody is early and most are late by a little.
+    assert!(apart[apart.len() / 2] < interval_ms, "{apart:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_died_degrades_its_node() {
+    let mesh = Mesh::new();
+    let mut node = mesh.start("ct110", "opus").await;
+    registered(&mesh, "ct110").await;
+    eventually("the sidecar has reported", async || {
+        (!node.local("/v1/status").await?.json()["sidecar"].is_null()).then_some(())
+    })
+    .await;
+    node.proxy().kill();
+    eventually("ct110 is degraded", async || (mesh.entry("ct110")?["status"] == "degraded").then_some(()))
+        .await;
+    node.start_proxy().await;
+    registered(&mesh, "ct110").await;
 }
 
 #[tokio::test]

@@ -46,6 +46,12 @@ fn agent(network: &Network, i: usize, mesh: &Mesh, name: &str) -> Daemon {
     Daemon::start(&format!("agent {name}"), &mut network.inside(i, &command))
 }
 
+fn start(network: &Network, i: usize, node: &Node, binary: &str) -> Daemon {
+    let mut command = process::command(binary);
+    command.arg("--config").arg(&node.config_path).env("MESH_LOG", "info,Discovery=debug");
+    Daemon::start(&format!("{} {binary}", node.name), &mut network.inside(i, &command))
+}
+
 async fn place(network: &Network, mesh: &Mesh, i: usize) -> Placed {
     let (name, agent_name) = NODES[i];
     let around = [dnsmasq(network, i), agent(network, i, mesh, agent_name)];
@@ -61,12 +67,8 @@ async fn place(network: &Network, mesh: &Mesh, i: usize) -> Placed {
         config["registryd"]["dns"] = json!({"upstream": ["127.0.0.1:53"]});
     });
     let mut node = plan.prepare().await;
-    for (binary, place) in [("registryd", &mut node.registryd), ("mesh-proxy", &mut node.proxy)] {
-        let mut command = process::command(binary);
-        command.arg("--config").arg(&node.config_path);
-        let command = &mut network.inside(i, &command);
-        *place = Some(Daemon::start(&format!("{name} {binary}"), command));
-    }
+    node.registryd = Some(start(network, i, &node, "registryd"));
+    node.proxy = Some(start(network, i, &node, "mesh-proxy"));
     Placed { node, _around: around }
 }
 
@@ -144,5 +146,42 @@ async fn a_network_that_breaks_in_two_goes_on_in_both_halves_and_heals() {
         assert!(each.node.registryd().is_running() && each.node.proxy().is_running());
         let recovered = each.node.registryd().lines_with(&["recovered"]);
         assert!(recovered.len() >= 2, "{}: {recovered:?}", each.node.name);
+    }
+}
+
+/// The parts hold each other offline by then, and nobody whom all know is left to bring them together.
+#[tokio::test]
+async fn parts_find_each_other_again_without_the_seed() {
+    let mesh = Mesh::new();
+    let Some(network) = Network::halves(2).await else { return };
+    let mut placed = Vec::new();
+    for i in 0..NODES.len() {
+        placed.push(place(&network, &mesh, i).await);
+    }
+    let left = || (1..4).flat_map(|i| (1..4).map(move |other| (i, other))).filter(|(i, other)| i != other);
+    for (i, other) in left() {
+        considers(&placed, i, other, "online").await;
+    }
+    placed[0].node.proxy().kill();
+    placed[0].node.registryd().kill();
+    network.cut(true);
+    let across = [(1, 2), (1, 3), (2, 1), (3, 1)];
+    for (i, other) in across {
+        considers(&placed, i, other, "offline").await;
+    }
+    // What was asked while they counted as online has to come to nothing first, and so has what still lies in
+    // connections of before.
+    let logs = across.map(|(i, _)| placed[i].node.registryd().log().len());
+    for ((i, other), skip) in across.into_iter().zip(logs) {
+        let asked = format!("node={}", NODES[other].0);
+        placed[i].node.registryd().wait_log_after(skip, &["[Discovery]", "answer", &asked]).await;
+    }
+    placed[1].node.proxy().kill();
+    placed[1].node.proxy = Some(start(&network, 1, &placed[1].node, "mesh-proxy"));
+    placed[1].node.proxy().wait_log(&["mesh-proxy ready"]).await;
+    network.cut(false);
+    for (i, other) in left() {
+        considers(&placed, i, other, "online").await;
+        answers(&network, &placed, i, other).await;
     }
 }

@@ -1,8 +1,9 @@
 //! Asking: whom, when, and what to make of the answers.
 //!
 //! In touch are: the seed or the static peers, every interval, with backoff while they are away; where there is no
-//! such peer that answers, the nodes that are online, so that the mesh holds together without it; and, once, any
-//! node that somebody else spoke of, or that has been silent for suspiciously long.
+//! such peer that answers, the nodes that are online, so that the mesh holds together without it, and a few that are
+//! not, so that its parts find each other again; and, once, any node that somebody else spoke of, or that has been
+//! silent for suspiciously long.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,12 +23,13 @@ use crate::membership::{Hearsay, admission};
 use crate::peer_client::{AskError, PeerClient};
 use crate::state::{State, Wanted};
 
-/// Questions under way at once.
-const AT_ONCE: usize = 8;
 /// Most nodes in touch each round where no configured peer answers. A message reaches 16 × 16 nodes in two rounds.
 const FAN_OUT: usize = 16;
-/// Most nodes from hearsay that wait to be asked.
+/// Of nodes that are offline, asked each round where no configured peer answers.
+const LOST: usize = 4;
+/// Most nodes from hearsay that wait to be asked; and most of them from one peer.
 const MAX_HEARD: usize = 1000;
+const MAX_HEARD_FROM: usize = 250;
 /// Most announced addresses of a node that are dialled.
 const MAX_ANNOUNCED: usize = 8;
 /// How often a node that was merely heard of is asked before it is forgotten.
@@ -42,6 +44,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 struct Target {
     candidate: Candidate,
     why: Why,
+    /// Who spoke of it.
+    from: Option<NodeName>,
     at: Instant,
     failures: u32,
     running: bool,
@@ -55,6 +59,20 @@ enum Why {
     Heard { offline: bool },
     /// A member, to stay in touch or because it is silent.
     Member,
+}
+
+impl Why {
+    /// Questions under way at once. Each kind has places of its own, so that none waits for slow ones of another.
+    fn places(self) -> usize {
+        match self {
+            Self::Configured => 8,
+            Self::Heard { .. } | Self::Member => 4,
+        }
+    }
+
+    fn is_kind_of(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
 }
 
 struct Engine {
@@ -84,7 +102,7 @@ pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Rec
         state,
     };
     for candidate in configured {
-        engine.want(candidate, Why::Configured);
+        engine.want(candidate, Why::Configured, None);
     }
     loop {
         engine.ask_due();
@@ -98,7 +116,7 @@ pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Rec
             Some(sighting) = sightings.recv() => match sighting {
                 Sighting::Found(candidate) => {
                     engine.announced(&candidate.name, candidate.addresses.clone());
-                    engine.want(candidate, Why::Heard { offline: false });
+                    engine.want(candidate, Why::Heard { offline: false }, None);
                 }
                 Sighting::Goodbye(name) => {
                     engine.check_goodbye(name.clone());
@@ -121,22 +139,24 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     }
     let own = state.own_node();
     let mut goodbyes = JoinSet::new();
-    for candidate in online_members(state).into_iter().take(FAN_OUT) {
+    for candidate in members(state, |status| status != Status::Offline, FAN_OUT) {
         let (client, own) = (client.clone(), own.clone());
         goodbyes.spawn(async move { client.exchange(&candidate, &own).await.is_ok() });
     }
     let _ = timeout(limit, async { while goodbyes.join_next().await.is_some() {} }).await;
 }
 
-fn online_members(state: &State) -> Vec<Candidate> {
-    let mut online: Vec<Candidate> = state.with(|inner, _| {
+/// Some of the other members in such a state, by chance.
+fn members(state: &State, wanted: impl Fn(Status) -> bool, most: usize) -> Vec<Candidate> {
+    let mut members: Vec<Candidate> = state.with(|inner, _| {
         let others = inner.members.members().iter().filter(|(name, member)| {
-            *name != state.local() && member.node.is_agent() && member.status != Status::Offline
+            *name != state.local() && member.node.is_agent() && wanted(member.status)
         });
         others.map(|(name, member)| of_member(name, &member.node)).collect()
     });
-    online.sort_by_cached_key(|_| (jitter::unit() * 1e9) as u64);
-    online
+    members.sort_by_cached_key(|_| (jitter::unit() * 1e9) as u64);
+    members.truncate(most);
+    members
 }
 
 fn of_member(name: &NodeName, node: &Node) -> Candidate {
@@ -144,29 +164,31 @@ fn of_member(name: &NodeName, node: &Node) -> Candidate {
 }
 
 impl Engine {
-    fn want(&mut self, candidate: Candidate, why: Why) {
+    fn want(&mut self, candidate: Candidate, why: Why, from: Option<NodeName>) {
         let name = candidate.name.clone();
         if name == *self.state.local() {
             return;
         }
-        let heard = self.targets.values().filter(|target| matches!(target.why, Why::Heard { .. })).count();
-        match self.targets.get_mut(&name) {
-            Some(target) => {
-                if target.why != Why::Configured {
-                    target.candidate = candidate;
-                    target.why = why;
-                }
+        if let Some(target) = self.targets.get_mut(&name) {
+            if target.why != Why::Configured {
+                (target.candidate, target.why, target.from) = (candidate, why, from);
             }
-            None if heard >= MAX_HEARD && why != Why::Configured => {}
-            None => {
-                if why == Why::Configured {
-                    self.publish(&candidate, true, false, false);
-                }
-                // Spread, so that a restarted mesh does not ask in step.
-                let at = Instant::now() + FIRST_RETRY.min(self.interval).mul_f64(jitter::unit() / 5.0);
-                self.targets.insert(name, Target { candidate, why, at, failures: 0, running: false });
+            return;
+        }
+        if matches!(why, Why::Heard { .. }) {
+            let heard = self.targets.values().filter(|target| target.why.is_kind_of(why));
+            let sources: Vec<_> = heard.map(|target| &target.from).collect();
+            let from_there = sources.iter().filter(|source| from.is_some() && **source == &from).count();
+            if sources.len() >= MAX_HEARD || from_there >= MAX_HEARD_FROM {
+                return;
             }
         }
+        if why == Why::Configured {
+            self.publish(&candidate, true, false, false);
+        }
+        // Spread, so that a restarted mesh does not ask in step.
+        let at = Instant::now() + FIRST_RETRY.min(self.interval).mul_f64(jitter::unit() / 5.0);
+        self.targets.insert(name, Target { candidate, why, from, at, failures: 0, running: false });
     }
 
     /// Once an interval: stay in touch with members where no configured peer does it, and ask the silent ones.
@@ -180,8 +202,12 @@ impl Engine {
             Some(Discovery::Mdns) => true,
             Some(Discovery::Static) | None => false,
         };
-        let mut members = if needed { online_members(&self.state) } else { Vec::new() };
-        members.truncate(FAN_OUT);
+        let mut known = Vec::new();
+        if needed {
+            known.extend(members(&self.state, |status| status != Status::Offline, FAN_OUT));
+            // The other part of a mesh that fell in two is all offline here, as this one is there.
+            known.extend(members(&self.state, |status| status == Status::Offline, LOST));
+        }
         let silent = self.state.with(|inner, _| {
             let nodes = inner.members.silent().into_iter().take(FAN_OUT);
             let all = inner.members.members();
@@ -189,8 +215,8 @@ impl Engine {
                 .filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node)))
                 .collect::<Vec<_>>()
         });
-        for candidate in members.into_iter().chain(silent) {
-            self.want(candidate, Why::Member);
+        for candidate in known.into_iter().chain(silent) {
+            self.want(candidate, Why::Member, None);
         }
     }
 
@@ -203,24 +229,32 @@ impl Engine {
     }
 
     fn next(&self) -> Instant {
-        let waiting = self.targets.values().filter(|target| !target.running).map(|target| target.at);
-        match self.questions.len() < AT_ONCE {
-            true => waiting.min().unwrap_or(self.round_at).min(self.round_at),
-            false => self.round_at,
-        }
+        let waiting = self.waiting().map(|(_, target, _)| target.at).min();
+        waiting.map_or(self.round_at, |at| at.min(self.round_at))
+    }
+
+    /// Those to be asked now or later of whose kind there is a place, each with how many of its kind from its source
+    /// are being asked.
+    fn waiting(&self) -> impl Iterator<Item = (&NodeName, &Target, usize)> {
+        let running: Vec<&Target> = self.targets.values().filter(|target| target.running).collect();
+        self.targets.iter().filter(|(_, target)| !target.running).filter_map(move |(name, target)| {
+            let alike = || running.iter().filter(|other| other.why.is_kind_of(target.why));
+            (alike().count() < target.why.places())
+                .then(|| (name, target, alike().filter(|other| other.from == target.from).count()))
+        })
+    }
+
+    /// Who is asked next: of each kind who has waited longest, of hearsay first where least of the same source is
+    /// being asked. What one peer makes up can then delay what others say, not keep it back.
+    fn due(&self) -> Option<NodeName> {
+        let now = Instant::now();
+        let due = self.waiting().filter(|(_, target, _)| target.at <= now);
+        due.min_by_key(|(_, target, alike)| (*alike, target.at)).map(|(name, ..)| name.clone())
     }
 
     fn ask_due(&mut self) {
-        let now = Instant::now();
-        let due: Vec<NodeName> = self
-            .targets
-            .iter()
-            .filter(|(_, target)| !target.running && target.at <= now)
-            .map(|(name, _)| name.clone())
-            .take(AT_ONCE.saturating_sub(self.questions.len()))
-            .collect();
-        for name in due {
-            let Some(target) = self.targets.get_mut(&name) else { continue };
+        while let Some(name) = self.due() {
+            let Some(target) = self.targets.get_mut(&name) else { return };
             target.running = true;
             let candidate = target.candidate.clone();
             // The registry's own idea of the endpoint comes first; what was claimed is tried when that fails.
@@ -317,7 +351,10 @@ impl Engine {
                     continue;
                 }
                 if name == *peer {
-                    unlisted |= inner.members.hear_itself(&name, node, now);
+                    match inner.members.hear_itself(&name, node, now) {
+                        Ok(news) => unlisted |= news,
+                        Err(reason) => tracing::debug!(target: "Discovery", "what {peer} says of itself is not taken: {reason} node={name}"),
+                    }
                 } else if inner.members.hear_of(&name, &node, now) == Hearsay::Ask {
                     heard.push((of_member(&name, &node), node.status == Status::Offline));
                 }
@@ -329,7 +366,7 @@ impl Engine {
             self.state.write_wanted.notify_one();
         }
         for (candidate, offline) in heard {
-            self.want(candidate, Why::Heard { offline });
+            self.want(candidate, Why::Heard { offline }, Some(peer.clone()));
         }
     }
 
@@ -353,7 +390,91 @@ impl Engine {
             .state
             .with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
         if let Some(candidate) = member {
-            self.want(candidate, Why::Heard { offline: true });
+            self.want(candidate, Why::Heard { offline: true }, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_shared::config::Config;
+
+    use super::*;
+    use crate::state::own_claims;
+
+    const HEARD: Why = Why::Heard { offline: false };
+
+    fn engine() -> Engine {
+        let config = Config::parse("mesh: {enabled: true, node_name: ct110, tls: true}").unwrap();
+        let own = own_claims(&config);
+        Engine {
+            client: PeerClient::new(config.proxy.outbound.listen),
+            targets: BTreeMap::new(),
+            questions: JoinSet::new(),
+            interval: Duration::from_secs(30),
+            round_at: Instant::now(),
+            state: Arc::new(State::new(Arc::new(config), own)),
+        }
+    }
+
+    fn candidate(name: &str) -> Candidate {
+        Candidate { name: name.parse().unwrap(), host: "10.0.0.1".into(), addresses: Vec::new(), port: 3000 }
+    }
+
+    /// Wants the node, due since so many seconds.
+    fn want(engine: &mut Engine, name: &str, why: Why, from: Option<&str>, due_s: u64) {
+        let candidate = candidate(name);
+        let target = candidate.name.clone();
+        engine.want(candidate, why, from.map(|from| from.parse().unwrap()));
+        if let Some(target) = engine.targets.get_mut(&target) {
+            target.at = Instant::now() - Duration::from_secs(due_s);
+        }
+    }
+
+    /// Whom it asks now, in this order, if nobody answers.
+    fn asked(engine: &mut Engine) -> Vec<String> {
+        let mut asked = Vec::new();
+        while let Some(name) = engine.due() {
+            engine.targets.get_mut(&name).unwrap().running = true;
+            asked.push(name.to_string());
+        }
+        asked
+    }
+
+    #[test]
+    fn slow_ones_keep_nobody_waiting_who_has_waited_longer() {
+        let mut engine = engine();
+        for i in 10..30 {
+            want(&mut engine, &format!("ct2{i}"), Why::Configured, None, i);
+        }
+        // By time, not by name.
+        let first = asked(&mut engine);
+        assert_eq!(first, ["ct229", "ct228", "ct227", "ct226", "ct225", "ct224", "ct223", "ct222"]);
+        // They were slow, and are due again.
+        for name in &first {
+            engine.targets.get_mut(name.as_str()).unwrap().running = false;
+            engine.targets.get_mut(name.as_str()).unwrap().at = Instant::now();
+        }
+        assert_eq!(asked(&mut engine)[0], "ct221");
+        // Other kinds have places of their own.
+        want(&mut engine, "ct300", Why::Member, None, 1);
+        want(&mut engine, "ct301", HEARD, Some("ct111"), 1);
+        assert_eq!(asked(&mut engine), ["ct300", "ct301"]);
+    }
+
+    #[test]
+    fn what_one_peer_makes_up_keeps_no_other_word_back() {
+        let mut engine = engine();
+        for i in 0..2 * MAX_HEARD {
+            want(&mut engine, &format!("x{i}"), HEARD, Some("ct666"), 60);
+        }
+        assert_eq!(engine.targets.len(), MAX_HEARD_FROM);
+        want(&mut engine, "ct151", HEARD, Some("ct111"), 1);
+        want(&mut engine, "ct152", HEARD, Some("ct112"), 1);
+        let asked = asked(&mut engine);
+        assert_eq!(asked.len(), HEARD.places());
+        for name in ["ct151", "ct152"] {
+            assert!(asked.iter().any(|asked| asked == name), "{asked:?}");
         }
     }
 }

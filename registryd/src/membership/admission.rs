@@ -12,6 +12,9 @@ pub const MAX_ITEMS: usize = 256;
 pub const MAX_TEXT_BYTES: usize = 256;
 /// Most bytes of `metadata` and unknown fields together, as JSON.
 pub const MAX_EXTRA_BYTES: usize = 64 * 1024;
+/// Most levels of arrays and objects in each of them: readers of JSON have limits, and what one of them cannot read
+/// would be the whole registry.
+const MAX_DEPTH: usize = 32;
 
 /// Why a peer's word about itself is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +46,8 @@ pub enum Refusal {
     TooLong { field: &'static str },
     #[error("metadata and further fields take {bytes} bytes, more than {MAX_EXTRA_BYTES}")]
     ExtraTooLarge { bytes: usize },
+    #[error("{field} is nested more than {MAX_DEPTH} levels deep")]
+    TooDeep { field: String },
 }
 
 impl Refusal {
@@ -61,6 +66,7 @@ impl Refusal {
             Self::TooMany { .. } => "too_many_capabilities",
             Self::TooLong { .. } => "node_text_too_long",
             Self::ExtraTooLarge { .. } => "node_metadata_too_large",
+            Self::TooDeep { .. } => "node_nested_too_deep",
         }
     }
 
@@ -134,18 +140,47 @@ pub fn check(name: &NodeName, node: &Node, is_node: impl Fn(&NodeName) -> bool) 
         return Err(Refusal::Host(shortened(&node.host)));
     }
     let named = NodeName::from_mesh_host(&node.host);
-    let bare = node.host.parse::<NodeName>().ok().filter(|bare| is_node(bare));
+    let bare = node.host.strip_suffix('.').unwrap_or(&node.host);
+    let bare = bare.parse::<NodeName>().ok().filter(|bare| is_node(bare));
     if named.or(bare).is_some_and(|other| other != *name) {
         return Err(Refusal::CapturesName { node: name.clone(), host: node.host.clone() });
     }
     if node.port == 0 {
         return Err(Refusal::Port);
     }
-    let bytes = serde_json::to_vec(&(&node.metadata, &node.extra)).map_or(usize::MAX, |json| json.len());
-    if bytes > MAX_EXTRA_BYTES {
-        return Err(Refusal::ExtraTooLarge { bytes });
+    let metadata = node.metadata.iter().map(|value| ("metadata", value));
+    let mut further = metadata.chain(node.extra.iter().map(|(key, value)| (key.as_str(), value)));
+    if let Some((field, _)) = further.find(|(_, value)| is_deeper(value, MAX_DEPTH)) {
+        return Err(Refusal::TooDeep { field: shortened(field) });
     }
-    Ok(())
+    match extra_bytes(node) {
+        bytes if bytes > MAX_EXTRA_BYTES => Err(Refusal::ExtraTooLarge { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// Judges the entry that would come of a node's word and what it holds already, in place of `held`.
+///
+/// # Errors
+/// It would grow beyond the limit: what is never removed must not be added to without end.
+pub fn check_successor(node: &Node, held: &Node) -> Result<(), Refusal> {
+    match extra_bytes(node) {
+        bytes if bytes > MAX_EXTRA_BYTES.max(extra_bytes(held)) => Err(Refusal::ExtraTooLarge { bytes }),
+        _ => Ok(()),
+    }
+}
+
+fn extra_bytes(node: &Node) -> usize {
+    serde_json::to_vec(&(&node.metadata, &node.extra)).map_or(usize::MAX, |json| json.len())
+}
+
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let mut inner: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(items) => Box::new(items.iter()),
+        Value::Object(fields) => Box::new(fields.values()),
+        _ => return false,
+    };
+    levels == 0 || inner.any(|value| is_deeper(value, levels - 1))
 }
 
 fn is_host(text: &str) -> bool {
@@ -181,7 +216,9 @@ mod tests {
         assert_eq!(refusal(|node| node["host"] = json!("ct112.mesh")), None);
         assert_eq!(refusal(|node| node["name"] = json!("ct111")), Some(("join_other_node", 403)));
         assert_eq!(refusal(|node| node["host"] = json!("CT111.mesh.")), Some(("join_other_node", 403)));
-        assert_eq!(refusal(|node| node["host"] = json!("ct111")), Some(("join_other_node", 403)));
+        for bare in ["ct111", "ct111.", "CT111."] {
+            assert_eq!(refusal(|node| node["host"] = json!(bare)), Some(("join_other_node", 403)), "{bare}");
+        }
         let node = br#"{"name":"ct112","host":"10.0.0.112","port":3000}"#;
         for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("ct111"), Some("")] {
             assert!(admit(node, cn, |_| false).is_err(), "{cn:?} was accepted");
@@ -215,5 +252,13 @@ mod tests {
             Some(("node_metadata_too_large", 400))
         );
         assert_eq!(refusal(|node| *node = json!([1])), Some(("bad_node", 400)));
+        for field in ["metadata", "x"] {
+            let nested = |levels| {
+                (0..levels)
+                    .fold(json!(1), |inner, i| if i % 2 == 0 { json!([inner]) } else { json!({"a": inner}) })
+            };
+            assert_eq!(refusal(|node| node[field] = nested(32)), None);
+            assert_eq!(refusal(|node| node[field] = nested(33)), Some(("node_nested_too_deep", 400)));
+        }
     }
 }

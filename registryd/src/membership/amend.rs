@@ -1,13 +1,12 @@
 //! What this node would write into the registry file.
 
-use mesh_shared::registry::{Entry, Node, Registry, Status};
+use std::collections::BTreeMap;
 
+use mesh_shared::NodeName;
+use mesh_shared::registry::{Node, Registry, Status};
 use serde_json::{Map, Value};
 
-use super::{Membership, Now};
-
-/// A time further ahead than this in the own entry is not caught up with but replaced.
-const MAX_CATCH_UP_MS: u64 = 24 * 3600 * 1000;
+use super::{Membership, Now, after, same_claims, successor};
 
 /// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
 /// `status`, which says `offline` while the node is down for the update.
@@ -24,46 +23,40 @@ impl Membership {
     /// heartbeat is `due`.
     pub fn amend(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
         self.judge_status();
-        let mut changed = self.amend_own(registry, due, now);
+        let ids: BTreeMap<NodeName, String> =
+            registry.by_name().into_iter().map(|(name, (id, _))| (name, id.clone())).collect();
+        let mut changed = self.amend_own(registry, ids.get(&self.local).cloned(), due, now);
         for (name, member) in &self.members {
             if *name == self.local {
                 continue;
             }
-            let listed = registry.id_of(name).map(str::to_owned);
-            let Some(id) = listed else {
+            let ours = &member.node;
+            let listed = ids.get(name).and_then(|id| Some((id, registry.nodes.get_mut(id)?)));
+            let Some((id, entry)) = listed else {
                 if member.by_network && member.status != Status::Offline {
-                    let id = free_id(registry, &member.node);
-                    let node = Node { id: id.clone(), status: member.node.status, ..member.node.clone() };
+                    let id = free_id(registry, ours);
+                    let node = Node { id: id.clone(), ..ours.clone() };
                     registry.nodes.insert(id, node.into());
                     changed = true;
                 }
                 continue;
             };
-            let Some(held) = registry.nodes.get(&id).and_then(Entry::node) else { continue };
-            let ours = &member.node;
-            let replacement = if member.by_network && ours.last_seen > held.last_seen {
-                let mut node = Node { id: id.clone(), registered_at: held.registered_at, ..ours.clone() };
-                for (key, value) in &held.extra {
-                    node.extra.entry(key.clone()).or_insert_with(|| value.clone());
+            let Some(held) = entry.node() else { continue };
+            if member.by_network && ours.last_seen > held.last_seen {
+                // A file that only lags behind what was heard is brought up to date at the next heartbeat.
+                if due || !same_claims(ours, held) || ours.status != held.status {
+                    *entry = Node { id: id.clone(), ..successor(ours.clone(), held) }.into();
+                    changed = true;
                 }
-                node
             } else if held.is_agent()
                 && held.status != Status::Offline
                 && member.status == Status::Offline
                 && held.last_seen <= ours.last_seen
             {
                 // Stale, or an old copy of an entry whose node had said goodbye.
-                let last_seen = if ours.status == Status::Offline { ours.last_seen } else { held.last_seen };
-                Node { status: Status::Offline, last_seen, ..held.clone() }
-            } else {
-                continue;
-            };
-            // A file that only lags behind what was heard is brought up to date at the next heartbeat.
-            if !due && super::same_claims(&replacement, held) && replacement.status == held.status {
-                continue;
+                entry.mark_offline((ours.status == Status::Offline).then_some(ours.last_seen));
+                changed = true;
             }
-            registry.nodes.insert(id, replacement.into());
-            changed = true;
         }
         if changed {
             registry.updated_at = now.epoch_ms.max(registry.updated_at);
@@ -71,11 +64,10 @@ impl Membership {
         changed
     }
 
-    fn amend_own(&mut self, registry: &mut Registry, due: bool, now: Now) -> bool {
-        let (local, updating) = (self.local.clone(), self.updating());
+    fn amend_own(&mut self, registry: &mut Registry, id: Option<String>, due: bool, now: Now) -> bool {
+        let updating = self.updating();
         let own = self.own();
-        let id = registry.id_of(&local).map(str::to_owned);
-        let held = id.as_ref().and_then(|id| registry.nodes.get(id)).and_then(Entry::node).cloned();
+        let held = id.as_ref().and_then(|id| registry.nodes.get(id)?.node()).cloned();
         let Some((id, held)) = id.zip(held) else {
             own.id = free_id(registry, own);
             if own.registered_at == 0 {
@@ -86,9 +78,11 @@ impl Membership {
             registry.nodes.insert(own.id.clone(), own.clone().into());
             return true;
         };
+        // The stamp moves on even where an earlier process of this node, or another writer, put one from a clock that
+        // was ahead.
+        let last_seen = own.last_seen.max(now.epoch_ms).max(after(held.last_seen));
         own.id = id.clone();
-        let plausible = 1..now.epoch_ms.saturating_add(MAX_CATCH_UP_MS);
-        let registered = plausible.contains(&held.registered_at);
+        let registered = (1..=last_seen).contains(&held.registered_at);
         own.registered_at = if registered { held.registered_at } else { now.epoch_ms };
         own.extra = held.extra.clone();
         mark_updating(&mut own.extra, updating, now);
@@ -96,7 +90,7 @@ impl Membership {
         if own.metadata.is_none() {
             wanted.metadata = held.metadata.clone();
         }
-        let same = super::same_claims(&wanted, &held)
+        let same = same_claims(&wanted, &held)
             && wanted.status == held.status
             && wanted.registered_at == held.registered_at
             && wanted.extra == held.extra
@@ -104,12 +98,9 @@ impl Membership {
         if same && !due {
             return false;
         }
-        // A write for another reason is a heartbeat for free. The stamp moves on even where an earlier process of
-        // this node, or another writer, put one from a clock that was ahead.
-        let catch_up = held.last_seen.saturating_sub(now.epoch_ms) < MAX_CATCH_UP_MS;
-        let after_held = if catch_up { held.last_seen + 1 } else { 0 };
-        own.last_seen = own.last_seen.max(now.epoch_ms).max(after_held).max(own.registered_at);
-        wanted.last_seen = own.last_seen;
+        // A write for another reason is a heartbeat for free.
+        own.last_seen = last_seen;
+        wanted.last_seen = last_seen;
         registry.nodes.insert(id, wanted.into());
         true
     }

@@ -25,13 +25,15 @@ impl Reader {
 
     /// Reads a file with these nodes, having looked at it all along.
     fn reads(&mut self, nodes: &[Node]) -> Vec<(Kind, String)> {
-        self.mesh.looked_at = self.now.instant;
+        self.mesh.watch.looked_at = self.now.instant;
+        self.mesh.watch.next_look = self.now.instant;
         self.mesh.read(&registry(nodes), self.now);
         self.judged()
     }
 
     fn judged(&mut self) -> Vec<(Kind, String)> {
-        self.mesh.looked_at = self.now.instant;
+        self.mesh.watch.looked_at = self.now.instant;
+        self.mesh.watch.next_look = self.now.instant;
         self.mesh.judge().changes.into_iter().map(|change| (change.kind, change.name.to_string())).collect()
     }
 
@@ -132,7 +134,7 @@ fn time_without_sight_is_held_against_nobody() {
     reader.after(60).judged();
     reader.after(3600);
     assert!(reader.mesh.judge().changes.is_empty(), "blind, so nothing is judged");
-    reader.mesh.looked(reader.now);
+    reader.mesh.looked(reader.now, Duration::ZERO);
     assert!(reader.mesh.judge().changes.is_empty());
     assert!(reader.after(29).judged().is_empty());
     assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct111".into())]);
@@ -193,6 +195,13 @@ fn the_own_entry_keeps_its_id_and_what_others_added() {
     reader.mesh.beat(reader.now);
     assert!(reader.mesh.amend(&mut file, true, reader.now));
     assert_eq!(file.nodes["node-7"].node().unwrap().last_seen, reader.now.epoch_ms + 600_000 + 1);
+
+    // Nor does one that an earlier process had years ahead.
+    let ahead = reader.now.epoch_ms + 10 * 365 * 24 * 3_600_000;
+    let mut file = registry(&[Node { registered_at: ahead - 7, ..node("ct110", ahead) }]);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    let own = file.nodes["ct110"].node().unwrap();
+    assert_eq!((own.last_seen, own.registered_at), (ahead + 1, ahead - 7));
 }
 
 #[test]
@@ -210,27 +219,160 @@ fn others_are_believed_only_that_a_node_lives() {
     let (ct111, ct112) = (named("ct111"), named("ct112"));
     assert_eq!(reader.mesh.hear_of(&ct111, &node("ct111", 10), reader.now), Hearsay::Ask);
     assert_eq!(reader.mesh.hear_of(&ct112, &offline("ct112", 10), reader.now), Hearsay::Settled);
-    assert!(reader.mesh.hear_itself(&ct111, node("ct111", 10), reader.now));
+    assert!(reader.mesh.hear_itself(&ct111, node("ct111", 10), reader.now).unwrap());
     reader.judged();
     assert_eq!(reader.mesh.hear_of(&ct111, &node("ct111", 20), reader.now), Hearsay::Settled);
     assert_eq!(reader.mesh.members["ct111"].node.last_seen, 20);
     let moved = Node { host: "10.6.6.6".into(), ..node("ct111", 30) };
     assert_eq!(reader.mesh.hear_of(&ct111, &moved, reader.now), Hearsay::Ask);
-    assert_eq!(reader.mesh.hear_of(&ct111, &offline("ct111", 30), reader.now), Hearsay::Ask);
+    for status in [Status::Offline, Status::Updating, Status::Degraded] {
+        let other = Node { status, ..node("ct111", 30) };
+        assert_eq!(reader.mesh.hear_of(&ct111, &other, reader.now), Hearsay::Ask);
+    }
     assert_eq!(reader.status("ct111"), Some(Status::Online));
     assert_eq!(reader.mesh.members["ct111"].node.host, "10.0.0.1");
+}
+
+#[test]
+fn a_pause_that_was_meant_is_no_blindness() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1)]);
+    for _ in 0..19 {
+        assert!(reader.mesh.judge().changes.is_empty());
+        reader.mesh.looked(reader.now, Duration::from_secs(5));
+        reader.after(5);
+    }
+    // A write in the middle of the pause is no look that came late.
+    reader.mesh.looked(reader.now, Duration::from_secs(5));
+    reader.after(4);
+    reader.mesh.looked(reader.now, Duration::ZERO);
+    assert_eq!(reader.mesh.judge().changes.len(), 1);
+    assert_eq!(reader.status("ct111"), Some(Status::Offline));
+}
+
+#[test]
+fn beats_of_others_show_that_silence_means_something() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1), node("ct112", 1)]);
+    // This node's own writes fail from now on.
+    let beat = |reader: &mut Reader, stamp| {
+        assert!(reader.mesh.read(&registry(&[node("ct111", stamp), node("ct112", 1)]), reader.now));
+        reader.mesh.others_write(reader.now);
+        reader.mesh.judge().changes.iter().map(|change| change.name.to_string()).collect::<Vec<_>>()
+    };
+    // So do everybody's, for an hour.
+    reader.after(3600);
+    assert!(beat(&mut reader, 2).is_empty());
+    for stamp in 3..6 {
+        assert!(beat(reader.after(30), stamp).is_empty());
+    }
+    assert_eq!(beat(reader.after(30), 6), ["ct112"]);
+    assert_eq!(reader.status("ct111"), Some(Status::Online));
+}
+
+#[test]
+fn who_was_heard_by_network_goes_stale_although_the_file_is_blind() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1), node("ct112", 1), node("ct113", 1)]);
+    let hear = |reader: &mut Reader, name: &str, stamp| {
+        reader.mesh.hear_itself(&named(name), node(name, stamp), reader.now).unwrap();
+        reader.mesh.judge().changes.iter().map(|change| change.name.to_string()).collect::<Vec<_>>()
+    };
+    hear(&mut reader, "ct112", 2);
+    for stamp in 2..6 {
+        assert!(hear(&mut reader, "ct111", stamp).is_empty());
+        reader.after(30);
+    }
+    assert_eq!(hear(&mut reader, "ct111", 6), ["ct112"]);
+    // Of ct113 only the file can tell. Seen again, it brings nobody back.
+    reader.mesh.looked(reader.now, Duration::ZERO);
+    assert!(reader.mesh.judge().changes.is_empty());
+    let states = ["ct111", "ct112", "ct113"].map(|name| reader.status(name).unwrap());
+    assert_eq!(states, [Status::Online, Status::Offline, Status::Online]);
+}
+
+#[test]
+fn hearsay_freezes_nobody() {
+    let mut reader = Reader::new();
+    let ct151 = named("ct151");
+    reader.mesh.hear_itself(&ct151, node("ct151", 1000), reader.now).unwrap();
+    let stamp = |reader: &Reader| reader.mesh.members["ct151"].node.last_seen;
+    for ahead in [END_OF_TIME_MS - 1, 1000 + 45_001] {
+        assert_eq!(reader.mesh.hear_of(&ct151, &node("ct151", ahead), reader.now), Hearsay::Ask);
+        assert_eq!(stamp(&reader), 1000);
+    }
+    let now = reader.after(30).now;
+    for (stamp, outcome) in [(31_000, Hearsay::Settled), (76_000, Hearsay::Settled), (76_001, Hearsay::Ask)] {
+        assert_eq!(reader.mesh.hear_of(&ct151, &node("ct151", stamp), now), outcome);
+    }
+    // The furthest that is believed delays others' true words by less than the threshold.
+    reader.judged();
+    assert!(reader.after(80).judged().is_empty());
+    assert_eq!(reader.mesh.hear_of(&ct151, &node("ct151", 111_000), reader.now), Hearsay::Settled);
+    assert_eq!(stamp(&reader), 111_000);
+    // And never the node's own.
+    let mut file = registry(&[node("ct151", 111_000)]);
+    let moved = Node { host: "10.0.0.151".into(), ..node("ct151", 110_000) };
+    assert!(reader.mesh.hear_itself(&ct151, moved, reader.now).unwrap());
+    assert_eq!(stamp(&reader), 111_001);
+    assert!(reader.mesh.amend(&mut file, false, reader.now));
+    assert_eq!(file.nodes["ct151"].node().unwrap().host, "10.0.0.151");
+}
+
+#[test]
+fn an_id_that_is_anothers_or_reads_so_is_not_taken() {
+    let mut reader = Reader::new();
+    reader.reads(&[Node { id: "id_7".into(), ..node("ct111", 1) }]);
+    for (i, (claimed, taken)) in
+        [("ct199", None), ("CT110", None), ("id_7", None), ("", None), ("id_8", Some("id_8"))]
+            .into_iter()
+            .enumerate()
+    {
+        let name = format!("ct12{i}");
+        reader
+            .mesh
+            .hear_itself(&named(&name), Node { id: claimed.into(), ..node(&name, 10) }, reader.now)
+            .unwrap();
+        assert_eq!(reader.mesh.members[name.as_str()].node.id, taken.unwrap_or(&name), "{claimed:?}");
+    }
+}
+
+#[test]
+fn what_a_node_adds_is_kept_up_to_the_limit() {
+    let mut reader = Reader::new();
+    let ct111 = named("ct111");
+    let with = |key: &str, stamp| {
+        let mut node = node("ct111", stamp);
+        node.extra.insert(key.into(), "x".repeat(40_000).into());
+        node
+    };
+    reader.mesh.hear_itself(&ct111, with("a", 10), reader.now).unwrap();
+    let refused = reader.mesh.hear_itself(&ct111, with("b", 20), reader.now).unwrap_err();
+    assert_eq!(refused.code(), "node_metadata_too_large");
+    assert_eq!(reader.mesh.members["ct111"].node.last_seen, 10);
+    // What others put into the file is no reason to turn the node itself away, and stays.
+    reader.mesh.read(
+        &registry(&[Node {
+            extra: [with("a", 0), with("b", 0)].map(|node| node.extra).into_iter().flatten().collect(),
+            ..node("ct111", 30)
+        }]),
+        reader.now,
+    );
+    assert!(!reader.mesh.hear_itself(&ct111, node("ct111", 40), reader.now).unwrap());
+    let held = &reader.mesh.members["ct111"].node;
+    assert_eq!((held.last_seen, held.extra.len()), (40, 2));
 }
 
 #[test]
 fn what_was_heard_is_written_and_what_lags_waits_for_the_beat() {
     let mut reader = Reader::new();
     let mut file = registry(&[]);
-    reader.mesh.hear_itself(&named("ct111"), node("ct111", 10), reader.now);
+    reader.mesh.hear_itself(&named("ct111"), node("ct111", 10), reader.now).unwrap();
     reader.judged();
     assert!(reader.mesh.amend(&mut file, false, reader.now));
     assert_eq!(file.nodes["ct111"].node().unwrap().last_seen, 10);
     reader.mesh.read(&file, reader.now);
-    assert!(!reader.mesh.hear_itself(&named("ct111"), node("ct111", 20), reader.now));
+    assert!(!reader.mesh.hear_itself(&named("ct111"), node("ct111", 20), reader.now).unwrap());
     assert!(!reader.mesh.amend(&mut file, false, reader.now));
     let now = reader.after(1).now;
     reader.mesh.beat(now);
@@ -255,7 +397,10 @@ fn a_node_is_never_seen_before_it_is_registered() {
     }
     let own = file.nodes["ct110"].node().unwrap();
     assert!(own.last_seen >= own.registered_at && own.registered_at > 0, "{own:?}");
-    reader.mesh.hear_itself(&named("ct111"), Node { registered_at: 0, ..node("ct111", 0) }, reader.now);
+    reader
+        .mesh
+        .hear_itself(&named("ct111"), Node { registered_at: 0, ..node("ct111", 0) }, reader.now)
+        .unwrap();
     let heard = &reader.mesh.members["ct111"].node;
     assert!(heard.last_seen >= heard.registered_at && heard.registered_at > 0, "{heard:?}");
 }

@@ -26,8 +26,16 @@ pub(super) async fn answer(
         Err(refusal) => return refusal,
     };
     let is_node = |name: &_| state.with(|inner, _| inner.members.members().contains_key(name));
-    let (name, node) = match admission::admit(&body, peer, is_node) {
-        Ok(admitted) => admitted,
+    let entered = admission::admit(&body, peer, is_node).and_then(|(name, node)| {
+        state.with(|inner, now| {
+            let news = inner.members.hear_itself(&name, node, now)?;
+            let listed = inner.members.members().get(&name).is_none_or(|member| member.listed);
+            let unwritten = news || (!listed && name != *state.local());
+            Ok((name, unwritten))
+        })
+    });
+    let (name, unwritten) = match entered {
+        Ok(entered) => entered,
         Err(reason) => {
             Counters::add(&state.counters.joins_refused);
             tracing::warn!(target: "Registry", "join refused: {reason} peer.cn={}", peer.unwrap_or("-"));
@@ -35,14 +43,6 @@ pub(super) async fn answer(
         }
     };
     Counters::add(&state.counters.joins);
-    let unwritten = state.with(|inner, now| {
-        let news = inner.members.hear_itself(&name, node, now);
-        news || inner
-            .members
-            .members()
-            .get(&name)
-            .is_some_and(|member| !member.listed && name != *state.local())
-    });
     if unwritten {
         let failure = match tokio::time::timeout(WRITE_LIMIT, writer.write(false)).await {
             Ok(Ok(())) => None,

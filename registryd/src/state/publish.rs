@@ -159,6 +159,8 @@ fn add_new(addresses: &mut Vec<IpAddr>, more: impl Iterator<Item = IpAddr>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use mesh_shared::config::Config;
     use mesh_shared::registry::Registry;
 
@@ -171,7 +173,7 @@ mod tests {
         let own = own_claims(&config);
         let state = State::new(Arc::new(config), own);
         let node = Node { name: "ct111".into(), host: host.into(), port: 3000, ..Node::default() };
-        state.with(|inner, now| inner.members.hear_itself(&ct111(), node, now));
+        state.with(|inner, now| inner.members.hear_itself(&ct111(), node, now)).unwrap();
         state
     }
 
@@ -215,7 +217,7 @@ mod tests {
     fn a_roster_is_partial_until_the_registry_was_seen() {
         let state = state("10.0.0.111");
         assert!(state.rosters().borrow().partial);
-        state.file_read(Registry::empty(), true);
+        state.file_read(Registry::empty(), true, Duration::ZERO);
         assert!(!state.rosters().borrow().partial);
     }
 }

@@ -63,6 +63,80 @@ fn broken_content_is_set_aside_only_for_a_good_view() {
 }
 
 #[test]
+fn only_the_newest_broken_contents_are_kept_and_each_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, "ct110");
+    let good = Registry::empty();
+    let set_aside = |content: &str| {
+        fs::write(store.path(), content).unwrap();
+        store.change(Some(&good), |_| true).unwrap().set_aside.unwrap()
+    };
+    // As many as there may be, with numbers that only count up.
+    for age in 1..=MAX_SET_ASIDE {
+        fs::write(folder.path().join(format!("mesh.json.corrupt-{age}")), format!("{{old {age}")).unwrap();
+    }
+    let first = set_aside("{first");
+    assert_eq!(set_aside("{first"), first);
+    assert_eq!(set_aside("{old 3"), folder.path().join("mesh.json.corrupt-3"));
+    let kept = || {
+        fs::read_dir(folder.path())
+            .unwrap()
+            .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().contains("corrupt"))
+            .count()
+    };
+    assert_eq!(kept(), MAX_SET_ASIDE);
+    assert!(!folder.path().join("mesh.json.corrupt-1").exists() && first.exists());
+}
+
+#[test]
+fn what_could_not_be_read_again_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, "ct110");
+    store.change(None, enter("ct110")).unwrap();
+    let before = fs::read(store.path()).unwrap();
+    let deep = (0..125).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+    let refused = store.change(None, |registry| {
+        registry.nodes.insert("ct112".into(), Node { metadata: Some(deep), ..node("ct112") }.into());
+        true
+    });
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("left as it is") && told.contains("recursion limit"), "{told}");
+    assert_eq!(fs::read(store.path()).unwrap(), before);
+}
+
+#[test]
+fn an_empty_file_that_nobody_fills_is_as_good_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, "ct110");
+    fs::write(store.path(), " \n").unwrap();
+    assert!(store.change(None, enter("ct110")).unwrap().set_aside.is_none());
+    assert_eq!(store.read().unwrap().0.nodes.len(), 1);
+}
+
+#[test]
+fn a_link_stays_and_everything_happens_where_it_leads() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = store(&here, "ct110");
+    let target = there.path().join("registry.json");
+    std::os::unix::fs::symlink(&target, here.path().join("second")).unwrap();
+    std::os::unix::fs::symlink("second", store.path()).unwrap();
+    // The file is missing at first.
+    for name in ["ct110", "ct111"] {
+        store.change(None, enter(name)).unwrap();
+    }
+    assert_eq!(fs::read_link(store.path()).unwrap(), Path::new("second"));
+    assert_eq!(store.read().unwrap().0.nodes.len(), 2);
+    let names = |folder: &tempfile::TempDir| {
+        let mut names: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&here), ["mesh.json", "second"]);
+    assert_eq!(names(&there), ["registry.json", "registry.json.lock"]);
+}
+
+#[test]
 fn other_forms_and_versions_are_never_touched() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, "ct110");

@@ -88,13 +88,29 @@ pub fn start(store: Store, state: Arc<State>) -> io::Result<(Writer, Watchdog)> 
         writing_since_ms: AtomicU64::new(0),
     });
     let (jobs, queue) = mpsc::channel();
-    let threads = thread::Builder::new().stack_size(512 * 1024);
     let reader = (store.clone(), state.clone(), activity.clone());
-    threads.name("registry-read".into()).spawn(move || read_loop(&reader.0, &reader.1, &reader.2))?;
-    let threads = thread::Builder::new().stack_size(512 * 1024);
+    spawn("registry-read", move || read_loop(&reader.0, &reader.1, &reader.2))?;
     let watchdog = Watchdog { activity: activity.clone(), path: store.path().into() };
-    threads.name("registry-write".into()).spawn(move || write_loop(&store, &state, &activity, &queue))?;
+    spawn("registry-write", move || write_loop(&store, &state, &activity, &queue))?;
     Ok((Writer { jobs }, watchdog))
+}
+
+/// Starts a thread with which the process ends if it panics: without it, registryd would be blind or dumb and not
+/// say so. The service manager starts it anew.
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    struct EndsTheProcess(&'static str);
+    impl Drop for EndsTheProcess {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                tracing::error!(target: "Registry", "registryd stops: its thread {} failed, which is a bug", self.0);
+                std::process::abort();
+            }
+        }
+    }
+    thread::Builder::new().stack_size(512 * 1024).name(name.into()).spawn(move || {
+        let _guard = EndsTheProcess(name);
+        run();
+    })
 }
 
 fn read_loop(store: &Store, state: &State, activity: &Activity) {
@@ -117,12 +133,12 @@ fn read_loop(store: &Store, state: &State, activity: &Activity) {
             outcome.map(Some)
         };
         match activity.during(&activity.reading_since_ms, look) {
-            Ok(None) => state.file_unchanged(activity.writes_pass()),
+            Ok(None) => state.file_unchanged(activity.writes_pass(), pause),
             Ok(Some((registry, stamp))) => {
                 seen = Some(stamp);
                 let fair = Duration::from_millis(stamp.length.saturating_mul(1000) / READ_BYTES_PER_S);
                 pause = fair.clamp(POLL, LONGEST_PAUSE);
-                state.file_read(registry, activity.writes_pass());
+                state.file_read(registry, activity.writes_pass(), pause);
             }
             Err(error) => {
                 seen = None;
@@ -191,5 +207,24 @@ impl Watchdog {
                 false => state.solved("hang"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    /// Runs itself in a process of its own, which has to end.
+    #[test]
+    fn a_panic_of_a_storage_thread_ends_the_process() {
+        const INNER: &str = "MESH_TEST_PANIC";
+        if std::env::var_os(INNER).is_some() {
+            let _ = super::spawn("registry-test", || panic!("on purpose")).unwrap().join();
+            return;
+        }
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "store::worker::tests::a_panic_of_a_storage_thread_ends_the_process"]);
+        let ended = again.env(INNER, "1").output().unwrap();
+        assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{ended:?}");
     }
 }
