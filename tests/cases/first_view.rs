@@ -42,6 +42,10 @@ async fn while_the_file_cannot_be_read_known_peers_stay_and_found_ones_are_used(
     // A third that the file never gets to tell of: it is known from the configuration.
     let three = mesh.node("ct112").agent("scout").own_storage().start().await;
     one.registryd().kill();
+    // Held, or ct111 would put the file right at once.
+    let lock =
+        fs::File::options().append(true).open(mesh.registry_path().with_extension("json.lock")).unwrap();
+    lock.lock().unwrap();
     fs::write(mesh.registry_path(), "{ not json").unwrap();
     let mut config = mesh_tests::mesh::read_json(&one.config_path);
     config["mesh"]["peers"] = json!([{"name": "ct112", "host": three.ip().to_string()}]);
@@ -54,7 +58,7 @@ async fn while_the_file_cannot_be_read_known_peers_stay_and_found_ones_are_used(
     for _ in 0..5 {
         assert_eq!(one.get("/agents/grok/x").await.status, 200, "the known peer is forgotten");
     }
-    drop(two);
+    drop((two, lock));
 }
 
 #[tokio::test]
