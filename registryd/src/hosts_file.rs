@@ -115,7 +115,7 @@ mod tests {
     fn view(name: &str, host: &str, resolved: &[&str]) -> NodeView {
         let node = Node { name: name.into(), host: host.into(), ..Node::default() };
         let addresses = resolved.iter().map(|a| a.parse().unwrap()).collect();
-        NodeView { node, age_ms: None, skew_ms: None, addresses, local: false }
+        NodeView { addresses, ..NodeView::of(node) }
     }
 
     #[test]

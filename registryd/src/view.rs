@@ -9,10 +9,13 @@ use mesh_shared::local_api::NodeView;
 /// are those of the last change.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Whether the registry was read at least once since the start. Until then, a missing node means nothing.
+    /// Whether the registry was read at least once since the start and, where a seed has it, somebody else is known.
+    /// Until then, a missing node means nothing.
     pub have_view: bool,
     /// This node.
     pub local: NodeName,
+    /// Nodes that the configuration or somebody else names, but that have not answered for themselves yet.
+    pub wanted: Vec<NodeName>,
     /// All nodes with valid names, the own one among them, ordered by name. `node.status` is the judged one.
     pub nodes: Vec<NodeView>,
 }
@@ -20,7 +23,7 @@ pub struct View {
 impl View {
     /// A view before anything is known.
     pub fn empty(local: NodeName) -> Self {
-        Self { have_view: false, local, nodes: Vec::new() }
+        Self { have_view: false, local, wanted: Vec::new(), nodes: Vec::new() }
     }
 
     /// The node of this name, if it is known.

@@ -143,6 +143,19 @@ pub struct NodeView {
     pub local: bool,
 }
 
+impl NodeView {
+    /// Keys that an entry must not bring along: they say what this reader observed.
+    const OBSERVED: [&str; 4] = ["ageMs", "skewMs", "addresses", "local"];
+
+    /// A view of `node` without observations. Fields of its entry that other programs named like one are left out.
+    pub fn of(mut node: Node) -> Self {
+        for key in Self::OBSERVED {
+            node.extra.remove(key);
+        }
+        Self { node, age_ms: None, skew_ms: None, addresses: Vec::new(), local: false }
+    }
+}
+
 /// An agent and the nodes that can take its tasks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AgentView {

@@ -110,6 +110,40 @@ async fn without_a_registry_it_is_servfail_never_nxdomain() {
 }
 
 #[tokio::test]
+async fn who_is_not_met_yet_is_not_said_not_to_exist() {
+    let mesh = Mesh::new();
+    let (seed, seed_address) = (mesh.node("ct111").own_storage(), Loopback::take());
+    let plan = mesh.node("ct110").own_storage();
+    let listen = SocketAddr::new(plan.ip(), DNS_PORT);
+    let host = seed.ip().to_string();
+    let mut node = plan
+        .with(|config| {
+            config["registryd"]["dns"]["listen"] = json!(listen.to_string());
+            config["mesh"]["discovery"] =
+                json!({"mode": "seed", "seed_host": "ct111.mesh", "seed_port": 3000});
+            // Where the seed is, without any DNS.
+            config["mesh"]["peers"] =
+                json!([{"name": "ct111", "host": host}, {"name": "ct112", "host": seed_address.ip().to_string()}]);
+        })
+        .prepare()
+        .await;
+    node.start_registryd().await;
+    node.start_proxy().await;
+    for name in ["ct111.mesh", "ct112.mesh", "ct999.mesh", "_mesh._tcp.ct112.mesh"] {
+        let answer = dig(listen, &[name, "SRV"]);
+        assert!(answer.contains("SERVFAIL"), "{name}: {answer}");
+    }
+    let seed = seed.start().await;
+    eventually("the seed is met", async || {
+        (short(listen, &["ct111.mesh", "A"]) == seed.ip().to_string()).then_some(())
+    })
+    .await;
+    // Now the mesh is known; only the other one that the configuration names is still to come.
+    assert!(dig(listen, &["ct999.mesh", "A"]).contains("NXDOMAIN"));
+    assert!(dig(listen, &["ct112.mesh", "A"]).contains("SERVFAIL"));
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_an_error_that_names_key_and_address() {
     let mesh = Mesh::new();
     let (node, dns) = dns_node(&mesh).await;

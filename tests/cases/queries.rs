@@ -49,6 +49,38 @@ async fn nodes_are_found_by_what_they_offer() {
     assert!(detail.contains("colour") && detail.contains("capability"), "{detail}");
 }
 
+/// RivetOS may name its own fields as it likes.
+#[tokio::test]
+async fn fields_of_other_programs_do_not_pass_for_observations() {
+    let mesh = Mesh::new();
+    mesh.register("ct150", "127.1.2.3", 3000, &["scout"]);
+    mesh.edit_registry(|registry| {
+        let entry = &mut registry["nodes"]["id-ct150"];
+        for (key, value) in [
+            ("local", json!(true)),
+            ("addresses", json!("none")),
+            ("ageMs", json!(-1)),
+            ("skewMs", json!([])),
+        ] {
+            entry[key] = value;
+        }
+        entry["rack"] = json!(7);
+    });
+    let node = mesh.start("ct110", "opus").await;
+    let view = eventually("ct150 is known", async || {
+        Some(node.get("/mesh/nodes?node=ct150").await.json().as_array()?.first()?.clone())
+    })
+    .await;
+    assert_eq!((&view["local"], &view["rack"]), (&json!(false), &json!(7)));
+    assert!(view["addresses"].is_array(), "{view}");
+    for command in [&["nodes"][..], &["nodes", "--json"], &["hosts"], &["agents"]] {
+        let told = succeed(node.command("meshctl").args(command));
+        assert!(told.contains("ct150"), "{command:?}: {told}");
+    }
+    // In the file they stay.
+    assert_eq!(mesh.entry("ct150").unwrap()["local"], true);
+}
+
 #[tokio::test]
 async fn what_the_socket_does_not_have_is_refused_in_words() {
     let mesh = Mesh::new();

@@ -87,11 +87,11 @@ struct Engine {
 /// Finds nodes and stays in touch with them, for as long as the daemon runs.
 pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Receiver<Sighting>) {
     let mesh = &state.config.mesh;
-    let configured = match &mesh.discovery {
-        Some(Discovery::Static) => static_peers::candidates(mesh),
-        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.node_name).into_iter().collect(),
-        Some(Discovery::Mdns) | None => Vec::new(),
+    let seed = match &mesh.discovery {
+        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.peers, &mesh.node_name),
+        Some(Discovery::Static | Discovery::Mdns) | None => None,
     };
+    let configured = seed.into_iter().chain(static_peers::candidates(mesh));
     let interval = mesh.heartbeat_interval;
     let mut engine = Engine {
         client,

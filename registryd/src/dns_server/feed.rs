@@ -36,8 +36,9 @@ pub async fn run(
         let hosts: BTreeSet<String> = view.nodes.iter().filter_map(named_host).collect();
         looked_up.retain(|host, _| hosts.contains(host));
         if view.have_view {
+            let wanted = view.wanted.iter().cloned().map(ZoneNode::unknown);
             let nodes: Vec<ZoneNode> =
-                view.nodes.iter().filter_map(|node| zone_node(node, &looked_up)).collect();
+                view.nodes.iter().filter_map(|node| zone_node(node, &looked_up)).chain(wanted).collect();
             if published.as_ref() != Some(&nodes) {
                 serial = serial.wrapping_add(1);
                 zones.send_replace(Some(Arc::new(Zone::new(view.local.clone(), serial, nodes.clone()))));
@@ -80,6 +81,7 @@ fn zone_node(view: &NodeView, looked_up: &HashMap<String, Vec<IpAddr>>) -> Optio
     };
     Some(ZoneNode {
         name: view.node.node_name()?,
+        known: true,
         addresses: (!addresses.is_empty()).then_some(addresses),
         port: view.node.port,
         agents: view.node.agents.clone(),
@@ -115,7 +117,7 @@ mod tests {
     fn view(name: &str, host: &str, resolved: &str) -> NodeView {
         let node = Node { name: name.into(), host: host.into(), port: 3000, ..Node::default() };
         let addresses = resolved.parse().into_iter().collect();
-        NodeView { node, age_ms: None, skew_ms: None, addresses, local: false }
+        NodeView { addresses, ..NodeView::of(node) }
     }
 
     #[tokio::test]
@@ -132,7 +134,7 @@ mod tests {
             view("ct112", "ct112.mesh", "10.0.0.112"),
             view("ct113", "localhost", "10.9.9.9"),
         ];
-        publish.send_replace(Arc::new(View { have_view: true, local, nodes }));
+        publish.send_replace(Arc::new(View { have_view: true, local, wanted: Vec::new(), nodes }));
         let settled = zone.wait_for(|zone| {
             zone.as_ref().is_some_and(|zone| {
                 let of =

@@ -9,6 +9,7 @@ fn zone(agents: usize) -> Arc<Zone> {
     let own: NodeName = "ct110".parse().unwrap();
     let node = ZoneNode {
         name: own.clone(),
+        known: true,
         addresses: Some(vec!["192.168.10.110".parse().unwrap()]),
         port: 3000,
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),

@@ -43,12 +43,21 @@ pub enum Transport {
 pub struct ZoneNode {
     /// Its name.
     pub name: NodeName,
+    /// Whether it has answered for itself. Of one that has not, nothing is said, neither that it exists.
+    pub known: bool,
     /// Where it can be reached; `None` while that is being found out.
     pub addresses: Option<Vec<IpAddr>>,
     /// Its inbound port; 0 where the registry has none.
     pub port: u16,
     /// The agents there, as registered.
     pub agents: Vec<String>,
+}
+
+impl ZoneNode {
+    /// A node that is only spoken of.
+    pub fn unknown(name: NodeName) -> Self {
+        Self { name, known: false, addresses: None, port: 0, agents: Vec::new() }
+    }
 }
 
 /// One immutable snapshot of everything the DNS server can say.
@@ -149,6 +158,8 @@ enum Owner<'z> {
     Empty,
     Service(&'z ZoneNode),
     Reverse(&'z [NodeName]),
+    /// A node that has not answered for itself yet, and what is below it.
+    Unknown,
     Missing,
     Outside,
 }
@@ -163,6 +174,12 @@ fn owner<'z>(zone: &'z Zone, name: &Name) -> Owner<'z> {
         let name: NodeName = std::str::from_utf8(label).ok()?.parse().ok()?;
         zone.nodes.get(&name)
     };
+    if let [.., host, top] = labels.as_slice()
+        && is(top, MESH_ZONE)
+        && node(host).is_some_and(|node| !node.known)
+    {
+        return Owner::Unknown;
+    }
     match labels.as_slice() {
         [.., top] if !is(top, MESH_ZONE) => Owner::Outside,
         [] => Owner::Outside,
@@ -212,6 +229,10 @@ fn fill(reply: &mut Message, zone: Option<&Zone>, question: &Query, transport: T
         }
         Owner::Reverse(_) => {
             meta.response_code = ResponseCode::Refused;
+            return;
+        }
+        Owner::Unknown => {
+            meta.response_code = ResponseCode::ServFail;
             return;
         }
         Owner::Missing => meta.response_code = ResponseCode::NXDomain,

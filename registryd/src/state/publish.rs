@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_shared::NodeName;
+use mesh_shared::config::Discovery;
 use mesh_shared::local_api::{NodeView, Roster, RosterNode};
 use mesh_shared::registry::{Node, Status};
 
@@ -26,9 +27,16 @@ impl State {
             return;
         }
         inner.touched = false;
+        let members = inner.members.members();
+        let seeded = match &self.config.mesh.discovery {
+            Some(Discovery::Seed(seed)) => seed.node == *self.local() || members.len() > 1,
+            Some(Discovery::Static | Discovery::Mdns) | None => true,
+        };
+        let wanted = inner.candidates.keys().filter(|name| !members.contains_key(*name));
         self.view.send_replace(Arc::new(View {
-            have_view: inner.has_view(),
+            have_view: inner.has_view() && seeded,
             local: self.local().clone(),
+            wanted: wanted.cloned().collect(),
             nodes: inner.node_views(self.local(), now),
         }));
         let (nodes, partial) = (inner.roster_nodes(), !inner.has_view());
@@ -72,11 +80,11 @@ impl Inner {
             let own_age =
                 self.last_heartbeat.map(|at| now.instant.saturating_duration_since(at).as_millis() as u64);
             NodeView {
-                node: Node { status: member.status, ..member.node.clone() },
                 age_ms: if own { own_age } else { member.moved.then_some(age) },
                 skew_ms: if own { Some(0) } else { member.skew_ms() },
                 addresses: self.addresses_of(name, &member.node.host),
                 local: own,
+                ..NodeView::of(Node { status: member.status, ..member.node.clone() })
             }
         };
         self.members.members().iter().map(view).collect()

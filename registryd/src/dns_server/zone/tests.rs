@@ -5,6 +5,7 @@ use super::*;
 fn node(name: &str, addresses: &[&str], agents: &[&str]) -> ZoneNode {
     ZoneNode {
         name: name.parse().unwrap(),
+        known: true,
         addresses: Some(addresses.iter().map(|a| a.parse().unwrap()).collect()),
         port: 3000,
         agents: agents.iter().map(|a| a.to_string()).collect(),
@@ -191,38 +192,6 @@ fn odd_requests_get_the_code_that_says_so() {
     let mut response = good.clone();
     response[2] |= 0x80;
     assert_eq!(answer(Some(&zone()), &response, Transport::Udp), None);
-}
-
-/// Whatever arrives: no panic, an answer only to requests, with the same id, within the limit.
-#[test]
-fn arbitrary_bytes_never_break_the_rules_of_an_answer() {
-    let zone = zone();
-    let mut edns = query("_mesh._tcp.ct110.mesh.", RecordType::ANY);
-    edns.set_edns(Edns::new());
-    let seeds = [query("ct110.mesh.", RecordType::A).to_vec().unwrap(), edns.to_vec().unwrap()];
-    // xorshift: the same bytes in every run.
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as usize
-    };
-    for _ in 0..100_000 {
-        let mut bytes = seeds[random() % 2].clone();
-        for _ in 0..random() % 6 {
-            let at = random() % bytes.len();
-            bytes[at] = random() as u8;
-        }
-        bytes.truncate(random() % (bytes.len() + 20));
-        for transport in [Transport::Udp, Transport::Tcp] {
-            let Some(reply) = answer(Some(&zone), &bytes, transport) else { continue };
-            assert_eq!(reply[..2], bytes[..2], "{bytes:x?}");
-            assert_eq!(bytes[2] & 0x80, 0, "{bytes:x?}");
-            assert_eq!(reply[2] & 0x80, 0x80, "{bytes:x?}");
-            assert!(transport == Transport::Tcp || reply.len() <= usize::from(UDP_PAYLOAD_MAX), "{bytes:x?}");
-        }
-    }
 }
 
 #[test]
