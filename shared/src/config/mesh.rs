@@ -251,7 +251,7 @@ fn seed(discovery: &Section<'_>, host: Option<String>, port: u16) -> Option<Disc
 
 fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
     const EXPECTED: &str = "{name: ct111, host: 192.168.10.111}";
-    let mut peers = Vec::new();
+    let (mut peers, mut names) = (Vec::new(), Vec::new());
     for (i, item) in section.sections("peers", EXPECTED) {
         let name: Option<NodeName> = item.parsed("name");
         let host = item.string("host");
@@ -267,11 +267,11 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
         item.finish();
         if let Some(name) = name {
             let host = host.unwrap_or_else(|| name.mesh_host());
+            names.push((i, name.clone()));
             peers.push(StaticPeer { name, host, port });
         }
     }
-    let names: Vec<_> = peers.iter().map(|peer| peer.name.clone()).collect();
-    for (i, name) in repeated(&names) {
+    for (i, name) in repeated(names) {
         section.mistake_at("peers", i, format!("{name} is listed twice"));
     }
     peers

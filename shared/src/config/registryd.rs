@@ -77,7 +77,7 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
 
 /// `opus`, or `{name: opus, id: …, provider: anthropic, model: …}`.
 fn agents(section: &Section<'_>) -> Vec<Agent> {
-    let mut agents: Vec<Agent> = Vec::new();
+    let (mut agents, mut names): (Vec<Agent>, _) = (Vec::new(), Vec::new());
     for (i, item) in section.texts_or_sections("agents", "a name, or {name: opus, provider: anthropic}") {
         let agent = match item {
             Item::Text(name) => match name.parse::<AgentName>() {
@@ -99,10 +99,10 @@ fn agents(section: &Section<'_>) -> Vec<Agent> {
                 Agent { id: id.unwrap_or_else(|| name.to_string()), name: name.into(), provider, model }
             }
         };
+        names.push((i, agent.name.clone()));
         agents.push(agent);
     }
-    let names: Vec<_> = agents.iter().map(|agent| agent.name.clone()).collect();
-    for (i, name) in repeated(&names) {
+    for (i, name) in repeated(names) {
         section.mistake_at("agents", i, format!("{name} is listed twice"));
     }
     agents

@@ -4,7 +4,7 @@
 mod place;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -96,7 +96,10 @@ impl<'t> Document<'t> {
         let known = [name];
         match self.unknown_sections(&known).next() {
             _ if self.root.contains_key(name) => self.mistake(name, "is empty"),
-            Some((key, _)) => self.mistake(key, format!("there is no {name}: section; is this one meant?")),
+            Some((key, _)) => {
+                let message = format!("there is no {name}: section; is this one meant?");
+                self.report(&vec![Step::Key(key.into())], message);
+            }
             None => self.report(&Path::new(), format!("there is no {name}: section")),
         }
         None
@@ -427,14 +430,8 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Names that must not stand twice in a list.
-pub(super) fn repeated<T: Ord + Clone>(items: &[T]) -> Vec<(usize, T)> {
-    let mut first = BTreeMap::new();
-    let mut again = Vec::new();
-    for (i, item) in items.iter().enumerate() {
-        if first.insert(item.clone(), i).is_some() {
-            again.push((i, item.clone()));
-        }
-    }
-    again
+/// Names that must not stand twice in a list, with their positions in it.
+pub(super) fn repeated<T: Ord + Clone>(items: Vec<(usize, T)>) -> Vec<(usize, T)> {
+    let mut seen = BTreeSet::new();
+    items.into_iter().filter(|(_, item)| !seen.insert(item.clone())).collect()
 }
