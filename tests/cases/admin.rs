@@ -1,6 +1,7 @@
 //! What a supervisor on the host asks the sidecar: alive, ready, figures.
 
 use mesh_tests::mesh::Mesh;
+use mesh_tests::tls::Client;
 use mesh_tests::{eventually, web};
 use serde_json::json;
 
@@ -17,7 +18,29 @@ async fn health_readiness_and_metrics() {
     assert!(answer.status == 503 && answer.text().contains("registryd"), "{}", answer.text());
     node.start_registryd().await;
     eventually("ready", async || (web::get(admin, "/readyz").await.status == 200).then_some(())).await;
+    let count = async |name: &str| -> u64 {
+        let metrics = web::get(admin, "/metrics").await.text();
+        let name = format!("mesh_proxy_{name}_total ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).expect(&name).parse().unwrap()
+    };
+    let before = (count("inbound_requests").await, count("inbound_connections").await);
     node.get_from_peer(&mesh, "ct111", "/x").await;
+    assert_eq!(
+        (count("inbound_requests").await, count("inbound_connections").await),
+        (before.0 + 1, before.1 + 1)
+    );
+    Client::anonymous(&mesh.ca).refused(node.inbound(), "ct110").await;
+    eventually("the refusal is counted", async || {
+        (count("inbound_handshake_failures").await == 1).then_some(())
+    })
+    .await;
+    // Its own node is a peer like any other: one connection for all requests.
+    let (dials, errors) = (count("outbound_dials").await, count("sidecar_errors").await);
+    for _ in 0..10 {
+        assert_eq!(node.get("/nodes/ct110/x").await.status, 200);
+    }
+    node.get("/nodes/ct199/x").await.problem(404, "unknown_node");
+    assert_eq!((count("outbound_dials").await, count("sidecar_errors").await), (dials + 1, errors + 1));
     let metrics = web::get(admin, "/metrics").await;
     assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     for line in metrics.text().lines().filter(|line| !line.starts_with('#')) {

@@ -1,5 +1,6 @@
 //! What a newcomer sees first: the demo, and the files in deploy/.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mesh_shared::NodeName;
@@ -32,20 +33,54 @@ async fn the_demo_shows_a_delegation_and_two_refusals_and_cleans_up() {
     // Without --once it stays, its commands work, and Ctrl-C ends everything it started.
     let mut staying = Daemon::start("demo", &mut demo());
     staying.wait_log(&["Ctrl-C"]).await;
-    let curl = staying
-        .log()
-        .into_iter()
-        .find(|line| line.trim_start().starts_with("curl "))
-        .expect("a curl command to try");
-    let tried = run(std::process::Command::new("bash").args(["-c", curl.trim()]));
-    assert!(tried.status.success(), "{curl}: {}{}", text(&tried.stdout), text(&tried.stderr));
+    let invitation = staying.log();
+    let invitation = invitation.iter().skip_while(|line| !line.starts_with("Both nodes are up"));
+    let commands: Vec<&str> = invitation.filter_map(|line| line.strip_prefix("    ")).collect();
+    let mut tried = 0;
+    for (part, fails, told) in [
+        ("/agents/grok/api/message", false, "grok here"),
+        ("http_proxy=", false, "\"node\":\"ct111\""),
+        ("x-mesh-agent: grok", false, "grok here"),
+        ("/agents/nobody/", false, "x-mesh-error: unknown_agent"),
+        ("meshctl nodes", false, "ct111"),
+        ("meshctl ping", false, "ct111"),
+        ("curl -sS -k", true, "ertificate"),
+        ("openssl s_client", false, "BEGIN CERTIFICATE"),
+        ("cat ", false, "node_name: ct110"),
+    ] {
+        let command = commands.iter().find(|command| command.contains(part)).expect(part);
+        let output =
+            super::piped(std::process::Command::new("timeout").args(["20", "bash", "-c", command]), b"");
+        let status = run(std::process::Command::new("timeout").args(["20", "bash", "-c", command])).status;
+        assert!(output.contains(told), "{command}: {output}");
+        assert!(status.success() != fails || part.starts_with("openssl"), "{command}: {status}");
+        tried += 1;
+    }
+    // Two go on until they are ended: watch and tail.
+    assert_eq!(commands.len(), tried + 2, "{commands:#?}");
     let children = children_of(staying.pid());
     assert!(children.len() >= 4, "two sidecars and two registryds: {children:?}");
     staying.signal(libc::SIGINT);
-    staying.exited().await;
+    let ended = staying.exited().await;
+    assert!(ended.success(), "{ended}");
     for child in children {
         assert!(!Path::new(&format!("/proc/{child}")).exists(), "process {child} still runs");
     }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "files were left behind");
+
+    // Where not all of it happens, it does not say that it did.
+    let broken = tempfile::tempdir_in(binary("meshctl").parent().unwrap()).unwrap();
+    for name in ["meshctl", "registryd"] {
+        std::fs::hard_link(binary(name), broken.path().join(name)).unwrap();
+    }
+    let stub = broken.path().join("mesh-proxy");
+    std::fs::write(&stub, "#!/bin/sh\necho no use >&2\nexit 1\n").unwrap();
+    std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut demo = std::process::Command::new(broken.path().join("meshctl"));
+    let output = run(demo.args(["demo", "--once"]).env("TMPDIR", folder.path()));
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    let told = text(&output.stdout) + &text(&output.stderr);
+    assert!(told.contains("mesh-proxy") && !told.contains("All of it happened"), "{told}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "files were left behind");
 }
 
