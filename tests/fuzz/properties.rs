@@ -124,7 +124,7 @@ fn has_its_place(mistake: &Mistake, text: &str) {
         }
     }
     // Where nothing is quoted or aliased, and the place is no member of a list, the line shows a part of the key.
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_. ".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
     if let Some(line) = mistake.line
         && mistake.key.chars().all(plain)
         && !text.contains(['"', '\'', '?', '&', '*', '!', '\\'])
