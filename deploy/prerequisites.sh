@@ -52,6 +52,7 @@ tools="${CARGO_TARGET_DIR:-target}/test-tools"
 if [ "${1:-build}" = test ] && [ ! -e "$tools/lib/systemd/systemd-resolved" ] && command -v apt-get >/dev/null; then
   echo "unpacking systemd-resolved into $tools"
   packages=$(mktemp -d)
+  mkdir -p "$tools"
   fetch() { (cd "$packages" && apt-get download systemd-resolved libsystemd-shared) >/dev/null 2>&1; }
   fetch || { [ "$(id -u)" -eq 0 ] && apt-get update && fetch; } || echo "cannot fetch systemd-resolved" >&2
   for package in "$packages"/*.deb; do

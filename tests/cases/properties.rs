@@ -9,7 +9,7 @@ use std::path::Path;
 
 #[test]
 fn admission() {
-    replay("admission", 1000, body::admission);
+    replay("admission", 3000, body::admission);
 }
 
 #[test]
@@ -19,12 +19,12 @@ fn certificate() {
 
 #[test]
 fn config() {
-    replay("config", 1500, body::config);
+    replay("config", 5000, body::config);
 }
 
 #[test]
 fn delegation() {
-    replay("delegation", 1500, body::delegation);
+    replay("delegation", 5000, body::delegation);
 }
 
 #[test]
