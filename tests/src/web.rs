@@ -208,7 +208,11 @@ pub async fn h2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) ->
 
 /// Writes bytes as they are and reads until the server closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(addr).await.unwrap();
+    raw_on(TcpStream::connect(addr).await.unwrap(), bytes).await
+}
+
+/// As [`raw`], on a connection that is made already.
+pub async fn raw_on(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> String {
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     // A reset after the answer is as good as an end.
