@@ -73,9 +73,6 @@ const IDENTITY: [HeaderName; 3] = [PEER_CN, CLIENT_CERTIFICATE, FORWARDED_FOR];
 /// Removes what only a sidecar may say about a peer, whoever said it, and what a server could take for it: CGI,
 /// and WSGI after it, tell `-` and `_` in names not apart (RFC 3875, section 4.1.18).
 pub fn remove_identity(headers: &mut HeaderMap) {
-    for name in &IDENTITY {
-        headers.remove(name);
-    }
     let alike = |name: &HeaderName| {
         let same = |a: u8, b: u8| a == b || (a == b'_' && b == b'-');
         let name = name.as_str().as_bytes();

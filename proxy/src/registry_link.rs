@@ -56,9 +56,9 @@ impl RegistryLink {
         let (mut parts, body) = request.into_parts();
         parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
         parts.version = Version::HTTP_11;
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let limit = if parts.uri.path() == JOIN { JOIN_ANSWER } else { ANSWER };
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = path.parse().unwrap_or_default();
-        let limit = if path == JOIN { JOIN_ANSWER } else { ANSWER };
         timeout(limit, self.exchange(Request::from_parts(parts, body)))
             .await
             .map_err(|_| self.unavailable(&format!("no answer within {} s", limit.as_secs())))?

@@ -54,6 +54,16 @@ impl fmt::Display for LoopbackAddr {
     }
 }
 
+/// An IP address or something that can be looked up; never a URL or `host:port`.
+pub fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.parse::<IpAddr>().is_ok()
+        || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! What a peer may say of itself: limits on sizes and counts, and no name but its own. Pure; fails closed.
 
+use mesh_shared::address::is_host;
 use mesh_shared::registry::{Node, Status};
 use mesh_shared::{AgentName, Identity, NodeName};
 use serde_json::Value;
@@ -181,15 +182,6 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
         _ => return false,
     };
     levels == 0 || inner.any(|value| is_deeper(value, levels - 1))
-}
-
-fn is_host(text: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    text.parse::<std::net::IpAddr>().is_ok()
-        || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
 }
 
 fn shortened(text: &str) -> String {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::yaml::{BoolOrSection, Document, Section, repeated};
+use crate::address::is_host;
 use crate::name::NodeName;
 
 /// The section, checked.
@@ -275,14 +276,4 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
         section.mistake_at("peers", i, format!("{name} is listed twice"));
     }
     peers
-}
-
-/// An IP address or something that can be looked up; never a URL or `host:port`.
-pub(crate) fn is_host(text: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    text.parse::<std::net::IpAddr>().is_ok()
-        || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
 }
