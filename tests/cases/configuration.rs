@@ -498,7 +498,7 @@ async fn check_asks_for_the_user_who_runs_it() {
     open(binaries.path(), 0o755);
     let told_as_nobody = |daemon: &str| {
         let copy = binaries.path().join(daemon);
-        fs::copy(process::binary(daemon), &copy).unwrap();
+        process::install(&process::binary(daemon), &copy);
         let mut command = std::process::Command::new(copy);
         let output = run(command.uid(65_534).gid(65_534).args(["check", "-c"]).arg(&node.config_path));
         text(&output.stdout) + &text(&output.stderr)

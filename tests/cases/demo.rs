@@ -1,11 +1,10 @@
 //! What a newcomer sees first: the demo, and the files in deploy/.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
-use mesh_tests::process::{Daemon, binary, command, run, succeed, text};
+use mesh_tests::process::{Daemon, binary, command, install, run, succeed, text};
 
 /// Both in one test: the demo has addresses of its own, which it can have only once at a time.
 #[tokio::test]
@@ -73,9 +72,9 @@ async fn the_demo_shows_a_delegation_and_two_refusals_and_cleans_up() {
     for name in ["meshctl", "registryd"] {
         std::fs::hard_link(binary(name), broken.path().join(name)).unwrap();
     }
-    let stub = broken.path().join("mesh-proxy");
+    let stub = broken.path().join("stub");
     std::fs::write(&stub, "#!/bin/sh\necho no use >&2\nexit 1\n").unwrap();
-    std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install(&stub, &broken.path().join("mesh-proxy"));
     let mut demo = std::process::Command::new(broken.path().join("meshctl"));
     let output = run(demo.args(["demo", "--once"]).env("TMPDIR", folder.path()));
     assert!(!output.status.success(), "{}", text(&output.stdout));

@@ -59,6 +59,14 @@ pub fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
+/// Puts a program at `to`, which everybody may run, at once.
+///
+/// Another process writes it. Were it written here, a child that another thread is just starting could hold it open for
+/// writing, and running it would fail with "Text file busy".
+pub fn install(from: &Path, to: &Path) {
+    succeed(Command::new("install").args(["-m", "0755"]).args([from, to]));
+}
+
 /// Runs a command that must succeed and returns its standard output.
 pub fn succeed(command: &mut Command) -> String {
     let output = run(command);
