@@ -9,7 +9,7 @@ case "${1:-build}" in
   build) ;;
   test)
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
-      faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git)
+      faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
   *)
     echo "usage: $0 [build|test]" >&2

@@ -3,11 +3,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use mesh_tests::ca::{Ca, Spec, self_signed};
-use mesh_tests::mesh::Mesh;
+use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::{self, Daemon, command, run, text};
 
 const DAEMONS: [&str; 2] = ["mesh-proxy", "registryd"];
@@ -499,7 +500,7 @@ async fn check_asks_for_the_user_who_runs_it() {
     let told_as_nobody = |daemon: &str| {
         let copy = binaries.path().join(daemon);
         process::install(&process::binary(daemon), &copy);
-        let mut command = std::process::Command::new(copy);
+        let mut command = Command::new(copy);
         let output = run(command.uid(65_534).gid(65_534).args(["check", "-c"]).arg(&node.config_path));
         text(&output.stdout) + &text(&output.stderr)
     };
@@ -565,7 +566,7 @@ async fn registryd_starts_while_its_certificate_hangs() {
     let mut node = mesh.node("ct110").prepare().await;
     let certificate = node.folder().join("node.crt");
     fs::remove_file(&certificate).unwrap();
-    process::succeed(std::process::Command::new("mkfifo").arg(&certificate));
+    process::succeed(Command::new("mkfifo").arg(&certificate));
     node.start_registryd().await;
     mesh_tests::eventually("the registration", async || mesh.entry("ct110")).await;
     assert!(node.registryd().stop().await.success());
@@ -590,31 +591,59 @@ async fn the_configuration_is_also_found_by_the_environment() {
     process::succeed(node.command("registryd").arg("check"));
 }
 
+/// The kernel's own word: every call that can make, change or remove a file, from the start of both daemons to their end.
 #[tokio::test]
 async fn nothing_is_written_outside_the_configured_folders() {
     let mesh = Mesh::new();
-    let node = mesh.start("ct110", "opus").await;
-    mesh_tests::eventually("the registration", async || mesh.entry("ct110")).await;
-    let mut found: Vec<_> =
-        walk(mesh.folder()).into_iter().filter(|path| !path.starts_with(mesh.folder().join("ca"))).collect();
-    found.retain(|path| {
-        !path.starts_with(mesh.folder().join("shared")) && !path.starts_with(node.folder().join("state"))
-    });
-    let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    for name in &names {
-        assert!(
-            ["mesh.yaml", "node.crt", "node.key", "registryd.sock"].contains(name),
-            "{name} was written: {names:?}"
-        );
+    let traces = tempfile::tempdir().unwrap();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let traced = |node: &Node, daemon: &str| {
+        let mut command = Command::new("strace");
+        // With -D the daemon is our child, and strace only looks on.
+        command.args(["-D", "-f", "-qq", "-s", "4096", "-e", CALLS_THAT_WRITE, "-o"]);
+        command.arg(traces.path().join(daemon)).arg(process::binary(daemon));
+        Daemon::start(daemon, command.arg("--config").arg(&node.config_path))
+    };
+    node.registryd = Some(traced(&node, "registryd"));
+    node.proxy = Some(traced(&node, "mesh-proxy"));
+    node.proxy().wait_log(&["mesh-proxy ready"]).await;
+    node.has_roster().await;
+    mesh.register("ct111", "127.0.0.1", 9, &[]);
+    node.comes_to("/nodes/ct111/", Some("peer_unreachable")).await;
+    assert_eq!(node.get("/agents/opus/x").await.status, 200);
+    node.proxy().signal(libc::SIGHUP);
+    node.proxy().wait_log(&["reloaded"]).await;
+    assert!(node.proxy().stop().await.success() && node.registryd().stop().await.success());
+
+    let (shared, state) = (mesh.folder().join("shared"), node.folder().join("state"));
+    for (daemon, own) in [("registryd", [&shared, &node.socket()]), ("mesh-proxy", [&state, &state])] {
+        let trace = fs::read_to_string(traces.path().join(daemon)).unwrap();
+        let mut written = Vec::new();
+        for call in trace.lines().filter(|call| writes(call)) {
+            // Between quotation marks stand the paths.
+            for path in call.split('"').skip(1).step_by(2).map(Path::new) {
+                // The folder that something configured lies in may have to be made.
+                let allowed = |own: &&PathBuf| path.starts_with(own) || own.parent() == Some(path);
+                let allowed = own.iter().any(allowed) || path == Path::new("/dev/null");
+                assert!(allowed, "{daemon} touches {}: {call}", path.display());
+                written.push(path.to_owned());
+            }
+        }
+        assert!(own.iter().all(|own| written.iter().any(|path| path.starts_with(own))), "{daemon}: {trace}");
     }
-    assert!(!Path::new("/rivet-shared").exists(), "the default folder was made");
 }
 
-fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+/// A pattern, as not every processor has each of them.
+const CALLS_THAT_WRITE: &str = "trace=/^(open|creat|truncate|rename|link|symlink|unlink|rmdir|mkdir|mknod|chmod|fchmodat|chown|\
+    lchown|fchownat|utime|bind)";
+
+/// Whether a traced call is to write: of those that open a file, only some.
+fn writes(call: &str) -> bool {
+    let name = call.split_once(' ').map_or("", |(_, rest)| rest.trim_start());
+    match name.starts_with("open") {
+        true => ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"].iter().any(|flag| call.contains(flag)),
+        // An address on the network is no file.
+        false if name.starts_with("bind(") => call.contains("AF_UNIX") && call.contains("sun_path=\"/"),
+        false => true,
     }
-    files
 }
