@@ -1,6 +1,7 @@
 //! Port 3001: this host's programs go out. The steps of a request, in order.
 
 pub mod browser_guard;
+mod connections;
 pub mod destination;
 mod dial;
 pub mod peers;

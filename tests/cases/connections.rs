@@ -35,8 +35,8 @@ async fn many_requests_at_once_share_the_h2_connection() {
     let mesh = Mesh::new();
     let (peer, _address) = mesh.peer("ct150", &[]).await;
     let node = mesh.start("ct110", "opus").await;
-    node.reaches("ct150").await;
     let outbound = node.outbound();
+    // Nothing is connected yet.
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..50 {
         waiting.spawn(async move {
@@ -49,7 +49,7 @@ async fn many_requests_at_once_share_the_h2_connection() {
         (arrived == 50).then_some(())
     })
     .await;
-    assert_eq!(peer.accepted().len(), 1);
+    assert_eq!(peer.accepted().len(), 1, "connections");
     // And all of them are cancelled when their clients go.
     drop(waiting);
     for _ in 0..50 {
@@ -84,6 +84,7 @@ async fn more_requests_than_one_h2_connection_takes_open_another() {
     let mut open = open_at_once(&node, "/nodes/ct150/hang", most).await;
     let hanging = || peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
     eventually("all arrive together", async || (hanging() == most).then_some(())).await;
+    assert_eq!(peer.accepted().len(), 16, "a request that waits for a connection makes none of its own");
     // Beyond that nobody waits without being told.
     let detail = node.get("/nodes/ct150/x").await.problem(503, "peer_busy");
     assert!(detail.contains("1600 requests to ct150.mesh"), "{detail}");

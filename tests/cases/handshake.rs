@@ -298,24 +298,20 @@ async fn a_peer_that_is_trusted_no_more_is_cut_off_and_nobody_else() {
     let mut node = plan.prepare().await;
     node.start_proxy().await;
     let clients = [(&kept, "h2"), (&gone, "h2"), (&kept, "http/1.1"), (&gone, "http/1.1")];
-    let mut waiting = tokio::task::JoinSet::new();
+    let (mut waiting, mut streams) = (tokio::task::JoinSet::new(), Vec::new());
     let clients = clients.map(|(identity, protocol)| {
         (Client::new(&mesh.ca, identity).alpn(&[protocol]), std::ptr::eq(identity, &gone), protocol)
     });
     for (client, is_gone, protocol) in &clients {
         let stream = client.connect(node.inbound(), "ct110").await.unwrap();
-        let (is_gone, protocol) = (*is_gone, *protocol);
-        waiting.spawn(async move {
-            let request = web::request(Method::GET, "https://ct110.mesh/stream").body(web::empty()).unwrap();
-            let response = match protocol {
-                "h2" => web::h2(stream).await.send_request(request).await.unwrap(),
-                _ => web::Connection::over(stream).await.open(request).await.unwrap(),
-            };
-            (is_gone, Answer::read(response).await)
-        });
-    }
-    let mut streams = Vec::new();
-    for _ in &clients {
+        let request = web::request(Method::GET, "https://ct110.mesh/stream").body(web::empty()).unwrap();
+        // The head of the answer is here, the rest is not.
+        let response = match *protocol {
+            "h2" => web::h2(stream).await.send_request(request).await.unwrap(),
+            _ => web::Connection::over(stream).await.open(request).await.unwrap(),
+        };
+        let is_gone = *is_gone;
+        waiting.spawn(async move { (is_gone, Answer::read(response).await) });
         streams.push(node.agent().stream().await);
     }
     std::fs::write(&crl, mesh.ca.crl_pem(&[&gone])).unwrap();

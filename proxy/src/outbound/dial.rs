@@ -134,6 +134,11 @@ pub struct PeerStream {
 }
 
 impl PeerStream {
+    /// Whether the peer chose h2.
+    pub fn speaks_h2(&self) -> bool {
+        self.tls.get_ref().1.alpn_protocol() == Some(ALPN_H2)
+    }
+
     fn note(&self, error: &io::Error) {
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         if let Some(rustls::Error::AlertReceived(alert)) = cause {
@@ -188,10 +193,6 @@ impl AsyncWrite for PeerStream {
 
 impl Connection for PeerStream {
     fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        match self.tls.get_ref().1.alpn_protocol() {
-            Some(ALPN_H2) => connected.negotiated_h2(),
-            _ => connected,
-        }
+        Connected::new()
     }
 }

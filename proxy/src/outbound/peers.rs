@@ -1,55 +1,40 @@
-//! Requests to peers over verified mutual TLS, on connections that are used again.
+//! Requests to peers over verified mutual TLS: on which connections they go, and what it means when they fail.
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use http::header::HOST;
 use http::uri::Scheme;
-use http::{Request, Response, Uri, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
-use rustls::ClientConfig;
+use parking_lot::Mutex;
 
-use super::dial::{PeerStream, dial};
+use super::connections::NodeConnections;
 use crate::body::RequestBody;
 use crate::credentials::{CredentialStore, Credentials};
-use crate::early_answer::EarlyAnswer;
 use crate::error::{ProxyError, root_cause};
 use crate::headers::absolute;
-use crate::http2_settings;
-use crate::metrics::METRICS;
 use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
-
-/// Moves of a node after which a connection of before could be used again, if it still were in the pool.
-const MOVES_APART: usize = 4;
 
 /// One worker's connections to peers.
 pub struct Peers {
     credentials: Arc<CredentialStore>,
-    clients: ArcSwap<Clients>,
+    known: ArcSwap<Known>,
     roster: Arc<RosterStore>,
     timeouts: Timeouts,
     limits: Limits,
     refusals: Arc<Refusals>,
 }
 
-/// The connections made with one set of credentials.
-struct Clients {
+/// The connections made with one set of credentials, by node and how often it had moved.
+struct Known {
     made_with: Arc<Credentials>,
-    /// h2 where the peer speaks it, else http/1.1. Each has at most one h2 connection to a node; which one carries a
-    /// request, its place and the node's moves decide.
-    any: Vec<Client<Connector, RequestBody>>,
-    /// http/1.1 only, for protocol upgrades.
-    http1: Client<Connector, RequestBody>,
+    nodes: Mutex<HashMap<NodeName, (usize, Arc<NodeConnections>)>>,
 }
 
 impl Peers {
@@ -60,24 +45,38 @@ impl Peers {
         timeouts: Timeouts,
         limits: Limits,
     ) -> Self {
-        let refusals = Arc::new(Refusals::default());
-        let current = Guard::into_inner(credentials.load());
-        let clients = Clients::new(current, &roster, &timeouts, &limits, &refusals);
-        Self { credentials, clients: ArcSwap::from_pointee(clients), roster, timeouts, limits, refusals }
+        let known = Known { made_with: Guard::into_inner(credentials.load()), nodes: Mutex::default() };
+        let refusals = Arc::default();
+        Self { credentials, known: ArcSwap::from_pointee(known), roster, timeouts, limits, refusals }
     }
 
-    /// The clients of the credentials that are in use now. After a reload, connections made with the old ones
-    /// end when their requests have ended.
-    fn clients(&self) -> Guard<Arc<Clients>> {
-        let clients = self.clients.load();
+    /// The connections to a node. After a reload of the credentials or a move of the node, those of before end when
+    /// their requests have ended.
+    fn connections(&self, route: &Route) -> Arc<NodeConnections> {
+        let mut known = self.known.load();
         let credentials = self.credentials.load();
-        if Arc::ptr_eq(&clients.made_with, &credentials) {
-            return clients;
+        if !Arc::ptr_eq(&known.made_with, &credentials) {
+            let made_with = Guard::into_inner(credentials);
+            self.known.store(Arc::new(Known { made_with, nodes: Mutex::default() }));
+            known = self.known.load();
         }
-        let credentials = Guard::into_inner(credentials);
-        let clients = Clients::new(credentials, &self.roster, &self.timeouts, &self.limits, &self.refusals);
-        self.clients.store(Arc::new(clients));
-        self.clients.load()
+        let mut nodes = known.nodes.lock();
+        if let Some((moves, connections)) = nodes.get(&route.node)
+            && *moves == route.moves
+        {
+            return connections.clone();
+        }
+        nodes.retain(|node, _| self.roster.route(node).is_some());
+        let connections = Arc::new(NodeConnections::new(
+            route.node.clone(),
+            &known.made_with,
+            self.roster.clone(),
+            &self.timeouts,
+            &self.limits,
+            self.refusals.clone(),
+        ));
+        nodes.insert(route.node.clone(), (route.moves, connections.clone()));
+        connections
     }
 
     /// Sends a request to a node, whose name its connection has proved.
@@ -97,23 +96,20 @@ impl Peers {
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().remove(HOST);
         let started = Instant::now();
-        let clients = self.clients();
-        let (client, place) = match upgrade {
-            true => (&clients.http1, None),
+        let connections = self.connections(route);
+        let (answer, place) = match upgrade {
+            true => (connections.send_http1(request).await, None),
             false => {
                 let place = route.enter().ok_or_else(|| ProxyError::PeerBusy {
                     node: route.node.clone(),
                     most: STREAMS_PER_CONNECTION * CONNECTIONS_PER_NODE,
                 })?;
-                let era = route.moves % MOVES_APART;
-                (&clients.any[era * CONNECTIONS_PER_NODE + place.connection()], Some(place))
+                (connections.send(&place, request).await, Some(place))
             }
         };
-        let answer = client.request(request);
-        drop(clients);
-        match answer.await {
+        match answer {
             Ok(answer) => Ok((answer, place)),
-            Err(error) => Err(self.explain(&route.node, started, &error)),
+            Err(error) => Err(self.explain(&route.node, started, &*error)),
         }
     }
 
@@ -132,74 +128,6 @@ impl Peers {
     }
 }
 
-impl Clients {
-    fn new(
-        credentials: Arc<Credentials>,
-        roster: &Arc<RosterStore>,
-        timeouts: &Timeouts,
-        limits: &Limits,
-        refusals: &Arc<Refusals>,
-    ) -> Self {
-        let client = |tls: &Arc<ClientConfig>| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(timeouts.pool_idle)
-                .timer(TokioTimer::new())
-                .http2_initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
-                .http2_initial_connection_window_size(http2_settings::connection_window_bytes(
-                    STREAMS_PER_CONNECTION as u32,
-                ))
-                .http2_max_frame_size(http2_settings::FRAME_BYTES)
-                .http2_max_header_list_size(limits.max_header_bytes)
-                .http2_keep_alive_while_idle(true)
-                .http2_keep_alive_interval(http2_settings::PING_INTERVAL)
-                .http2_keep_alive_timeout(http2_settings::PING_TIMEOUT)
-                .build(Connector {
-                    tls: tls.clone(),
-                    roster: roster.clone(),
-                    limit: timeouts.handshake,
-                    refusals: refusals.clone(),
-                })
-        };
-        let any = (0..MOVES_APART * CONNECTIONS_PER_NODE).map(|_| client(&credentials.client)).collect();
-        Self { any, http1: client(&credentials.client_http1), made_with: credentials }
-    }
-}
-
-/// Makes a connection to the node whose mesh name a URI holds.
-#[derive(Clone)]
-struct Connector {
-    tls: Arc<ClientConfig>,
-    roster: Arc<RosterStore>,
-    limit: Duration,
-    refusals: Arc<Refusals>,
-}
-
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<EarlyAnswer<PeerStream>>;
-    type Error = ProxyError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ProxyError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default();
-            let node = NodeName::from_mesh_host(host).ok_or_else(|| ProxyError::NotInMesh(host.into()))?;
-            let route = this.roster.route(&node).ok_or_else(|| ProxyError::UnknownNode(node.clone()))?;
-            let dialled = dial(&route, this.tls, this.limit, this.refusals).await;
-            match &dialled {
-                Ok(_) => METRICS.outbound_dials.add_one(),
-                Err(_) => METRICS.outbound_dial_failures.add_one(),
-            }
-            dialled.map(|peer| TokioIo::new(EarlyAnswer::new(peer)))
-        })
-    }
-}
-
 /// When each peer last refused this node's certificate, and how.
 #[derive(Default)]
 pub struct Refusals(Mutex<HashMap<NodeName, (Instant, String)>>);
@@ -207,11 +135,11 @@ pub struct Refusals(Mutex<HashMap<NodeName, (Instant, String)>>);
 impl Refusals {
     /// Notes a refusal of now.
     pub fn note(&self, node: &NodeName, reason: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), (Instant::now(), reason));
+        self.0.lock().insert(node.clone(), (Instant::now(), reason));
     }
 
     fn since(&self, node: &NodeName, start: Instant) -> Option<String> {
-        let refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = self.0.lock();
         refusals.get(node).filter(|(when, _)| *when >= start).map(|(_, reason)| reason.clone())
     }
 }

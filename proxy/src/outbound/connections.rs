@@ -1,0 +1,269 @@
+//! The connections to one node: h2 ones, each shared by many requests, or pooled http/1.1 ones with a node that speaks
+//! no h2. However many requests wait for an h2 connection at once, one is made.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_shared::NodeName;
+use mesh_shared::config::{Limits, Timeouts};
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+
+use super::dial::{PeerStream, dial};
+use super::peers::Refusals;
+use crate::body::RequestBody;
+use crate::credentials::Credentials;
+use crate::early_answer::EarlyAnswer;
+use crate::error::{ProxyError, root_cause};
+use crate::http2_settings;
+use crate::metrics::METRICS;
+use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, STREAMS_PER_CONNECTION, StreamPlace};
+
+/// For so long, a node that spoke no h2 is not asked again whether it does.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
+/// For so long, a connection that was made to learn this waits for a request.
+const WAITS: Duration = Duration::from_secs(1);
+
+type PeerIo = TokioIo<EarlyAnswer<PeerStream>>;
+
+/// One worker's connections to one node, made with one set of credentials.
+pub struct NodeConnections {
+    dialler: Arc<Dialler>,
+    shared: [Arc<SharedConnection>; CONNECTIONS_PER_NODE],
+    http1: Client<Http1Connector, RequestBody>,
+}
+
+/// What a request goes out on.
+#[derive(Clone)]
+enum Negotiated {
+    Http2(http2::SendRequest<RequestBody>),
+    /// Whatever connection the pool has, as was settled then.
+    Http1(Instant),
+}
+
+impl Negotiated {
+    fn is_usable(&self) -> bool {
+        match self {
+            Self::Http2(sender) => !sender.is_closed(),
+            Self::Http1(settled) => settled.elapsed() < ASK_AGAIN,
+        }
+    }
+}
+
+type Attempt = Shared<BoxFuture<'static, Result<Negotiated, ProxyError>>>;
+
+/// A place for one connection that many requests share: none yet, one being made, or one in use.
+struct SharedConnection(Mutex<(Option<Attempt>, Instant)>);
+
+impl NodeConnections {
+    /// Connections to `node`; made when they are needed.
+    pub fn new(
+        node: NodeName,
+        credentials: &Credentials,
+        roster: Arc<RosterStore>,
+        timeouts: &Timeouts,
+        limits: &Limits,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(http2_settings::connection_window_bytes(
+                STREAMS_PER_CONNECTION as u32,
+            ))
+            .max_frame_size(http2_settings::FRAME_BYTES)
+            .max_header_list_size(limits.max_header_bytes)
+            .keep_alive_while_idle(true)
+            .keep_alive_interval(http2_settings::PING_INTERVAL)
+            .keep_alive_timeout(http2_settings::PING_TIMEOUT);
+        let dialler = Arc::new(Dialler {
+            node,
+            any: credentials.client.clone(),
+            http1_only: credentials.client_http1.clone(),
+            http2,
+            roster,
+            refusals,
+            limit: timeouts.handshake,
+            idle: timeouts.pool_idle,
+            negotiated: Mutex::default(),
+        });
+        let http1 = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(timeouts.pool_idle)
+            .build(Http1Connector(dialler.clone()));
+        let none = || Arc::new(SharedConnection(Mutex::new((None, Instant::now()))));
+        Self { dialler, shared: std::array::from_fn(|_| none()), http1 }
+    }
+
+    /// Sends a request on the connection that its place is on. One that was in use before may have ended meanwhile
+    /// without taking the request; then another is made.
+    ///
+    /// # Errors
+    /// Of the dialling, or of HTTP.
+    pub async fn send(
+        &self,
+        place: &StreamPlace,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Box<dyn Error + Send + Sync>> {
+        let shared = &self.shared[place.connection()];
+        loop {
+            let (negotiated, reused) = shared.get(&self.dialler).await?;
+            let Negotiated::Http2(mut sender) = negotiated else {
+                return self.send_http1(request).await;
+            };
+            let mut error = match sender.try_send_request(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            request = match error.take_message() {
+                Some(request) if reused => request,
+                _ => return Err(error.into_error().into()),
+            };
+        }
+    }
+
+    /// Sends a request as http/1.1 whatever else the node speaks, as protocol upgrades need it.
+    ///
+    /// # Errors
+    /// Of the dialling, or of HTTP.
+    pub async fn send_http1(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Box<dyn Error + Send + Sync>> {
+        Ok(self.http1.request(request).await?)
+    }
+}
+
+impl SharedConnection {
+    /// The connection, and whether it was there before. Its making goes on when the request that wanted it ends.
+    async fn get(self: &Arc<Self>, dialler: &Arc<Dialler>) -> Result<(Negotiated, bool), ProxyError> {
+        let attempt = {
+            let (current, used) = &mut *self.0.lock();
+            *used = Instant::now();
+            match current.as_ref().map(|attempt| (attempt, attempt.peek())) {
+                Some((_, Some(Ok(negotiated)))) if negotiated.is_usable() => {
+                    return Ok((negotiated.clone(), true));
+                }
+                Some((attempt, None)) => attempt.clone(),
+                _ => {
+                    let attempt = dialler.clone().negotiate(Arc::downgrade(self)).boxed().shared();
+                    tokio::spawn(attempt.clone());
+                    current.insert(attempt).clone()
+                }
+            }
+        };
+        Ok((attempt.await?, false))
+    }
+
+    /// Gives the connection up if no request wanted it for `idle`, else says when that may be.
+    fn give_up(&self, idle: Duration) -> Option<Instant> {
+        let (current, used) = &mut *self.0.lock();
+        let end = *used + idle;
+        if end > Instant::now() {
+            return Some(end);
+        }
+        *current = None;
+        None
+    }
+}
+
+/// All that dialling one node needs.
+struct Dialler {
+    node: NodeName,
+    any: Arc<ClientConfig>,
+    http1_only: Arc<ClientConfig>,
+    http2: http2::Builder<TokioExecutor>,
+    roster: Arc<RosterStore>,
+    refusals: Arc<Refusals>,
+    limit: Duration,
+    idle: Duration,
+    /// Those on which the node just chose http/1.1, for the pool.
+    negotiated: Mutex<Vec<PeerIo>>,
+}
+
+impl Dialler {
+    async fn dial(&self, tls: &Arc<ClientConfig>) -> Result<PeerStream, ProxyError> {
+        let route =
+            self.roster.route(&self.node).ok_or_else(|| ProxyError::UnknownNode(self.node.clone()))?;
+        let dialled = dial(&route, tls.clone(), self.limit, self.refusals.clone()).await;
+        match &dialled {
+            Ok(_) => METRICS.outbound_dials.add_one(),
+            Err(_) => METRICS.outbound_dial_failures.add_one(),
+        }
+        dialled
+    }
+
+    /// Connects, and lets the node choose the protocol.
+    async fn negotiate(self: Arc<Self>, place: Weak<SharedConnection>) -> Result<Negotiated, ProxyError> {
+        let stream = self.dial(&self.any).await?;
+        let speaks_h2 = stream.speaks_h2();
+        let io = TokioIo::new(EarlyAnswer::new(stream));
+        if !speaks_h2 {
+            self.negotiated.lock().push(io);
+            tokio::spawn(async move {
+                tokio::time::sleep(WAITS).await;
+                self.negotiated.lock().pop();
+            });
+            return Ok(Negotiated::Http1(Instant::now()));
+        }
+        let (sender, connection) = self.http2.handshake(io).await.map_err(|error| {
+            ProxyError::PeerFailed { node: self.node.clone(), reason: root_cause(&error).to_string() }
+        })?;
+        tokio::spawn(keep(connection, place, self.idle));
+        Ok(Negotiated::Http2(sender))
+    }
+}
+
+/// Drives an h2 connection to its end. Once no request wants it any more, it ends with the last one that it carries.
+async fn keep(
+    connection: impl Future<Output = hyper::Result<()>>,
+    place: Weak<SharedConnection>,
+    idle: Duration,
+) {
+    let mut connection = pin!(connection);
+    // Its requests learn themselves of an error.
+    while let Some(end) = place.upgrade().and_then(|place| place.give_up(idle)) {
+        tokio::select! {
+            _ = &mut connection => return,
+            () = tokio::time::sleep_until(end.into()) => {}
+        }
+    }
+    let _ = connection.await;
+}
+
+/// Makes the pool's connections.
+#[derive(Clone)]
+struct Http1Connector(Arc<Dialler>);
+
+impl tower_service::Service<Uri> for Http1Connector {
+    type Response = PeerIo;
+    type Error = ProxyError;
+    type Future = Pin<Box<dyn Future<Output = Result<PeerIo, ProxyError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let dialler = self.0.clone();
+        Box::pin(async move {
+            let negotiated = dialler.negotiated.lock().pop();
+            match negotiated {
+                Some(io) => Ok(io),
+                None => Ok(TokioIo::new(EarlyAnswer::new(dialler.dial(&dialler.http1_only).await?))),
+            }
+        })
+    }
+}
