@@ -126,7 +126,7 @@ impl Sockets {
                 .outbound
                 .listeners
                 .iter()
-                .map(|each| Ok((local(each.listen, "proxy.outbound.listeners")?, each.node.clone())))
+                .map(|each| Ok((local(each.listen, &each.key)?, each.node.clone())))
                 .collect::<Result<_, BindError>>()?,
             admin: proxy.admin.map(|address| local(address, "proxy.admin.listen")).transpose()?,
         })

@@ -20,7 +20,7 @@ use crate::tcp;
 #[error("cannot listen on {address} ({key}): {source}")]
 pub struct BindError {
     address: SocketAddr,
-    key: &'static str,
+    key: String,
     source: std::io::Error,
 }
 
@@ -39,7 +39,7 @@ impl Listener {
     ///
     /// # Errors
     /// An address that is in use or not of this host.
-    pub fn bind(address: SocketAddr, key: &'static str) -> Result<Self, BindError> {
+    pub fn bind(address: SocketAddr, key: &str) -> Result<Self, BindError> {
         let open = |address: SocketAddr| {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             if address.is_ipv6() {
@@ -61,7 +61,7 @@ impl Listener {
                 }
                 _ => Err(error),
             })
-            .map_err(|source| BindError { address, key, source })
+            .map_err(|source| BindError { address, key: key.to_owned(), source })
     }
 
     /// The same socket once more: whoever is free first accepts a connection.

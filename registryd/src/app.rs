@@ -14,6 +14,7 @@ use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::discovery::mdns::{self, Announcement};
@@ -48,6 +49,8 @@ pub enum AppError {
     Listener(#[source] io::Error),
     #[error("cannot start another thread: {0}")]
     Threads(#[source] io::Error),
+    #[error("a part of it failed, which is a bug; the lines before tell where")]
+    Part,
     #[error(transparent)]
     Certificate(#[from] MaterialError),
     #[error(transparent)]
@@ -124,16 +127,17 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     // the storage is slow.
     let _ = timeout(FIRST_LOOK_LIMIT, async { tokio::join!(own_host, state.first_look()) }).await;
 
-    tokio::spawn(watchdog.run(state.clone()));
-    tokio::spawn(heartbeat::run(state.clone(), writer.clone()));
-    tokio::spawn(socket::serve(listener, state.clone(), writer.clone()));
-    tokio::spawn(addresses::run(state.clone(), resolver.clone()));
-    tokio::spawn(discovery::run(state.clone(), client.clone(), sighted));
-    tokio::spawn(watch_sidecar(state.clone()));
+    let mut parts = JoinSet::new();
+    parts.spawn(watchdog.run(state.clone()));
+    parts.spawn(heartbeat::run(state.clone(), writer.clone()));
+    parts.spawn(socket::serve(listener, state.clone(), writer.clone()));
+    parts.spawn(addresses::run(state.clone(), resolver.clone()));
+    parts.spawn(discovery::run(state.clone(), client.clone(), sighted));
+    parts.spawn(watch_sidecar(state.clone()));
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
-        tokio::spawn(dns.run(zone));
-        tokio::spawn(dns_server::feed::run(state.views(), resolver, zones));
+        parts.spawn(dns.run(zone));
+        parts.spawn(dns_server::feed::run(state.views(), resolver, zones));
     }
     let (stop_mdns, mdns_stopped) = oneshot::channel();
     let announcing = (config.mesh.discovery == Some(Discovery::Mdns))
@@ -151,6 +155,8 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all anew.
+        Some(_) = parts.join_next() => return Err(AppError::Part),
     }
     notify(NotifyState::Stopping);
     drop(stop_mdns);

@@ -102,9 +102,9 @@ impl Config {
         let proxy = proxy::read(document.section("proxy"));
         let registryd = registryd::read(document.section("registryd"));
         if let Some(mesh) = &mesh {
-            for (i, listener) in proxy.outbound.listeners.iter().enumerate() {
+            for listener in &proxy.outbound.listeners {
                 if listener.node == mesh.node_name {
-                    let key = format!("proxy.outbound.listeners[{i}].node");
+                    let key = format!("{}.node", listener.key);
                     document
                         .mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));
                 }
@@ -123,9 +123,13 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
     let named = |key: &str, address| (key.to_owned(), address);
     let mut used = vec![named("proxy.outbound.listen", proxy.outbound.listen.socket_addr())];
     used.extend(inbound.map(|address| named("mesh.agent_channel_port", address)));
-    used.extend(proxy.outbound.listeners.iter().enumerate().map(|(i, listener)| {
-        (format!("proxy.outbound.listeners[{i}].listen"), listener.listen.socket_addr())
-    }));
+    used.extend(
+        proxy
+            .outbound
+            .listeners
+            .iter()
+            .map(|listener| (format!("{}.listen", listener.key), listener.listen.socket_addr())),
+    );
     used.extend(proxy.admin.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
     used.push(named("proxy.backend.address", proxy.backend.address.socket_addr()));
     // DNS is served over TCP as well.

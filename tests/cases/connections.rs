@@ -2,6 +2,7 @@
 //! speak it, and http/1.1 with a peer that does not.
 
 use std::process::Command;
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use mesh_tests::eventually;
@@ -70,6 +71,22 @@ async fn open_at_once(node: &Node, target: &str, count: usize) -> tokio::task::J
         });
     }
     open
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_needs_is_closed() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let plan = mesh.node("ct110").agent("opus");
+    let plan = plan.with(|config| config["proxy"]["timeouts"] = json!({"pool_idle_ms": 300}));
+    let node = plan.start().await;
+    node.comes_to("/nodes/ct150/x", None).await;
+    eventually("another request finds no connection", async || {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+        (peer.accepted().len() > 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -57,6 +57,8 @@ pub struct Outbound {
 /// A listener whose requests all go to one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundListener {
+    /// Its place in the file, such as `proxy.outbound.listeners[0]`.
+    pub key: String,
     /// Where to listen.
     pub listen: LoopbackAddr,
     /// Where everything goes.
@@ -180,7 +182,8 @@ fn outbound(section: Section<'_>) -> Outbound {
         }
         item.finish();
         if let (Some(listen), Some(node)) = given {
-            listeners.push(OutboundListener { listen, node });
+            let key = format!("proxy.outbound.listeners[{i}]");
+            listeners.push(OutboundListener { key, listen, node });
         }
     }
     section.finish();

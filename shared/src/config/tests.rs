@@ -294,6 +294,20 @@ fn one_text_counts_as_a_list_of_one() {
     assert_eq!(config.registryd.capabilities, ["chat"]);
 }
 
+/// A listener that cannot be read is no reason to look at the wrong one of the others.
+#[test]
+fn a_listener_is_named_by_its_place_in_the_file() {
+    let listeners = "- {node: b}\n    - {node: a, listen: '127.0.0.1:3001'}";
+    let text = format!(
+        "mesh: {{enabled: true, node_name: a, tls: true}}\nproxy:\n  outbound:\n    listeners:\n    {listeners}"
+    );
+    let told = mistakes(&text);
+    assert!(told[0].starts_with("line 5: proxy.outbound.listeners[0]: expected {listen"), "{told:?}");
+    assert!(told[1].starts_with("line 6: proxy.outbound.listeners[1].node: a is this node"), "{told:?}");
+    assert!(told[2].starts_with("line 6: proxy.outbound.listeners[1].listen: 127.0.0.1:3001 is"), "{told:?}");
+    assert_eq!(told.len(), 3);
+}
+
 #[test]
 fn an_address_is_given_away_once() {
     for (port, rest, message) in [
