@@ -4,12 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::IntoRawFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::{Fds, ShutdownWatch};
 use pingora_core::services::listening::Service;
 use pingora_limits::inflight::{Guard, Inflight};
+use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -74,6 +76,9 @@ impl Listener {
 
     /// Hands the socket to a pingora service that gives each connection to `app`, until `shutdown`.
     pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, shutdown: ShutdownWatch) {
+        // pingora limits its part of an accept by a clock of its own, a thread that wakes a hundred times a second for
+        // as long as the process lives. tokio's timer does as well and sleeps.
+        set_fast_timeout_to_tokio_threshold(Some(Duration::ZERO));
         let name = self.address.to_string();
         let mut service = Service::new(name.clone(), app);
         service.add_tcp(&name);

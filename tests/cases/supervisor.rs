@@ -1,4 +1,4 @@
-//! What systemd is told: ready once it works, stopping when it does.
+//! What systemd is told, ready once it works, stopping when it does; and that a service without work sleeps.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -44,4 +44,27 @@ async fn both_daemons_say_when_they_work_and_when_they_stop() {
         assert_eq!(manager.told(), "STOPPING=1");
         assert!(daemon.exited().await.success());
     }
+}
+
+/// A pair beside each agent must cost next to nothing where nothing happens.
+#[tokio::test]
+async fn whoever_has_nothing_to_do_sleeps() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    // As in the field, where a heartbeat is rare.
+    let mut node = plan.with(|config| config["mesh"]["heartbeat_interval_ms"] = 30_000.into()).start().await;
+    assert_eq!(node.get("/agents/opus/x").await.status, 200);
+    let wakeups = |daemon: &Daemon| -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let of_task = |task: std::io::Result<std::fs::DirEntry>| -> u64 {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.map_or(0, |count| count.trim().parse().unwrap())
+        };
+        tasks.map(of_task).sum()
+    };
+    let before = (wakeups(node.proxy()), wakeups(node.registryd()));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let woke = (wakeups(node.proxy()) - before.0, wakeups(node.registryd()) - before.1);
+    assert!(woke.0 < 90 && woke.1 < 90, "in 3 s mesh-proxy woke {} times, registryd {}", woke.0, woke.1);
 }
