@@ -4,6 +4,7 @@ pub mod browser_guard;
 mod connections;
 pub mod destination;
 mod dial;
+mod gathering;
 pub mod peers;
 
 use std::convert::Infallible;

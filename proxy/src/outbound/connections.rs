@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 
 use super::dial::{PeerStream, dial};
+use super::gathering::Gathering;
 use super::peers::Refusals;
 use crate::body::RequestBody;
 use crate::credentials::Credentials;
@@ -209,15 +210,16 @@ impl Dialler {
     async fn negotiate(self: Arc<Self>, place: Weak<SharedConnection>) -> Result<Negotiated, ProxyError> {
         let stream = self.dial(&self.any).await?;
         let speaks_h2 = stream.speaks_h2();
-        let io = TokioIo::new(EarlyAnswer::new(stream));
+        let stream = EarlyAnswer::new(stream);
         if !speaks_h2 {
-            self.negotiated.lock().push(io);
+            self.negotiated.lock().push(TokioIo::new(stream));
             tokio::spawn(async move {
                 tokio::time::sleep(WAITS).await;
                 self.negotiated.lock().pop();
             });
             return Ok(Negotiated::Http1(Instant::now()));
         }
+        let io = TokioIo::new(Gathering::new(stream));
         let (sender, connection) = self.http2.handshake(io).await.map_err(|error| {
             ProxyError::PeerFailed { node: self.node.clone(), reason: root_cause(&error).to_string() }
         })?;
