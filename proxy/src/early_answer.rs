@@ -2,11 +2,12 @@
 //!
 //! Such a server closes while the request is still being sent. The sending then fails, and an HTTP client
 //! would give up there, with the answer (or TLS's alert that tells why) waiting to be read. On these
-//! connections a failed write only pauses the sending: the reading side finds the answer, or the end.
+//! connections a failed write only pauses the sending: the reading side finds the answer, or the end. Where nobody has
+//! begun to read, there is none, and the write fails.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,21 +15,30 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A connection whose reading side outlives its writing side.
 pub struct EarlyAnswer<S> {
     inner: S,
-    write_failed: bool,
+    reading: bool,
     read_ended: bool,
+    /// Who wanted to write, once a write has failed.
+    held: Option<Waker>,
 }
 
 impl<S> EarlyAnswer<S> {
     /// Wraps a connection.
     pub fn new(inner: S) -> Self {
-        Self { inner, write_failed: false, read_ended: false }
+        Self { inner, reading: false, read_ended: false, held: None }
     }
+}
 
+impl<S: AsyncRead + Unpin> EarlyAnswer<S> {
     /// Makes a failed write wait for the reading side, once.
-    fn judge<T>(&mut self, written: Poll<io::Result<T>>, context: &Context<'_>) -> Poll<io::Result<T>> {
+    fn judge<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         match written {
+            Poll::Ready(Err(_)) if !self.reading => {
+                // TLS takes in an alert only when it is read.
+                let _ = Pin::new(&mut self.inner).poll_read(context, &mut ReadBuf::new(&mut [0]));
+                written
+            }
             Poll::Ready(Err(_)) if !self.read_ended => {
-                self.write_failed = true;
+                self.held = Some(context.waker().clone());
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -36,13 +46,14 @@ impl<S> EarlyAnswer<S> {
         }
     }
 
-    /// What a write gets once one has failed; `None` while none has.
-    fn refusal<T>(&self) -> Option<Poll<io::Result<T>>> {
-        match (self.write_failed, self.read_ended) {
-            (false, _) => None,
-            (true, false) => Some(Poll::Pending),
-            (true, true) => Some(Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))),
+    /// What a write gets once one has failed and waits; `None` while none does.
+    fn refusal<T>(&mut self, context: &Context<'_>) -> Option<Poll<io::Result<T>>> {
+        let held = self.held.as_mut()?;
+        if self.read_ended {
+            return Some(Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())));
         }
+        held.clone_from(context.waker());
+        Some(Poll::Pending)
     }
 }
 
@@ -52,6 +63,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for EarlyAnswer<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.reading = true;
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
         self.read_ended |= match &polled {
@@ -59,17 +71,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for EarlyAnswer<S> {
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
         };
+        if self.read_ended
+            && let Some(held) = &self.held
+        {
+            held.wake_by_ref();
+        }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if let Some(refusal) = self.refusal() {
+        if let Some(refusal) = self.refusal(context) {
             return refusal;
         }
         let written = Pin::new(&mut self.inner).poll_write(context, data);
@@ -81,7 +98,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(refusal) = self.refusal() {
+        if let Some(refusal) = self.refusal(context) {
             return refusal;
         }
         let written = Pin::new(&mut self.inner).poll_write_vectored(context, data);
@@ -93,7 +110,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(refusal) = self.refusal() {
+        if let Some(refusal) = self.refusal(context) {
             return refusal;
         }
         let flushed = Pin::new(&mut self.inner).poll_flush(context);
@@ -123,25 +140,31 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(EarlyAnswer::new(client));
+        let mut answer = Vec::new();
+        // Ends with the connection, whether that is its end or a reset.
+        let reading = async { drop(reader.read_to_end(&mut answer).await) };
+        let sending = async {
+            writer.write_all(b"the beginning").await.unwrap();
+            server.readable().await.unwrap();
+            server.write_all(b"no").await.unwrap();
+            // Closing with something unread resets the connection.
+            drop(server);
+            while writer.write_all(&[0; 65_536]).await.is_ok() {}
+        };
+        tokio::join!(reading, sending);
+        assert_eq!(answer, b"no");
+    }
+
+    #[tokio::test]
+    async fn where_nobody_reads_a_failed_write_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
         let mut client = EarlyAnswer::new(client);
         client.write_all(b"the beginning").await.unwrap();
         server.readable().await.unwrap();
-        server.write_all(b"no").await.unwrap();
-        // Closing with something unread resets the connection.
         drop(server);
-        let (mut reader, mut writer) = tokio::io::split(client);
-        let writing = tokio::spawn(async move {
-            loop {
-                if let Err(error) = writer.write_all(&[0; 65_536]).await {
-                    return error;
-                }
-            }
-        });
-        let mut answer = [0; 2];
-        reader.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"no");
-        assert!(reader.read(&mut answer).await.map_or(true, |read| read == 0));
-        drop(reader);
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(100), writing).await;
+        while client.write_all(&[0; 65_536]).await.is_ok() {}
     }
 }

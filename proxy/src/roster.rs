@@ -25,26 +25,26 @@ pub struct Route {
     pub node: NodeName,
     /// The last known state.
     pub status: Status,
-    /// `<node>.mesh:<port>`, under which its connections are kept.
+    /// `<node>.mesh:<port>`.
     pub authority: Authority,
     /// Where to dial, in this order; empty where the name did not resolve.
     pub addresses: Vec<SocketAddr>,
     /// Why there are no addresses.
     pub unresolved: Option<String>,
-    /// How often the node has moved, as far as was seen: connections of before are not used for new requests.
-    pub moves: usize,
-    load: Arc<Load>,
+    /// The requests under way to it. Another one where the node has moved: connections of before are not used for new
+    /// requests.
+    pub load: Arc<Load>,
 }
 
 /// Requests that one connection carries before another is opened; servers allow at least as many (RFC 9113,
 /// section 6.5.2).
 pub const STREAMS_PER_CONNECTION: usize = 100;
-/// Most connections to one place of a node.
+/// Most connections to one place of a node, for each thread.
 pub const CONNECTIONS_PER_NODE: usize = 16;
 
-/// Requests under way to a node, by the connection that carries them.
+/// Requests under way to a node, by the number of the connection that carries them.
 #[derive(Debug, Default)]
-struct Load([AtomicUsize; CONNECTIONS_PER_NODE]);
+pub struct Load([AtomicUsize; CONNECTIONS_PER_NODE]);
 
 /// A request's place on one of the connections to a node, given back on drop.
 #[derive(Debug)]
@@ -303,16 +303,9 @@ impl Route {
             false => node.addresses.iter().map(|ip| SocketAddr::new(*ip, node.port)).collect(),
         };
         // A further address is no move; one that is gone may be the one that is connected.
-        let (moves, load) = match before {
-            Some(before) if before.addresses.iter().all(|address| addresses.contains(address)) => {
-                (before.moves, before.load.clone())
-            }
-            Some(before) => (before.moves.wrapping_add(1), Arc::default()),
-            None => (0, Arc::default()),
-        };
+        let stayed = |before: &&Self| before.addresses.iter().all(|address| addresses.contains(address));
         Some(Self {
-            moves,
-            load,
+            load: before.filter(stayed).map(|before| before.load.clone()).unwrap_or_default(),
             authority: format!("{}:{}", node.name.mesh_host(), node.port).parse().ok()?,
             node: node.name.clone(),
             status: node.status,

@@ -184,6 +184,48 @@ async fn with_a_peer_that_speaks_only_http_1_1_connections_are_pooled() {
 }
 
 #[tokio::test]
+async fn a_peer_that_changes_what_it_speaks_is_followed() {
+    let mesh = Mesh::new();
+    let options = |alpn| PeerOptions { alpn: vec![alpn], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (mut peer, address) = mesh.peer_with("ct150", &[], options("http/1.1")).await;
+    let node = mesh.start("ct110", "opus").await;
+    for alpn in ["h2", "http/1.1"] {
+        node.comes_to("/nodes/ct150/x", None).await;
+        peer.stop().await;
+        peer = Peer::start(address.port(3000), "ct150", options(alpn)).await;
+        node.comes_to("/nodes/ct150/x", None).await;
+        let accepted = peer.accepted();
+        assert!(accepted.iter().all(|each| each.alpn.as_deref() == Some(alpn)), "{accepted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_resets_connections_is_an_error_at_once() {
+    let mesh = Mesh::new();
+    for alpn in ["h2", "http/1.1"] {
+        let name = if alpn == "h2" { "ct150" } else { "ct151" };
+        let options = PeerOptions { alpn: vec![alpn], resets: true, ..PeerOptions::good(&mesh.ca, name) };
+        let (peer, address) = mesh.peer_with(name, &[], options).await;
+        let node = mesh.start(&format!("{name}-caller"), "opus").await;
+        let target = format!("/nodes/{name}/x");
+        node.comes_to(&target, Some("peer_failed")).await;
+        for _ in 0..20 {
+            let started = std::time::Instant::now();
+            let answer = node.get(&target).await;
+            answer.problem(502, answer.header("x-mesh-error").unwrap_or("none"));
+            assert!(
+                started.elapsed() < Duration::from_secs(9),
+                "only the time limit of a handshake ended it"
+            );
+        }
+        assert!(peer.accepted().len() > 20);
+        peer.stop().await;
+        let _peer = Peer::start(address.port(3000), name, PeerOptions::good(&mesh.ca, name)).await;
+        node.comes_to(&target, None).await;
+    }
+}
+
+#[tokio::test]
 async fn a_peer_without_alpn_is_spoken_to_in_http_1_1() {
     let mesh = Mesh::new();
     let options = PeerOptions { alpn: vec![], ..PeerOptions::good(&mesh.ca, "ct150") };

@@ -132,6 +132,8 @@ pub struct PeerOptions {
     pub clients_of: RootCertStore,
     /// The TLS versions it speaks.
     pub versions: Vec<&'static SupportedProtocolVersion>,
+    /// Whether it resets each connection as soon as its handshake is done.
+    pub resets: bool,
 }
 
 impl PeerOptions {
@@ -142,6 +144,7 @@ impl PeerOptions {
             alpn: vec!["h2", "http/1.1"],
             clients_of: ca.roots(),
             versions: rustls::ALL_VERSIONS.to_vec(),
+            resets: false,
         }
     }
 }
@@ -189,6 +192,7 @@ impl Peer {
             TlsAcceptor::from(Arc::new(config)),
             example.clone(),
             accepted.clone(),
+            options.resets,
         ));
         Self { addr, example, accepted, task }
     }
@@ -216,6 +220,7 @@ async fn accept(
     acceptor: TlsAcceptor,
     example: Arc<Example>,
     accepted: Arc<Mutex<Vec<Accepted>>>,
+    resets: bool,
 ) {
     // Aborts its tasks when it is dropped.
     let mut connections = tokio::task::JoinSet::new();
@@ -232,6 +237,10 @@ async fn accept(
                 resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
                 server_name: session.server_name().map(Into::into),
             });
+            if resets {
+                stream.get_ref().0.set_zero_linger().unwrap();
+                return;
+            }
             let service = service_fn(|request| example.clone().answer(request));
             let io = TokioIo::new(stream);
             if alpn.as_deref() == Some("h2") {

@@ -1,5 +1,5 @@
 //! The connections to one node: h2 ones, each shared by many requests, or pooled http/1.1 ones with a node that speaks
-//! no h2. However many requests wait for an h2 connection at once, one is made.
+//! no h2. Requests that wait for the same h2 connection share the one that is being made.
 
 use std::error::Error;
 use std::future::Future;
@@ -19,6 +19,7 @@ use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+use tokio::time::timeout;
 
 use super::dial::{PeerStream, dial};
 use super::gathering::Gathering;
@@ -26,14 +27,12 @@ use super::peers::Refusals;
 use crate::body::RequestBody;
 use crate::credentials::Credentials;
 use crate::early_answer::EarlyAnswer;
-use crate::error::{ProxyError, root_cause};
+use crate::error::ProxyError;
 use crate::http2_settings;
 use crate::metrics::METRICS;
 use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, STREAMS_PER_CONNECTION, StreamPlace};
 
-/// For so long, a node that spoke no h2 is not asked again whether it does.
-const ASK_AGAIN: Duration = Duration::from_secs(300);
-/// For so long, a connection that was made to learn this waits for a request.
+/// For so long, a connection on which the node chose http/1.1 waits for the request that it was made for.
 const WAITS: Duration = Duration::from_secs(1);
 
 type PeerIo = TokioIo<EarlyAnswer<PeerStream>>;
@@ -49,23 +48,20 @@ pub struct NodeConnections {
 #[derive(Clone)]
 enum Negotiated {
     Http2(http2::SendRequest<RequestBody>),
-    /// Whatever connection the pool has, as was settled then.
-    Http1(Instant),
-}
-
-impl Negotiated {
-    fn is_usable(&self) -> bool {
-        match self {
-            Self::Http2(sender) => !sender.is_closed(),
-            Self::Http1(settled) => settled.elapsed() < ASK_AGAIN,
-        }
-    }
+    /// Whatever connection the pool has.
+    Http1,
 }
 
 type Attempt = Shared<BoxFuture<'static, Result<Negotiated, ProxyError>>>;
 
-/// A place for one connection that many requests share: none yet, one being made, or one in use.
-struct SharedConnection(Mutex<(Option<Attempt>, Instant)>);
+/// A place for one connection that many requests share.
+struct SharedConnection(Mutex<Place>);
+
+struct Place {
+    /// None yet, one being made, one in use, or what became of it.
+    attempt: Option<Attempt>,
+    last_wanted: Instant,
+}
 
 impl NodeConnections {
     /// Connections to `node`; made when they are needed.
@@ -104,8 +100,9 @@ impl NodeConnections {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(timeouts.pool_idle)
             .build(Http1Connector(dialler.clone()));
-        let none = || Arc::new(SharedConnection(Mutex::new((None, Instant::now()))));
-        Self { dialler, shared: std::array::from_fn(|_| none()), http1 }
+        let none = |_| Place { attempt: None, last_wanted: Instant::now() };
+        let shared = std::array::from_fn(none).map(|place| Arc::new(SharedConnection(Mutex::new(place))));
+        Self { dialler, shared, http1 }
     }
 
     /// Sends a request on the connection that its place is on. One that was in use before may have ended meanwhile
@@ -122,7 +119,12 @@ impl NodeConnections {
         loop {
             let (negotiated, reused) = shared.get(&self.dialler).await?;
             let Negotiated::Http2(mut sender) = negotiated else {
-                return self.send_http1(request).await;
+                let answer = self.send_http1(request).await;
+                if answer.is_err() {
+                    // The next one asks again what the node speaks.
+                    shared.0.lock().attempt = None;
+                }
+                return answer;
             };
             let mut error = match sender.try_send_request(request).await {
                 Ok(answer) => return Ok(answer),
@@ -148,34 +150,50 @@ impl NodeConnections {
 }
 
 impl SharedConnection {
-    /// The connection, and whether it was there before. Its making goes on when the request that wanted it ends.
+    /// The connection, and whether it was there before.
     async fn get(self: &Arc<Self>, dialler: &Arc<Dialler>) -> Result<(Negotiated, bool), ProxyError> {
-        let attempt = {
-            let (current, used) = &mut *self.0.lock();
-            *used = Instant::now();
-            match current.as_ref().map(|attempt| (attempt, attempt.peek())) {
-                Some((_, Some(Ok(negotiated)))) if negotiated.is_usable() => {
-                    return Ok((negotiated.clone(), true));
-                }
-                Some((attempt, None)) => attempt.clone(),
-                _ => {
-                    let attempt = dialler.clone().negotiate(Arc::downgrade(self)).boxed().shared();
-                    tokio::spawn(attempt.clone());
-                    current.insert(attempt).clone()
-                }
+        let (attempt, begun_before) = self.attempt(dialler);
+        if let Some(Ok(negotiated)) = attempt.peek() {
+            return Ok((negotiated.clone(), true));
+        }
+        match attempt.await {
+            // Begun while the node was away, perhaps; one of now may succeed.
+            Err(ProxyError::PeerTimeout { .. } | ProxyError::PeerUnreachable { .. }) if begun_before => {
+                Ok((self.attempt(dialler).0.await?, false))
             }
-        };
-        Ok((attempt.await?, false))
+            outcome => Ok((outcome?, false)),
+        }
+    }
+
+    /// The attempt that made the connection in use, or that is making one, and whether it was begun before. It goes on
+    /// when the request that wanted it ends.
+    fn attempt(self: &Arc<Self>, dialler: &Arc<Dialler>) -> (Attempt, bool) {
+        let place = &mut *self.0.lock();
+        let unwanted = std::mem::replace(&mut place.last_wanted, Instant::now()).elapsed();
+        if let Some(attempt) = &place.attempt {
+            let usable = match attempt.peek() {
+                None => true,
+                Some(Ok(Negotiated::Http2(sender))) => !sender.is_closed(),
+                Some(Ok(Negotiated::Http1)) => unwanted < dialler.idle,
+                Some(Err(_)) => false,
+            };
+            if usable {
+                return (attempt.clone(), true);
+            }
+        }
+        let attempt = dialler.clone().negotiate(Arc::downgrade(self)).boxed().shared();
+        tokio::spawn(attempt.clone());
+        (place.attempt.insert(attempt).clone(), false)
     }
 
     /// Gives the connection up if no request wanted it for `idle`, else says when that may be.
     fn give_up(&self, idle: Duration) -> Option<Instant> {
-        let (current, used) = &mut *self.0.lock();
-        let end = *used + idle;
+        let place = &mut *self.0.lock();
+        let end = place.last_wanted + idle;
         if end > Instant::now() {
             return Some(end);
         }
-        *current = None;
+        place.attempt = None;
         None
     }
 }
@@ -191,7 +209,7 @@ struct Dialler {
     limit: Duration,
     idle: Duration,
     /// Those on which the node just chose http/1.1, for the pool.
-    negotiated: Mutex<Vec<PeerIo>>,
+    negotiated: Mutex<Vec<(Instant, PeerIo)>>,
 }
 
 impl Dialler {
@@ -208,21 +226,26 @@ impl Dialler {
 
     /// Connects, and lets the node choose the protocol.
     async fn negotiate(self: Arc<Self>, place: Weak<SharedConnection>) -> Result<Negotiated, ProxyError> {
+        let started = Instant::now();
         let stream = self.dial(&self.any).await?;
         let speaks_h2 = stream.speaks_h2();
         let stream = EarlyAnswer::new(stream);
         if !speaks_h2 {
-            self.negotiated.lock().push(TokioIo::new(stream));
+            self.negotiated.lock().push((Instant::now(), TokioIo::new(stream)));
             tokio::spawn(async move {
                 tokio::time::sleep(WAITS).await;
-                self.negotiated.lock().pop();
+                self.negotiated.lock().retain(|(made, _)| made.elapsed() < WAITS);
             });
-            return Ok(Negotiated::Http1(Instant::now()));
+            return Ok(Negotiated::Http1);
         }
-        let io = TokioIo::new(Gathering::new(stream));
-        let (sender, connection) = self.http2.handshake(io).await.map_err(|error| {
-            ProxyError::PeerFailed { node: self.node.clone(), reason: root_cause(&error).to_string() }
+        let handshake = self.http2.handshake(TokioIo::new(Gathering::new(stream)));
+        // Only sends, but a peer need not take it.
+        let outcome = timeout(self.limit, handshake).await.map_err(|_| ProxyError::PeerFailed {
+            node: self.node.clone(),
+            reason: "it takes no data".into(),
         })?;
+        let (sender, connection) =
+            outcome.map_err(|error| self.refusals.or_failed(&self.node, started, &error))?;
         tokio::spawn(keep(connection, place, self.idle));
         Ok(Negotiated::Http2(sender))
     }
@@ -263,7 +286,7 @@ impl tower_service::Service<Uri> for Http1Connector {
         Box::pin(async move {
             let negotiated = dialler.negotiated.lock().pop();
             match negotiated {
-                Some(io) => Ok(io),
+                Some((_, io)) => Ok(io),
                 None => Ok(TokioIo::new(EarlyAnswer::new(dialler.dial(&dialler.http1_only).await?))),
             }
         })

@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use mesh_shared::NodeName;
 use mesh_shared::certificate::{Role, describe};
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -113,7 +113,7 @@ fn tls_error(node: &NodeName, error: &io::Error) -> ProxyError {
             ProxyError::PeerIdentityMismatch { node, reason }
         }
         rustls::Error::InvalidCertificate(_) => ProxyError::PeerUntrusted { node, reason },
-        rustls::Error::AlertReceived(alert) => {
+        rustls::Error::AlertReceived(alert) if *alert != AlertDescription::NoApplicationProtocol => {
             ProxyError::PeerRefusedUs { node, reason: format!("alert {alert:?}") }
         }
         _ => ProxyError::PeerUnreachable {

@@ -10,6 +10,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// From this size on, a write is worth making alone.
+const LARGE_BYTES: usize = 4096;
+
 /// A connection on which small writes meet.
 pub struct Gathering<S> {
     inner: S,
@@ -22,9 +25,9 @@ impl<S> Gathering<S> {
         Self { inner, has_waited: false }
     }
 
-    /// Pending once for each flush, behind all tasks that are ready now.
-    fn wait(&mut self, context: &Context<'_>) -> Poll<()> {
-        if std::mem::replace(&mut self.has_waited, true) {
+    /// Pending once for each flush that begins with a small write, behind all tasks that are ready now.
+    fn wait(&mut self, bytes: usize, context: &Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.has_waited, true) || bytes >= LARGE_BYTES {
             return Poll::Ready(());
         }
         context.waker().wake_by_ref();
@@ -48,7 +51,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.wait(context));
+        ready!(self.wait(data.len(), context));
         Pin::new(&mut self.inner).poll_write(context, data)
     }
 
@@ -57,7 +60,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
         context: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.wait(context));
+        ready!(self.wait(data.iter().map(|part| part.len()).sum(), context));
         Pin::new(&mut self.inner).poll_write_vectored(context, data)
     }
 

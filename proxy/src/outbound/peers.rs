@@ -5,7 +5,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 use http::header::HOST;
 use http::uri::Scheme;
 use http::{Request, Response, Version};
@@ -19,22 +19,22 @@ use crate::body::RequestBody;
 use crate::credentials::{CredentialStore, Credentials};
 use crate::error::{ProxyError, root_cause};
 use crate::headers::absolute;
-use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
+use crate::roster::{CONNECTIONS_PER_NODE, Load, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
 
 /// One worker's connections to peers.
 pub struct Peers {
     credentials: Arc<CredentialStore>,
-    known: ArcSwap<Known>,
+    known: Mutex<Known>,
     roster: Arc<RosterStore>,
     timeouts: Timeouts,
     limits: Limits,
     refusals: Arc<Refusals>,
 }
 
-/// The connections made with one set of credentials, by node and how often it had moved.
+/// The connections made with one set of credentials, by node.
 struct Known {
     made_with: Arc<Credentials>,
-    nodes: Mutex<HashMap<NodeName, (usize, Arc<NodeConnections>)>>,
+    nodes: HashMap<NodeName, (Arc<Load>, Arc<NodeConnections>)>,
 }
 
 impl Peers {
@@ -45,37 +45,35 @@ impl Peers {
         timeouts: Timeouts,
         limits: Limits,
     ) -> Self {
-        let known = Known { made_with: Guard::into_inner(credentials.load()), nodes: Mutex::default() };
+        let known = Known { made_with: Guard::into_inner(credentials.load()), nodes: HashMap::new() };
         let refusals = Arc::default();
-        Self { credentials, known: ArcSwap::from_pointee(known), roster, timeouts, limits, refusals }
+        Self { credentials, known: Mutex::new(known), roster, timeouts, limits, refusals }
     }
 
     /// The connections to a node. After a reload of the credentials or a move of the node, those of before end when
     /// their requests have ended.
     fn connections(&self, route: &Route) -> Arc<NodeConnections> {
-        let mut known = self.known.load();
+        let Known { made_with, nodes } = &mut *self.known.lock();
         let credentials = self.credentials.load();
-        if !Arc::ptr_eq(&known.made_with, &credentials) {
-            let made_with = Guard::into_inner(credentials);
-            self.known.store(Arc::new(Known { made_with, nodes: Mutex::default() }));
-            known = self.known.load();
+        if !Arc::ptr_eq(made_with, &credentials) {
+            *made_with = Guard::into_inner(credentials);
+            nodes.clear();
         }
-        let mut nodes = known.nodes.lock();
-        if let Some((moves, connections)) = nodes.get(&route.node)
-            && *moves == route.moves
+        if let Some((load, connections)) = nodes.get(&route.node)
+            && Arc::ptr_eq(load, &route.load)
         {
             return connections.clone();
         }
         nodes.retain(|node, _| self.roster.route(node).is_some());
         let connections = Arc::new(NodeConnections::new(
             route.node.clone(),
-            &known.made_with,
+            made_with,
             self.roster.clone(),
             &self.timeouts,
             &self.limits,
             self.refusals.clone(),
         ));
-        nodes.insert(route.node.clone(), (route.moves, connections.clone()));
+        nodes.insert(route.node.clone(), (route.load.clone(), connections.clone()));
         connections
     }
 
@@ -121,10 +119,7 @@ impl Peers {
             }
             cause = each.source();
         }
-        match self.refusals.since(node, started) {
-            Some(reason) => ProxyError::PeerRefusedUs { node: node.clone(), reason },
-            None => ProxyError::PeerFailed { node: node.clone(), reason: root_cause(error).to_string() },
-        }
+        self.refusals.or_failed(node, started, error)
     }
 }
 
@@ -138,8 +133,13 @@ impl Refusals {
         self.0.lock().insert(node.clone(), (Instant::now(), reason));
     }
 
-    fn since(&self, node: &NodeName, start: Instant) -> Option<String> {
+    /// What an error of a connection means: that the peer refused this node, if it did so since `start`.
+    pub fn or_failed(&self, node: &NodeName, start: Instant, error: &(dyn Error + 'static)) -> ProxyError {
         let refusals = self.0.lock();
-        refusals.get(node).filter(|(when, _)| *when >= start).map(|(_, reason)| reason.clone())
+        let node = node.clone();
+        match refusals.get(&node).filter(|(when, _)| *when >= start) {
+            Some((_, reason)) => ProxyError::PeerRefusedUs { node, reason: reason.clone() },
+            None => ProxyError::PeerFailed { node, reason: root_cause(error).to_string() },
+        }
     }
 }
