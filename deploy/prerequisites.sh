@@ -47,13 +47,14 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
 fi
 
-# systemd-resolved is only unpacked, for one test: installed, it would become this machine's resolver.
+# systemd-resolved is only unpacked, with the libraries that a small machine lacks, for one test: installed, it would
+# become this machine's resolver.
 tools="${CARGO_TARGET_DIR:-target}/test-tools"
 if [ "${1:-build}" = test ] && [ ! -e "$tools/lib/systemd/systemd-resolved" ] && command -v apt-get >/dev/null; then
   echo "unpacking systemd-resolved into $tools"
   packages=$(mktemp -d)
   mkdir -p "$tools"
-  fetch() { (cd "$packages" && apt-get download systemd-resolved libsystemd-shared) >/dev/null 2>&1; }
+  fetch() { (cd "$packages" && apt-get download systemd-resolved libsystemd-shared libip4tc2 libkmod2) >/dev/null 2>&1; }
   fetch || { [ "$(id -u)" -eq 0 ] && apt-get update && fetch; } || echo "cannot fetch systemd-resolved" >&2
   for package in "$packages"/*.deb; do
     [ ! -e "$package" ] || dpkg-deb -x "$package" "$tools"

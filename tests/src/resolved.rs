@@ -37,14 +37,17 @@ pub fn start(network: &Network, node: usize, snippet: &Path, folder: &Path) -> O
     Some(Daemon::start("systemd-resolved", &mut network.inside(node, &command)))
 }
 
-/// Where `deploy/prerequisites.sh` unpacked it, with the folder of its library.
-fn find() -> Option<(PathBuf, PathBuf)> {
+/// Where `deploy/prerequisites.sh` unpacked it, with the folders of its libraries.
+fn find() -> Option<(PathBuf, String)> {
     let test = std::env::current_exe().ok()?;
     let tools = test.ancestors().nth(3)?.join("test-tools");
     let program = tools.join("lib/systemd/systemd-resolved");
+    // By architecture, as in usr/lib/x86_64-linux-gnu/systemd.
     let architecture = std::fs::read_dir(tools.join("usr/lib")).ok()?.find_map(|folder| {
-        let folder = folder.ok()?.path().join("systemd");
-        folder.is_dir().then_some(folder)
+        let folder = folder.ok()?;
+        folder.path().join("systemd").is_dir().then(|| folder.file_name())
     })?;
-    program.exists().then_some((program, architecture))
+    let (usr, root) = (tools.join("usr/lib").join(&architecture), tools.join("lib").join(&architecture));
+    let libraries = [usr.join("systemd"), usr, root].map(|folder| folder.display().to_string()).join(":");
+    program.exists().then_some((program, libraries))
 }
