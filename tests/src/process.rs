@@ -166,6 +166,22 @@ impl Daemon {
         found.unwrap_or_else(|_| panic!("{} wrote no line {parts:?} within {DEADLINE:?}", self.name))
     }
 
+    /// Stops it where it is, with all its threads, until SIGCONT.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        // On a busy machine the thread that got the signal may have to wait before it can stop the others.
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:\tT"))
+        };
+        let started = std::time::Instant::now();
+        while !tasks().all(stopped) {
+            assert!(started.elapsed() < DEADLINE, "{} does not stop", self.name);
+            thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
         let pid = i32::try_from(self.child.id()).unwrap();
