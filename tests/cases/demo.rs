@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
-use mesh_tests::process::{Daemon, binary, command, install, run, succeed, text};
+use mesh_tests::process::{Daemon, binary, command, install, of_threads, run, succeed, text};
 
 /// Both in one test: the demo has addresses of its own, which it can have only once at a time.
 #[tokio::test]
@@ -48,9 +48,8 @@ async fn the_demo_shows_a_delegation_and_two_refusals_and_cleans_up() {
         ("cat ", false, "node_name: ct110"),
     ] {
         let command = commands.iter().find(|command| command.contains(part)).expect(part);
-        let output =
-            super::piped(std::process::Command::new("timeout").args(["20", "bash", "-c", command]), b"");
-        let status = run(std::process::Command::new("timeout").args(["20", "bash", "-c", command])).status;
+        let output = run(std::process::Command::new("timeout").args(["20", "bash", "-c", command]));
+        let (status, output) = (output.status, text(&output.stdout) + &text(&output.stderr));
         assert!(output.contains(told), "{command}: {output}");
         assert!(status.success() != fails || part.starts_with("openssl"), "{command}: {status}");
         tried += 1;
@@ -85,14 +84,8 @@ async fn the_demo_shows_a_delegation_and_two_refusals_and_cleans_up() {
 
 /// The processes that this one started.
 fn children_of(pid: u32) -> Vec<u32> {
-    let of_task =
-        |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    tasks
-        .flat_map(|task| {
-            of_task(task.unwrap()).split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<_>>()
-        })
-        .collect()
+    let children = of_threads(pid, "children").join(" ");
+    children.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");

@@ -342,7 +342,7 @@ async fn a_missed_beat_shows_in_the_age_and_nowhere_else() {
     };
     // The interval is half a second.
     eventually("ct111 is heard of", async || age().await.filter(|age| *age < 1500)).await;
-    two.registryd().freeze();
+    two.registryd().freeze().await;
     eventually("more than three beats are missing", async || age().await.filter(|age| *age > 1500)).await;
     let shown = succeed(one.command("meshctl").arg("nodes"));
     let row = shown.lines().find(|line| line.starts_with("ct111")).unwrap();

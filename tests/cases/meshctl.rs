@@ -553,7 +553,7 @@ async fn a_daemon_that_hangs_is_given_up() {
     let mesh = Mesh::new();
     let mut node = mesh.node("ct110").prepare().await;
     node.start_registryd().await;
-    node.registryd().freeze();
+    node.registryd().freeze().await;
     let commands = [vec!["status"], vec!["nodes"], vec!["agents"], vec!["ping"], vec!["watch"]];
     let waiting = commands.map(|arguments| {
         (node.command("meshctl").args(&arguments).stderr(Stdio::piped()).spawn().unwrap(), arguments)

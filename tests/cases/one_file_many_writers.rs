@@ -165,8 +165,7 @@ async fn registryds_that_are_killed_at_random_lose_nothing_that_was_acknowledged
     };
     let report = chaos.run().await;
     println!("{report}");
-    // A tenth of what a busy machine gets done.
-    assert!(report.reads > 20 && report.kills > 2, "{report}");
+    assert!(report.reads > 200 && report.kills > 5, "{report}");
 }
 
 /// The short form of `tests/soak.sh`.
@@ -182,7 +181,7 @@ async fn what_a_program_without_a_lock_overwrites_is_back_within_a_heartbeat() {
     };
     let report = chaos.run().await;
     println!("{report}");
-    assert!(report.left > 0 && report.kills > 1, "{report}");
+    assert!(report.left > 0 && report.kills > 3, "{report}");
 }
 
 /// The short form of `tests/soak.sh`.

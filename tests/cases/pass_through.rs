@@ -1,5 +1,7 @@
 //! Everything that is not the sidecar's own goes to the backend as it came, with the verified identity.
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use mesh_tests::ca::Spec;
 use mesh_tests::mesh::{Mesh, Node};
@@ -269,10 +271,11 @@ async fn connections_to_the_backend_are_pooled() {
     for _ in 0..30 {
         let request = web::request(Method::POST, "/echo").body(web::full("x")).unwrap();
         assert_eq!(connection.send(request).await.text(), "x");
+        // A connection is put back a moment after its answer, on a busy machine.
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let connections = node.agent().connections();
-    // A busy machine may not have put one back before the next request comes.
-    assert!(connections < 15, "{connections} connections for 30 requests one after the other");
+    assert!(connections <= 3, "{connections} connections for 30 requests one after the other");
 }
 
 #[tokio::test]

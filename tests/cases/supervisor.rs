@@ -4,7 +4,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::Daemon;
+use mesh_tests::process::{Daemon, of_threads};
 
 /// Where a service manager listens.
 struct Manager(UnixDatagram);
@@ -55,13 +55,11 @@ async fn whoever_has_nothing_to_do_sleeps() {
     let mut node = plan.with(|config| config["mesh"]["heartbeat_interval_ms"] = 30_000.into()).start().await;
     assert_eq!(node.get("/agents/opus/x").await.status, 200);
     let wakeups = |daemon: &Daemon| -> u64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-        let of_task = |task: std::io::Result<std::fs::DirEntry>| -> u64 {
-            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+        let of_thread = |status: &String| -> u64 {
             let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
             line.map_or(0, |count| count.trim().parse().unwrap())
         };
-        tasks.map(of_task).sum()
+        of_threads(daemon.pid(), "status").iter().map(of_thread).sum()
     };
     let before = (wakeups(node.proxy()), wakeups(node.registryd()));
     tokio::time::sleep(Duration::from_secs(3)).await;

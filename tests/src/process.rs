@@ -80,6 +80,15 @@ pub fn succeed(command: &mut Command) -> String {
     text(&output.stdout)
 }
 
+/// What a file of `/proc` says of each thread of a process.
+pub fn of_threads(pid: u32, file: &str) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // One may end meanwhile.
+    threads
+        .map(|thread| std::fs::read_to_string(thread.unwrap().path().join(file)).unwrap_or_default())
+        .collect()
+}
+
 /// Bytes as text, for assertions.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -167,19 +176,14 @@ impl Daemon {
     }
 
     /// Stops it where it is, with all its threads, until SIGCONT.
-    pub fn freeze(&self) {
+    pub async fn freeze(&self) {
         self.signal(libc::SIGSTOP);
-        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
         // On a busy machine the thread that got the signal may have to wait before it can stop the others.
-        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("State:\tT"))
-        };
-        let started = std::time::Instant::now();
-        while !tasks().all(stopped) {
-            assert!(started.elapsed() < DEADLINE, "{} does not stop", self.name);
-            thread::sleep(std::time::Duration::from_millis(1));
-        }
+        eventually(&format!("{} stops", self.name), async || {
+            let threads = of_threads(self.pid(), "status");
+            threads.iter().all(|status| status.contains("\nState:\tT")).then_some(())
+        })
+        .await;
     }
 
     /// Sends a signal.
