@@ -8,10 +8,10 @@ use http::{Method, Uri};
 use mesh_shared::AgentName;
 use mesh_shared::logging::Excerpt;
 
-use crate::body::SharedScanner;
-use crate::delegation::DelegationScanner;
 use crate::error::ProxyError;
-use crate::verify::PeerIdentity;
+use crate::http::body::SharedScanner;
+use crate::inbound::delegation::DelegationScanner;
+use crate::tls::verify::PeerIdentity;
 
 /// A request of a peer, from its headers to the end of its answer.
 pub struct AccessRecord {

@@ -14,10 +14,10 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
-use crate::body::ResponseBody;
+use crate::http::body::ResponseBody;
 use crate::listener::run_to_end;
 use crate::metrics::METRICS;
-use crate::roster::RosterStore;
+use crate::roster::table::RosterStore;
 
 /// The admin side of the sidecar.
 pub struct Admin {

@@ -13,15 +13,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::Admin;
-use crate::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::descriptors;
-use crate::inbound::Inbound;
+use crate::inbound::pipeline::Inbound;
 use crate::listener::{BindError, Connections, Handshakes, Listener};
 use crate::metrics::METRICS;
-use crate::outbound::peers::Peers;
-use crate::outbound::{Outbound, OutboundListener};
-use crate::registry_link::RegistryLink;
-use crate::roster::RosterStore;
+use crate::outbound::pipeline::{Outbound, OutboundListener};
+use crate::roster::sync::RegistryLink;
+use crate::roster::table::RosterStore;
+use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
+use crate::upstream::peers::Peers;
 use crate::worker::Worker;
 
 /// Why the sidecar could not start.

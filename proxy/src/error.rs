@@ -9,8 +9,8 @@ use http::{Response, StatusCode};
 use mesh_shared::local_api::Problem;
 use mesh_shared::{AgentName, NodeName};
 
-use crate::body::ResponseBody;
-use crate::headers::MESH_ERROR;
+use crate::http::body::ResponseBody;
+use crate::http::headers::MESH_ERROR;
 use crate::metrics::METRICS;
 
 /// What went wrong with one request. The text is for the person who reads the agent's log: what failed,

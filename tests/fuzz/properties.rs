@@ -13,7 +13,7 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request};
-use mesh_proxy::delegation::DelegationScanner;
+use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, Mistake};

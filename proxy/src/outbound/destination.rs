@@ -14,7 +14,7 @@ use mesh_shared::local_api::{EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
-use crate::headers::{MESH_AGENT, MESH_NODE};
+use crate::http::headers::{MESH_AGENT, MESH_NODE};
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]

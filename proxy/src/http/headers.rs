@@ -6,7 +6,7 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Uri};
 
-use crate::verify::PeerIdentity;
+use crate::tls::verify::PeerIdentity;
 
 /// The verified identity of the peer.
 pub const PEER_CN: HeaderName = HeaderName::from_static(mesh_shared::local_api::PEER_CN);

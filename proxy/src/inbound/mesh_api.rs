@@ -6,9 +6,9 @@ use http::{Method, Request, Response};
 use mesh_shared::local_api;
 use serde::Serialize;
 
-use crate::body::ResponseBody;
 use crate::error::ProxyError;
-use crate::verify::PeerIdentity;
+use crate::http::body::ResponseBody;
+use crate::tls::verify::PeerIdentity;
 
 /// Liveness probe of a node.
 pub const PING: &str = "/api/mesh/ping";

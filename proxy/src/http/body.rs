@@ -15,10 +15,10 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::access_log::AccessRecord;
-use crate::delegation::DelegationScanner;
 use crate::error::ProxyError;
-use crate::headers;
-use crate::roster::StreamPlace;
+use crate::http::headers;
+use crate::inbound::delegation::DelegationScanner;
+use crate::roster::table::StreamPlace;
 
 /// How long to go on reading a request whose answer is there already, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));

@@ -14,12 +14,14 @@ use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
 
-use super::connections::NodeConnections;
-use crate::body::RequestBody;
-use crate::credentials::{CredentialStore, Credentials};
+use super::pool::NodeConnections;
 use crate::error::{ProxyError, root_cause};
-use crate::headers::absolute;
-use crate::roster::{CONNECTIONS_PER_NODE, Load, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace};
+use crate::http::body::RequestBody;
+use crate::http::headers::absolute;
+use crate::roster::table::{
+    CONNECTIONS_PER_NODE, Load, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace,
+};
+use crate::tls::credentials::{CredentialStore, Credentials};
 
 /// One worker's connections to peers.
 pub struct Peers {

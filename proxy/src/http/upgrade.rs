@@ -11,8 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::task::JoinSet;
 
-use crate::body::ResponseBody;
-use crate::headers;
+use crate::http::body::ResponseBody;
+use crate::http::headers;
 
 /// Small, because such connections are many and mostly idle.
 const BUFFER_BYTES: usize = 16 * 1024;

@@ -13,7 +13,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
-use crate::verify::{ClientVerifier, ServerVerifier};
+use crate::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
 pub const ALPN_H2: &[u8] = b"h2";

@@ -20,11 +20,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::peers::Refusals;
-use crate::credentials::ALPN_H2;
 use crate::error::ProxyError;
-use crate::roster::Route;
+use crate::roster::table::Route;
 use crate::tcp;
-use crate::verify::WrongPeer;
+use crate::tls::credentials::ALPN_H2;
+use crate::tls::verify::WrongPeer;
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);

@@ -21,16 +21,16 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::time::timeout;
 
-use super::dial::{PeerStream, dial};
-use super::gathering::Gathering;
+use super::connect::{PeerStream, dial};
+use super::io::gathering::Gathering;
 use super::peers::Refusals;
-use crate::body::RequestBody;
-use crate::credentials::Credentials;
-use crate::early_answer::EarlyAnswer;
 use crate::error::ProxyError;
-use crate::http2_settings;
+use crate::http::body::RequestBody;
+use crate::http::h2;
 use crate::metrics::METRICS;
-use crate::roster::{CONNECTIONS_PER_NODE, RosterStore, STREAMS_PER_CONNECTION, StreamPlace};
+use crate::roster::table::{CONNECTIONS_PER_NODE, RosterStore, STREAMS_PER_CONNECTION, StreamPlace};
+use crate::tls::credentials::Credentials;
+use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// For so long, a connection on which the node chose http/1.1 waits for the request that it was made for.
 const WAITS: Duration = Duration::from_secs(1);
@@ -76,15 +76,13 @@ impl NodeConnections {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
-            .initial_stream_window_size(http2_settings::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(http2_settings::connection_window_bytes(
-                STREAMS_PER_CONNECTION as u32,
-            ))
-            .max_frame_size(http2_settings::FRAME_BYTES)
+            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(h2::connection_window_bytes(STREAMS_PER_CONNECTION as u32))
+            .max_frame_size(h2::FRAME_BYTES)
             .max_header_list_size(limits.max_header_bytes)
             .keep_alive_while_idle(true)
-            .keep_alive_interval(http2_settings::PING_INTERVAL)
-            .keep_alive_timeout(http2_settings::PING_TIMEOUT);
+            .keep_alive_interval(h2::PING_INTERVAL)
+            .keep_alive_timeout(h2::PING_TIMEOUT);
         let dialler = Arc::new(Dialler {
             node,
             any: credentials.client.clone(),

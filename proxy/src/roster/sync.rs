@@ -18,10 +18,10 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::body::RequestBody;
-use crate::early_answer::EarlyAnswer;
 use crate::error::{ProxyError, root_cause};
-use crate::roster::RosterStore;
+use crate::http::body::RequestBody;
+use crate::roster::table::RosterStore;
+use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// registryd sends at least an empty line this often; silence for longer means it hangs.
 const SILENCE: Duration = Duration::from_secs(15);

@@ -15,11 +15,11 @@ use mesh_shared::LoopbackAddr;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::body::RequestBody;
-use crate::early_answer::EarlyAnswer;
 use crate::error::{ProxyError, root_cause};
-use crate::headers::absolute;
+use crate::http::body::RequestBody;
+use crate::http::headers::absolute;
 use crate::tcp;
+use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
 /// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new

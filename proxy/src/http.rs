@@ -1,0 +1,6 @@
+//! HTTP as it passes through: headers, bodies, upgrades, and the settings of HTTP/2.
+
+pub mod body;
+pub mod h2;
+pub mod headers;
+pub mod upgrade;

@@ -1,0 +1,4 @@
+//! Credentials, and who a peer is.
+
+pub mod credentials;
+pub mod verify;

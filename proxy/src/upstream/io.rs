@@ -1,0 +1,4 @@
+//! Wrappers around a connection's bytes.
+
+pub mod early_answer;
+pub mod gathering;
