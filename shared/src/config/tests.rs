@@ -44,8 +44,10 @@ proxy:
     address: 127.0.0.1:8080
   limits:
     max_body_bytes: 1000
+    max_requests_per_peer: 10
   timeouts:
     handshake_ms: 1000
+    body_ms: 1000
   policy:
     allow: [ct111, opus@ct111, 'device:phone']
   admin:
