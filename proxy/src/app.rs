@@ -14,10 +14,12 @@ use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::descriptors;
-use crate::inbound::pipeline::Inbound;
+use crate::inbound;
+use crate::inbound::accept::Inbound;
 use crate::listener::{BindError, Connections, Handshakes, Listener};
 use crate::metrics::METRICS;
-use crate::outbound::pipeline::{Outbound, OutboundListener};
+use crate::outbound;
+use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::roster::sync::RegistryLink;
 use crate::roster::table::RosterStore;
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
@@ -173,16 +175,16 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            self.registry.clone(),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone()),
             self.handshakes.clone(),
             self.peers.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound);
         let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
         let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
-        let outbound =
-            Outbound::new(config, self.roster.clone(), peers, self.registry.clone(), self.locals.clone());
-        let outbound = Arc::new(outbound);
+        let pipeline =
+            outbound::pipeline::Pipeline::new(config, self.roster.clone(), peers, self.registry.clone());
+        let outbound = Arc::new(Outbound::new(config, pipeline, self.locals.clone()));
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere);
         for (socket, node) in &sockets.nodes {

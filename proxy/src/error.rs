@@ -41,6 +41,28 @@ pub enum ProxyError {
     BadRequest(String),
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
+    #[error(
+        "the request body arrived too slowly: it kept the agent waiting for {limit_ms} ms \
+         (proxy.timeouts.body_ms, proxy.limits.min_body_bytes_per_second)"
+    )]
+    BodyTooSlow { limit_ms: u128 },
+    #[error("the time that the request allows, {limit_ms} ms, is over; its work was cancelled")]
+    DeadlineExceeded { limit_ms: u128, sent: Sent },
+
+    // Limits.
+    #[error("{peer} has {most} requests under way here (proxy.limits.max_requests_per_peer)")]
+    TooManyRequests { peer: String, most: usize },
+    #[error(
+        "{peer} sends more than {most} requests a second (proxy.limits.max_requests_per_second_per_peer)"
+    )]
+    RateLimited { peer: String, most: u32 },
+    #[error(
+        "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
+         (proxy.backend.max_requests)"
+    )]
+    AgentBusy { most: usize, waited_ms: u128 },
+    #[error("this sidecar is stopping and takes no new requests")]
+    Stopping,
 
     // Who can be reached.
     #[error(
@@ -78,7 +100,7 @@ pub enum ProxyError {
     #[error("{node}.mesh refused this node's certificate: {reason}; see the WARN line in its sidecar's log")]
     PeerRefusedUs { node: NodeName, reason: String },
     #[error("the connection to {node}.mesh failed before the answer came: {reason}")]
-    PeerFailed { node: NodeName, reason: String },
+    PeerFailed { node: NodeName, reason: String, sent: Sent },
 
     // This host.
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
@@ -93,7 +115,104 @@ pub enum ProxyError {
     RegistryUnavailable { socket: String, reason: String },
 }
 
+/// How far a request got before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is certain that nobody processed any byte of it.
+    Nothing,
+    /// Whoever it was sent to may have begun to work on it.
+    Perhaps,
+}
+
+/// Who has to do something about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The program or the peer that sent the request.
+    Caller,
+    /// This host: its sidecar, its registryd, or its limits.
+    Here,
+    /// The node that was called, or the way there.
+    Peer,
+    /// The agent behind this sidecar.
+    Agent,
+}
+
 impl ProxyError {
+    /// Whether the same request can be sent again without the work being done twice: nothing of it was processed.
+    pub fn repeat_is_safe(&self) -> bool {
+        match self {
+            Self::PeerFailed { sent, .. } | Self::DeadlineExceeded { sent, .. } => *sent == Sent::Nothing,
+            // The agent, or registryd, had the connection and may have read the request; a body that was cut off
+            // may have been read up to there.
+            Self::BackendFailed { .. }
+            | Self::RegistryUnavailable { .. }
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTooSlow { .. } => false,
+            Self::NoDestination
+            | Self::BadDestination(_)
+            | Self::NotInMesh(_)
+            | Self::BrowserRequest(_)
+            | Self::ConnectNotSupported
+            | Self::BadRequest(_)
+            | Self::MethodNotAllowed { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RateLimited { .. }
+            | Self::AgentBusy { .. }
+            | Self::Stopping
+            | Self::NoRoster(_)
+            | Self::UnknownNode(_)
+            | Self::UnknownAgent(_)
+            | Self::NodeOffline(_)
+            | Self::AgentOffline { .. }
+            | Self::PeerUnresolved { .. }
+            | Self::PeerUnreachable { .. }
+            | Self::PeerBusy { .. }
+            | Self::PeerTimeout { .. }
+            | Self::PeerIdentityMismatch { .. }
+            | Self::PeerUntrusted { .. }
+            | Self::PeerRefusedUs { .. }
+            | Self::PeerNotAllowed(_)
+            | Self::BackendUnreachable { .. } => true,
+        }
+    }
+
+    /// Who has to do something about it.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::NoDestination
+            | Self::BadDestination(_)
+            | Self::NotInMesh(_)
+            | Self::BrowserRequest(_)
+            | Self::ConnectNotSupported
+            | Self::BodyTooLarge { .. }
+            | Self::BadRequest(_)
+            | Self::MethodNotAllowed { .. }
+            | Self::BodyTooSlow { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RateLimited { .. }
+            | Self::UnknownNode(_)
+            | Self::UnknownAgent(_)
+            | Self::PeerNotAllowed(_) => Fault::Caller,
+            Self::NoRoster(_)
+            | Self::Stopping
+            | Self::PeerBusy { .. }
+            | Self::PeerRefusedUs { .. }
+            | Self::RegistryUnavailable { .. } => Fault::Here,
+            Self::NodeOffline(_)
+            | Self::AgentOffline { .. }
+            | Self::PeerUnresolved { .. }
+            | Self::PeerUnreachable { .. }
+            | Self::PeerTimeout { .. }
+            | Self::PeerIdentityMismatch { .. }
+            | Self::PeerUntrusted { .. }
+            | Self::PeerFailed { .. } => Fault::Peer,
+            Self::AgentBusy { .. }
+            | Self::DeadlineExceeded { .. }
+            | Self::BackendUnreachable { .. }
+            | Self::BackendFailed { .. } => Fault::Agent,
+        }
+    }
+
     /// The HTTP status, the stable code and a title.
     pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
@@ -110,6 +229,14 @@ impl ProxyError {
             Self::MethodNotAllowed { .. } => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed")
             }
+            Self::BodyTooSlow { .. } => (S::REQUEST_TIMEOUT, "body_too_slow", "Body too slow"),
+            Self::DeadlineExceeded { .. } => (S::GATEWAY_TIMEOUT, "deadline_exceeded", "Deadline exceeded"),
+            Self::TooManyRequests { .. } => {
+                (S::TOO_MANY_REQUESTS, "too_many_requests", "Too many requests at once")
+            }
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
+            Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
+            Self::Stopping => (S::SERVICE_UNAVAILABLE, "stopping", "Sidecar is stopping"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),
             Self::UnknownAgent(_) => (S::NOT_FOUND, "unknown_agent", "Unknown agent"),

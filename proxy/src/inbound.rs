@@ -1,5 +1,6 @@
 //! Peers come in: [`accept`] takes a connection through mutual TLS, [`pipeline`] takes each request to the agent.
 
+pub mod accept;
 pub mod backend;
 pub mod delegation;
 pub mod mesh_api;

@@ -1,5 +1,6 @@
 //! This host's programs go out: [`accept`] takes a connection, [`pipeline`] takes each request to a peer.
 
+pub mod accept;
 pub mod browser_guard;
 pub mod destination;
 pub mod pipeline;

@@ -1,28 +1,18 @@
-//! Port 3001: this host's programs go out. The steps of a request, in order.
+//! A request of this host on its way to a peer. The steps, in order.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::logging::Excerpt;
-use pingora_core::apps::ServerApp;
-use pingora_core::protocols::Stream;
-use pingora_core::server::ShutdownWatch;
 
 use crate::error::ProxyError;
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::h2;
 use crate::http::headers;
 use crate::http::upgrade::{Tunnel, Upgrade};
 use crate::inbound::mesh_api;
-use crate::listener::{Connections, run_to_end};
 use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
@@ -30,47 +20,22 @@ use crate::roster::sync::RegistryLink;
 use crate::roster::table::RosterStore;
 use crate::upstream::peers::Peers;
 
-/// What all outbound listeners share.
-pub struct Outbound {
+/// What a request of this host passes.
+pub struct Pipeline {
     roster: Arc<RosterStore>,
     peers: Peers,
     registry: Arc<RegistryLink>,
-    connections: Connections,
     max_body_bytes: u64,
-    http: auto::Builder<TokioExecutor>,
 }
 
-/// One outbound listener.
-pub struct OutboundListener {
-    /// The shared part.
-    pub outbound: Arc<Outbound>,
-    /// Where everything goes that comes in here; `None`: each request says where.
-    pub only: Option<NodeName>,
-}
-
-impl Outbound {
-    /// The outbound side as configured.
-    pub fn new(
-        config: &Config,
-        roster: Arc<RosterStore>,
-        peers: Peers,
-        registry: Arc<RegistryLink>,
-        connections: Connections,
-    ) -> Self {
-        let limits = &config.proxy.limits;
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
-        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize);
-        http.http2()
-            .timer(TokioTimer::new())
-            .max_header_list_size(limits.max_header_bytes)
-            .max_concurrent_streams(limits.max_streams)
-            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams));
-        Self { roster, peers, registry, connections, max_body_bytes: limits.max_body_bytes, http }
+impl Pipeline {
+    /// The steps as configured.
+    pub fn new(config: &Config, roster: Arc<RosterStore>, peers: Peers, registry: Arc<RegistryLink>) -> Self {
+        Self { roster, peers, registry, max_body_bytes: config.proxy.limits.max_body_bytes }
     }
 
-    async fn handle(
+    /// Takes a request of this host to its end.
+    pub async fn handle(
         &self,
         only: Option<&NodeName>,
         tunnel: &Tunnel,
@@ -135,32 +100,5 @@ impl Outbound {
         let (mut response, place) = sent.map_err(|error| overrun.or(error))?;
         headers::remove_hop_by_hop(response.headers_mut());
         Ok(response.map(|body| ResponseBody::passing(body).on(place)))
-    }
-}
-
-#[async_trait]
-impl ServerApp for OutboundListener {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let outbound = &self.outbound;
-        let Some(_place) = outbound.connections.enter() else {
-            tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
-            return None;
-        };
-        let tunnel = Arc::<Tunnel>::default();
-        let service = service_fn(|request| {
-            let (this, tunnel) = (self.clone(), tunnel.clone());
-            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move {
-                Ok::<_, Infallible>(this.outbound.handle(this.only.as_ref(), &tunnel, request).await)
-            })
-        });
-        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        if let Err(error) =
-            run_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, shutdown.clone()).await
-        {
-            tracing::debug!(target: "Outbound", "a local connection ended: {error}");
-        }
-        tunnel.ended().await;
-        None
     }
 }

@@ -15,7 +15,7 @@ use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
 
 use super::pool::NodeConnections;
-use crate::error::{ProxyError, root_cause};
+use crate::error::{ProxyError, Sent, root_cause};
 use crate::http::body::RequestBody;
 use crate::http::headers::absolute;
 use crate::roster::table::{
@@ -141,7 +141,9 @@ impl Refusals {
         let node = node.clone();
         match refusals.get(&node).filter(|(when, _)| *when >= start) {
             Some((_, reason)) => ProxyError::PeerRefusedUs { node, reason: reason.clone() },
-            None => ProxyError::PeerFailed { node, reason: root_cause(error).to_string() },
+            None => {
+                ProxyError::PeerFailed { node, reason: root_cause(error).to_string(), sent: Sent::Perhaps }
+            }
         }
     }
 }

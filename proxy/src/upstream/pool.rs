@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::connect::{PeerStream, dial};
 use super::io::gathering::Gathering;
 use super::peers::Refusals;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, Sent};
 use crate::http::body::RequestBody;
 use crate::http::h2;
 use crate::metrics::METRICS;
@@ -241,6 +241,7 @@ impl Dialler {
         let outcome = timeout(self.limit, handshake).await.map_err(|_| ProxyError::PeerFailed {
             node: self.node.clone(),
             reason: "it takes no data".into(),
+            sent: Sent::Nothing,
         })?;
         let (sender, connection) =
             outcome.map_err(|error| self.refusals.or_failed(&self.node, started, &error))?;

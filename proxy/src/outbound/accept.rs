@@ -1,0 +1,78 @@
+//! Port 3001: a connection of one of this host's programs, from its first byte to its end.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use mesh_shared::NodeName;
+use mesh_shared::config::Config;
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use pingora_core::server::ShutdownWatch;
+
+use crate::http::h2;
+use crate::http::upgrade::Tunnel;
+use crate::listener::{Connections, run_to_end};
+use crate::outbound::pipeline::Pipeline;
+
+/// What all outbound listeners share.
+pub struct Outbound {
+    pipeline: Pipeline,
+    connections: Connections,
+    http: auto::Builder<TokioExecutor>,
+}
+
+/// One outbound listener.
+pub struct OutboundListener {
+    /// The shared part.
+    pub outbound: Arc<Outbound>,
+    /// Where everything goes that comes in here; `None`: each request says where.
+    pub only: Option<NodeName>,
+}
+
+impl Outbound {
+    /// The outbound side as configured, which gives each request to `pipeline`.
+    pub fn new(config: &Config, pipeline: Pipeline, connections: Connections) -> Self {
+        let limits = &config.proxy.limits;
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
+        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(limits.max_header_bytes)
+            .max_concurrent_streams(limits.max_streams)
+            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams));
+        Self { pipeline, connections, http }
+    }
+}
+
+#[async_trait]
+impl ServerApp for OutboundListener {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let outbound = &self.outbound;
+        let Some(_place) = outbound.connections.enter() else {
+            tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
+            return None;
+        };
+        let tunnel = Arc::<Tunnel>::default();
+        let service = service_fn(|request| {
+            let (this, tunnel) = (self.clone(), tunnel.clone());
+            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+            Box::pin(async move {
+                Ok::<_, Infallible>(this.outbound.pipeline.handle(this.only.as_ref(), &tunnel, request).await)
+            })
+        });
+        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        if let Err(error) =
+            run_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, shutdown.clone()).await
+        {
+            tracing::debug!(target: "Outbound", "a local connection ended: {error}");
+        }
+        tunnel.ended().await;
+        None
+    }
+}
