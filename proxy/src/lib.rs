@@ -14,8 +14,10 @@
 pub mod access_log;
 pub mod admin;
 pub mod app;
+pub mod caller;
 pub mod descriptors;
 pub mod error;
+pub mod exchange;
 pub mod http;
 pub mod inbound;
 pub mod listener;

@@ -13,9 +13,9 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
+use crate::caller::{Caller, Connection};
 use crate::http::h2;
-use crate::http::upgrade::Tunnel;
-use crate::listener::{Connections, run_to_end};
+use crate::listener::{Connections, remote_address, run_to_end};
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
@@ -58,12 +58,13 @@ impl ServerApp for OutboundListener {
             tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
             return None;
         };
-        let tunnel = Arc::<Tunnel>::default();
+        let caller = Caller::Program(remote_address(&stream));
+        let from = Arc::new(Connection::new(caller));
         let service = service_fn(|request| {
-            let (this, tunnel) = (self.clone(), tunnel.clone());
+            let (this, from) = (self.clone(), from.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(async move {
-                Ok::<_, Infallible>(this.outbound.pipeline.handle(this.only.as_ref(), &tunnel, request).await)
+                Ok::<_, Infallible>(this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await)
             })
         });
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -72,7 +73,7 @@ impl ServerApp for OutboundListener {
         {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
-        tunnel.ended().await;
+        from.tunnel.ended().await;
         None
     }
 }
