@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::{AgentName, NodeName};
 
@@ -28,6 +28,8 @@ pub struct Account {
     pub attempts: u32,
     /// How long it waited for a new connection, where it did.
     pub connect: Option<Duration>,
+    /// The code of an error that the far sidecar made.
+    pub far_code: Option<HeaderValue>,
     /// What passed of the bodies.
     pub traffic: Arc<Traffic>,
     subject: Subject,
@@ -115,6 +117,7 @@ impl Account {
             node: None,
             attempts: 0,
             connect: None,
+            far_code: None,
             traffic,
             subject,
             status: None,
@@ -147,13 +150,21 @@ impl Account {
         self.failure = Some(error);
     }
 
+    fn far_code(&self) -> Option<&str> {
+        let is_code = |code: &&str| {
+            (1..=64).contains(&code.len())
+                && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        self.far_code.as_ref()?.to_str().ok().filter(is_code)
+    }
+
     /// Writes the access line. `cut`: why this sidecar ended the connection, if it did.
     pub fn write(&self, caller: &Caller, cut: Option<&'static str>) {
         let outcome = Outcome::of(self, cut);
         let ms = |time: Duration| time.as_millis() as u64;
         let status = self.status.map(|status| status.as_u16());
         let duration_ms = ms(self.started.elapsed());
-        let code = self.failure.as_ref().map(|error| error.parts().1);
+        let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
         let agent = self.agent.as_ref().map(AgentName::as_str);
         let node = self.node.as_ref().map(NodeName::as_str);
         let (bytes_in, bytes_out) = (self.traffic.request.bytes(), self.traffic.answer.bytes());

@@ -112,6 +112,7 @@ impl Pipeline {
         let (mut response, place) =
             self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await?;
         exchange.hold(place);
+        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
         headers::remove_hop_by_hop(response.headers_mut());
         if let Ok(node) = HeaderValue::from_str(route.node.as_str()) {
             response.headers_mut().insert(headers::MESH_SERVED_BY, node);
