@@ -150,8 +150,9 @@ impl Exchange {
             // Its body is not sent, whatever the head says of it.
             self.account.traffic.answer.end(Ending::Complete);
         }
-        let (traffic, deadline, idle) =
-            (self.account.traffic.clone(), self.deadline(), self.rules.stream_idle);
+        let (traffic, idle) = (self.account.traffic.clone(), self.rules.stream_idle);
+        // An error that says that the time is over comes when it is.
+        let deadline = self.deadline().filter(|_| !response.headers().contains_key(MESH_ERROR));
         response.map(|body| body.watched(traffic, self, deadline, idle))
     }
 

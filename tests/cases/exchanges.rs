@@ -184,7 +184,7 @@ async fn errors_say_whether_a_repeat_is_safe() {
     };
     // The agent had the request and closed.
     far.stop_agent().await;
-    let backend = tokio::net::TcpListener::bind(far.backend()).await.unwrap();
+    let backend = mesh_tests::loopback::listen(far.backend()).await;
     tokio::spawn(async move {
         use tokio::io::AsyncReadExt;
         while let Ok((mut stream, _)) = backend.accept().await {
