@@ -52,10 +52,10 @@ impl Admin {
     }
 
     fn respond(&self, request: &Request<Incoming>) -> Response<ResponseBody> {
-        if let Err(error) = asked_by_a_program_of_this_host(request) {
-            return error.into_response();
-        }
-        let (status, text) = self.answer(request.uri().path());
+        let (status, text) = match asked_by_a_program_of_this_host(request) {
+            Ok(()) => self.answer(request.uri().path()),
+            Err(error) => (StatusCode::FORBIDDEN, format!("{error}\n")),
+        };
         let mut response = Response::new(ResponseBody::full(text));
         *response.status_mut() = status;
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

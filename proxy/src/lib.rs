@@ -16,9 +16,11 @@
 pub mod access_log;
 pub mod admin;
 pub mod app;
+pub mod caller;
 pub mod descriptors;
 pub mod drain;
 pub mod error;
+pub mod exchange;
 pub mod handover;
 pub mod http;
 pub mod inbound;

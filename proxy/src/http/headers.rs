@@ -18,6 +18,8 @@ pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for")
 pub const MESH_AGENT: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_AGENT);
 /// The code of an error that a sidecar or registryd made.
 pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_ERROR);
+/// Which node an answer comes from.
+pub const MESH_SERVED_BY: HeaderName = HeaderName::from_static("x-mesh-served-by");
 /// Which node a request is for.
 pub const MESH_NODE: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_NODE);
 

@@ -1,10 +1,11 @@
 //! Connections that leave HTTP after `101 Switching Protocols` (RFC 9110, section 7.8), such as WebSockets:
 //! bytes both ways.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use http::header::HeaderValue;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -51,37 +52,23 @@ impl Upgrade {
         headers::set_upgrade(headers, self.protocol.clone());
     }
 
-    /// If the next hop agreed, joins both sides in `tunnel` once the client has the answer, until both have ended.
-    /// `held` is given back if it did not agree, and else dropped at the end.
-    pub fn join<H: Send + 'static>(
+    /// Once the next hop agreed, joins both sides in `tunnel` as soon as the client has the answer, until both have
+    /// ended. Then `ended` is told how many bytes went up and down; it is only dropped where the client went away.
+    pub fn join(
         self,
         response: &mut Response<ResponseBody>,
         tunnel: &Tunnel,
-        held: H,
-    ) -> Option<H> {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Some(held);
-        }
+        ended: impl FnOnce(io::Result<(u64, u64)>) + Send + 'static,
+    ) {
         let upstream = hyper::upgrade::on(&mut *response);
         headers::set_upgrade(response.headers_mut(), self.protocol);
         let downstream = self.downstream;
         tunnel.carry(async move {
-            let _held = held;
-            let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
-                Ok(both) => both,
-                Err(error) => {
-                    tracing::debug!(target: "Mesh", "a protocol upgrade was given up: {error}");
-                    return;
-                }
-            };
+            let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else { return };
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-            let ended =
-                copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER_BYTES, BUFFER_BYTES)
-                    .await;
-            if let Err(error) = ended {
-                tracing::debug!(target: "Mesh", "an upgraded connection broke: {error}");
-            }
+            let carried =
+                copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER_BYTES, BUFFER_BYTES);
+            ended(carried.await);
         });
-        None
     }
 }

@@ -21,9 +21,9 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::caller::{Caller, Connection};
 use crate::drain::Drain;
 use crate::http::h2;
-use crate::http::upgrade::Tunnel;
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{Connections, Handshakes, linger_to_end, remote_address, run_to_end};
 use crate::metrics::METRICS;
@@ -117,13 +117,14 @@ impl ServerApp for Inbound {
         };
         self.full.store(false, Ordering::Relaxed);
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
-        let (peer, tunnel) = (Arc::new(peer), Arc::<Tunnel>::default());
+        let peer = Arc::new(peer);
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone())));
         let service = service_fn(|request| {
-            let (this, peer, tunnel) = (self.clone(), peer.clone(), tunnel.clone());
+            let (this, from, peer) = (self.clone(), from.clone(), peer.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(async move {
                 let version = request.version();
-                let answer = this.pipeline.handle(&peer, &tunnel, request);
+                let answer = this.pipeline.handle(&from, &peer, request);
                 Ok::<_, Infallible>(this.drain.carry(version, answer).await)
             })
         });
@@ -137,19 +138,22 @@ impl ServerApp for Inbound {
             let finish = http1::UpgradeableConnection::graceful_shutdown;
             linger_to_end(connection, finish, &self.drain).await?;
             let _carried = self.drain.request();
-            tunnel.ended().await;
+            from.tunnel.ended().await;
             Ok(())
         };
         tokio::select! {
             ended = serve => if let Err(error) = ended {
                 tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
             },
-            reason = self.distrusted(&peer, replaced) => tracing::warn!(
-                target: "AgentChannel",
-                "cutting off peer.cn={} from {address}: {}",
-                peer.name(),
-                describe(&reason, Role::Client)
-            ),
+            reason = self.distrusted(&peer, replaced) => {
+                from.cut("the peer is trusted no more");
+                tracing::warn!(
+                    target: "AgentChannel",
+                    "cutting off peer.cn={} from {address}: {}",
+                    peer.name(),
+                    describe(&reason, Role::Client)
+                );
+            }
         }
         None
     }

@@ -15,8 +15,8 @@ use mesh_shared::LoopbackAddr;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::absolute;
 use crate::tcp;
 use crate::upstream::io::early_answer::EarlyAnswer;

@@ -13,10 +13,10 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
+use crate::caller::{Caller, Connection};
 use crate::drain::Drain;
 use crate::http::h2;
-use crate::http::upgrade::Tunnel;
-use crate::listener::{Connections, linger_to_end};
+use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
@@ -60,13 +60,14 @@ impl ServerApp for OutboundListener {
             tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
             return None;
         };
-        let tunnel = Arc::<Tunnel>::default();
+        let caller = Caller::Program(remote_address(&stream));
+        let from = Arc::new(Connection::new(caller));
         let service = service_fn(|request| {
-            let (this, tunnel) = (self.clone(), tunnel.clone());
+            let (this, from) = (self.clone(), from.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(async move {
                 let (outbound, version) = (&this.outbound, request.version());
-                let answer = outbound.pipeline.handle(this.only.as_ref(), &tunnel, request);
+                let answer = outbound.pipeline.handle(&from, this.only.as_ref(), request);
                 Ok::<_, Infallible>(outbound.drain.carry(version, answer).await)
             })
         });
@@ -77,7 +78,7 @@ impl ServerApp for OutboundListener {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
         let _carried = outbound.drain.request();
-        tunnel.ended().await;
+        from.tunnel.ended().await;
         None
     }
 }

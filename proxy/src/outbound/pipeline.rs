@@ -8,10 +8,13 @@ use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::logging::Excerpt;
 
+use crate::access_log::Subject;
+use crate::caller::Connection;
 use crate::error::ProxyError;
+use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::headers;
-use crate::http::upgrade::{Tunnel, Upgrade};
+use crate::http::upgrade::Upgrade;
 use crate::inbound::mesh_api;
 use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
@@ -25,55 +28,61 @@ pub struct Pipeline {
     roster: Arc<RosterStore>,
     peers: Peers,
     registry: Arc<RegistryLink>,
-    max_body_bytes: u64,
+    rules: Rules,
 }
 
 impl Pipeline {
     /// The steps as configured.
     pub fn new(config: &Config, roster: Arc<RosterStore>, peers: Peers, registry: Arc<RegistryLink>) -> Self {
-        Self { roster, peers, registry, max_body_bytes: config.proxy.limits.max_body_bytes }
+        Self { roster, peers, registry, rules: Rules::new(&config.proxy) }
     }
 
-    /// Takes a request of this host to its end.
+    /// Takes a request of this host to the head of its answer; its body takes the exchange to its end. `only`: where
+    /// everything goes that comes in on this listener.
     pub async fn handle(
         &self,
+        connection: &Arc<Connection>,
         only: Option<&NodeName>,
-        tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         METRICS.outbound_requests.add_one();
+        let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
         let upgrade = Upgrade::wanted(&mut request);
-        let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
-            let (status, code, _) = error.parts();
-            let text = error.to_string();
-            let text = Excerpt { text: &text, max_chars: 500 };
-            match status.is_server_error() {
-                true => tracing::warn!(target: "Outbound", "{code}: {text}"),
-                // The caller's mistake, which its answer tells.
-                false => tracing::info!(target: "Outbound", "{code}: {text}"),
+        let outcome = match exchange.read_deadline(&request) {
+            Ok(()) => {
+                let answer = async |exchange: &mut Exchange| {
+                    self.answer(exchange, only, request, upgrade.as_ref()).await
+                };
+                within_deadline(&mut exchange, answer).await
             }
-            error.into_response()
-        });
-        if let Some(upgrade) = upgrade {
-            upgrade.join(&mut response, tunnel, ());
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &outcome {
+            tell(error);
         }
-        response
+        finish(exchange, connection, upgrade, outcome)
     }
 
     async fn answer(
         &self,
+        exchange: &mut Exchange,
         only: Option<&NodeName>,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
-        let body = RequestBody::new(body, parts.version);
+        let body =
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
-        let (body, overrun) = body.limited(self.max_body_bytes)?;
+        exchange.account().uri = parts.uri.clone();
+        if body.announced() > self.rules.max_body_bytes {
+            return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
+        }
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_identity(&mut parts.headers);
         headers::join_cookies(&mut parts.headers);
+        exchange.pass_deadline(&mut parts.headers);
         let route = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
@@ -89,16 +98,37 @@ impl Pipeline {
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
                     parts.headers.insert(headers::MESH_AGENT, agent);
                 }
+                exchange.account().agent = Some(agent);
                 route
             }
         };
+        exchange.account().node = Some(route.node.clone());
+        exchange.account().attempts = 1;
         parts.headers.remove(headers::MESH_NODE);
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
-        let sent = self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await;
-        let (mut response, place) = sent.map_err(|error| overrun.or(error))?;
+        exchange.sending();
+        let (mut response, place) =
+            self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await?;
+        exchange.hold(place);
+        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
         headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(|body| ResponseBody::passing(body).on(place)))
+        if let Ok(node) = HeaderValue::from_str(route.node.as_str()) {
+            response.headers_mut().insert(headers::MESH_SERVED_BY, node);
+        }
+        Ok(response.map(ResponseBody::passing))
+    }
+}
+
+/// Says in the log what kept a request from being answered by who it is for.
+fn tell(error: &ProxyError) {
+    let (status, code, _) = error.parts();
+    let text = error.to_string();
+    let text = Excerpt { text: &text, max_chars: 500 };
+    match status.is_server_error() {
+        true => tracing::warn!(target: "Outbound", "{code}: {text}"),
+        // The caller's mistake, which its answer tells.
+        false => tracing::info!(target: "Outbound", "{code}: {text}"),
     }
 }

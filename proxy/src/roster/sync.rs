@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{ProxyError, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
 use crate::roster::table::RosterStore;
 use crate::upstream::io::early_answer::EarlyAnswer;
 
