@@ -31,9 +31,11 @@ mod peer_api;
 mod properties;
 mod queries;
 mod resilience;
+mod stopping;
 mod storage;
 mod streaming;
 mod supervisor;
+mod upgrading;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

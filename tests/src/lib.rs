@@ -7,6 +7,7 @@
 //! - [`resolved`]: systemd-resolved beside a node
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
+//! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
 //! - [`view`]: a mount that can be made to hang
@@ -25,6 +26,7 @@ pub mod mesh;
 pub mod network;
 pub mod process;
 pub mod resolved;
+pub mod supervised;
 pub mod tls;
 pub mod view;
 pub mod web;

@@ -89,6 +89,50 @@ pub fn of_threads(pid: u32, file: &str) -> Vec<String> {
         .collect()
 }
 
+/// Sends a signal to a process that this test started, or that such a one started.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    // SAFETY: a plain system call.
+    #[allow(unsafe_code, reason = "std can only send SIGKILL")]
+    let sent = unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) };
+    assert_eq!(sent, 0, "signal {signal} to process {pid}");
+}
+
+/// One thread of a child, stopped while the others run.
+pub struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// Stops the thread of this name, until the value is dropped. Belongs to the thread of the test that made it.
+    pub fn named(pid: u32, name: &str) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut threads = threads.map(|thread| thread.unwrap().path());
+        let is_it = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let path = threads.find(is_it).unwrap_or_else(|| panic!("process {pid} has no thread {name}"));
+        let thread: libc::pid_t = path.file_name().and_then(OsStr::to_str).unwrap().parse().unwrap();
+        // SAFETY: plain system calls without pointers that are followed.
+        #[allow(unsafe_code, reason = "nothing else stops a single thread of another process")]
+        unsafe {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, thread, none, none), 0, "seize {name}");
+            assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none), 0, "stop {name}");
+            let mut status = 0;
+            assert_eq!(libc::waitpid(thread, &raw mut status, libc::__WALL), thread, "wait for {name}");
+        }
+        Self(thread)
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: a plain system call without pointers that are followed.
+        #[allow(unsafe_code, reason = "see above")]
+        // The process may be gone.
+        let _ = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
+}
+
 /// Bytes as text, for assertions.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -188,11 +232,8 @@ impl Daemon {
 
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        // SAFETY: a plain system call; the child is not reaped while `self.child` lives, so the id is its own.
-        #[allow(unsafe_code, reason = "std can only send SIGKILL")]
-        let sent = unsafe { libc::kill(pid, signal) };
-        assert_eq!(sent, 0, "signal {signal} to {}", self.name);
+        // The child is not reaped while `self.child` lives, so the id is its own.
+        self::signal(self.child.id(), signal);
     }
 
     /// Ends it as `kill -9` does.
