@@ -88,7 +88,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         // Its answers come at once.
         predecessor.take_over();
     }
-    sidecar.supervisor.ready();
+    sidecar.supervisor.ready().await;
     tokio::spawn(sidecar.supervisor.clone().watch(sidecar.shared.pulse.clone()));
     sidecar.report();
     match sidecar.until_told().await {
@@ -252,7 +252,7 @@ impl Sidecar {
     /// Takes no new work of peers. Outbound stays open for as long as the agent may need it for a task that it was
     /// given: until the last of them is answered.
     async fn drain(&mut self) {
-        self.supervisor.stopping();
+        self.supervisor.stopping().await;
         self.shared.inbound.begin();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
@@ -283,7 +283,7 @@ impl Sidecar {
             reporting.abort();
         }
         let pid = successor.pid().unwrap_or_default();
-        self.supervisor.follow(pid);
+        self.supervisor.follow(pid).await;
         successor.go().await;
         self.sockets = None;
         let Shared { inbound, outbound, admin, .. } = &self.shared;
@@ -363,7 +363,7 @@ async fn wait(
             () = sleep_until(tell_at) => {
                 let what = format!("stopping; {} finish first", shared.under_way());
                 tracing::info!(target: "Mesh", "{what}");
-                supervisor.waits_for(&what);
+                supervisor.waits_for(&what).await;
                 tell_at += pause;
                 if upgrading && deadline.is_none() {
                     pause = (pause * 2).min(WAITING_TOLD.1);
