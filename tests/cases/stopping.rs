@@ -223,9 +223,11 @@ async fn the_service_manager_hears_what_it_waits_for_and_stays_patient() {
         "STATUS=stopping; 1 inbound and 1 outbound requests finish first\nEXTEND_TIMEOUT_USEC=30000000\n";
     // At once, and for as long as it lasts.
     assert_eq!((told().as_str(), told().as_str()), (waiting, waiting));
-    let lines =
-        node.proxy().lines_with(&["INFO [Mesh] stopping; 1 inbound and 1 outbound requests finish first"]);
-    assert_eq!(lines.len(), 2, "{lines:?}");
+    eventually("both are logged", async || {
+        let line = "INFO [Mesh] stopping; 1 inbound and 1 outbound requests finish first";
+        (node.proxy().lines_with(&[line]).len() == 2).then_some(())
+    })
+    .await;
     drop(task);
     assert!(node.proxy().exited().await.success());
 }

@@ -168,7 +168,9 @@ async fn the_program_that_lies_there_now_is_started_and_a_bad_one_changes_nothin
     fs::remove_file(&it.program).unwrap();
     it.fails_to_upgrade("No such file").await;
     it.replace_by("this is no program\n");
-    it.fails_to_upgrade("ended before it was ready, with exit status: 127").await;
+    it.fails_to_upgrade("Exec format error").await;
+    it.replace_by("#!/bin/sh\nexit 5\n");
+    it.fails_to_upgrade("ended before it was ready, with exit status: 5").await;
     it.replace_by("#!/bin/sh\nkill -9 $$\n");
     it.fails_to_upgrade("signal: 9").await;
     process::install(&good, &it.program);
@@ -212,12 +214,14 @@ async fn a_process_that_handed_over_does_not_outlive_its_successor_for_long() {
 #[tokio::test]
 async fn the_new_process_listens_where_its_own_configuration_says() {
     let mesh = Mesh::new();
-    let listener = |port| json!({"listen": port, "node": "ct110"});
+    let _other = mesh.start("ct111", "grok").await;
+    let listener = |port| json!({"listen": port, "node": "ct111"});
     let mut it = Replaceable::start(&mesh, |plan| {
         let port = format!("{}:3011", plan.ip());
         plan.with(|config| config["proxy"]["outbound"]["listeners"] = json!([listener(port)]))
     })
     .await;
+    it.node.reaches("ct111").await;
     let (gone, new) = (it.node.port(3011), it.node.port(3012));
     assert_eq!(web::get(gone, "/x").await.status, 200);
     let mut config: Value = serde_json::from_slice(&fs::read(&it.node.config_path).unwrap()).unwrap();
