@@ -265,8 +265,8 @@ impl ProxyError {
 
     /// The answer to the client, counted: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
     pub fn into_response(self) -> Response<ResponseBody> {
-        METRICS.sidecar_errors.add_one();
         let (status, code, title) = self.parts();
+        METRICS.error(code);
         let problem = Problem {
             code: code.into(),
             status: status.as_u16(),

@@ -15,7 +15,7 @@ use crate::http::headers;
 use crate::http::upgrade::{Tunnel, Upgrade};
 use crate::inbound::backend::Backend;
 use crate::inbound::mesh_api::{self, Endpoint};
-use crate::metrics::METRICS;
+use crate::metrics::{Direction, METRICS};
 use crate::policy;
 use crate::roster::sync::RegistryLink;
 use crate::tls::verify::PeerIdentity;
@@ -58,7 +58,7 @@ impl Pipeline {
         tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.inbound_requests.add_one();
+        let _in_flight = METRICS.request(Direction::Inbound);
         let mut record = self.record(peer, &request);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = self.answer(peer, request, &record, upgrade.as_ref()).await;

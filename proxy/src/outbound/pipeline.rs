@@ -13,7 +13,7 @@ use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::headers;
 use crate::http::upgrade::{Tunnel, Upgrade};
 use crate::inbound::mesh_api;
-use crate::metrics::METRICS;
+use crate::metrics::{Direction, METRICS};
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
 use crate::roster::sync::RegistryLink;
@@ -41,7 +41,7 @@ impl Pipeline {
         tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.outbound_requests.add_one();
+        let _in_flight = METRICS.request(Direction::Outbound);
         let upgrade = Upgrade::wanted(&mut request);
         let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
             let (status, code, _) = error.parts();
