@@ -49,6 +49,7 @@ pub fn command(name: &str) -> Command {
     command
         .env_remove("MESH_CONFIG")
         .env_remove("MESH_LOG")
+        .env_remove("MESH_LOG_FORMAT")
         .env_remove("JOURNAL_STREAM")
         .stdin(Stdio::null());
     command
