@@ -16,7 +16,7 @@ use pingora_core::server::ShutdownWatch;
 
 use crate::http::body::ResponseBody;
 use crate::listener::run_to_end;
-use crate::metrics::METRICS;
+use crate::metrics::{CONTENT_TYPE as OPENMETRICS, METRICS};
 use crate::roster::table::RosterStore;
 
 /// The admin side of the sidecar.
@@ -46,7 +46,10 @@ impl ServerApp for Admin {
             let (status, text) = self.answer(request.uri().path());
             let mut response = Response::new(ResponseBody::full(text));
             *response.status_mut() = status;
-            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            let kind = HeaderValue::from_static(match request.uri().path() {
+                "/metrics" => OPENMETRICS,
+                _ => "text/plain; charset=utf-8",
+            });
             response.headers_mut().insert(CONTENT_TYPE, kind);
             async move { Ok::<_, Infallible>(response) }
         });

@@ -206,10 +206,11 @@ async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<Credenti
         match loaded {
             Ok(fresh) => {
                 credentials.replace(fresh);
+                METRICS.reloaded(true);
                 tracing::info!(target: "Mesh", "certificates reloaded");
             }
             Err(error) => {
-                METRICS.credential_reload_failures.add_one();
+                METRICS.reloaded(false);
                 tracing::error!(
                     target: "Mesh",
                     "certificates not reloaded, going on with the ones in use: {error}"

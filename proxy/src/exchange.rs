@@ -19,7 +19,7 @@ use crate::http::body::{Ending, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::upgrade::Upgrade;
-use crate::metrics::METRICS;
+use crate::metrics::{Held, METRICS};
 
 /// Whether the same request can be sent again without the work being done twice.
 const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
@@ -35,6 +35,7 @@ pub struct Exchange {
     sent: Sent,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
     held: Vec<Box<dyn Any + Send>>,
+    _in_flight: Held,
 }
 
 /// What the bodies of an exchange must keep to.
@@ -85,6 +86,7 @@ impl Exchange {
             rules,
             sent: Sent::Nothing,
             held: Vec::new(),
+            _in_flight: METRICS.request(connection.caller.direction()),
         }
     }
 
@@ -188,8 +190,8 @@ impl Exchange {
 
     /// An error as the caller sees it: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
-        METRICS.sidecar_errors.add_one();
         let (status, code, title) = error.parts();
+        METRICS.error(code);
         let problem = Problem {
             code: code.into(),
             status: status.as_u16(),
@@ -259,6 +261,8 @@ pub async fn within_deadline<T>(
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.held.clear();
-        self.account.write(&self.connection.caller, self.connection.why_cut());
+        let end = self.account.end(self.connection.why_cut());
+        self.connection.metrics(self.account.node.as_ref()).ended(self.account.agent_name(), &end.figures);
+        self.account.write(&self.connection.caller, &end);
     }
 }

@@ -25,7 +25,7 @@ use crate::caller::{Caller, Connection};
 use crate::http::h2;
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{Connections, Handshakes, remote_address, run_to_end};
-use crate::metrics::METRICS;
+use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore};
 use crate::tls::verify::PeerIdentity;
 
@@ -88,7 +88,7 @@ impl ServerApp for Inbound {
         let (tls, peer) = match self.handshakes.enter(address) {
             Some(_handshake) => self.handshake(stream, address).await?,
             None => {
-                METRICS.inbound_handshake_failures.add_one();
+                METRICS.handshake_failed(Direction::Inbound, HandshakeFailure::Limit);
                 tracing::warn!(
                     target: "AgentChannel",
                     "TLS handshake failed from {address}: too many handshakes are under way"
@@ -150,18 +150,22 @@ impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(TlsStream<Stream>, PeerIdentity)> {
         let acceptor = TlsAcceptor::from(self.credentials.load().server.clone());
-        let reason = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
+        let (why, reason) = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
             Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
                 Ok(peer) => {
-                    METRICS.inbound_connections.add_one();
+                    let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
+                    METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));
                 }
-                Err(error) => describe(&error, Role::Client),
+                Err(error) => (HandshakeFailure::of_tls(&error), describe(&error, Role::Client)),
             },
-            Ok(Err(error)) => handshake_reason(&error),
-            Err(_) => format!("timed out after {} ms", self.handshake_limit.as_millis()),
+            Ok(Err(error)) => (HandshakeFailure::of(&error), handshake_reason(&error)),
+            Err(_) => (
+                HandshakeFailure::Timeout,
+                format!("timed out after {} ms", self.handshake_limit.as_millis()),
+            ),
         };
-        METRICS.inbound_handshake_failures.add_one();
+        METRICS.handshake_failed(Direction::Inbound, why);
         tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
         None
     }

@@ -1,5 +1,6 @@
 //! A peer's request on its way to the agent. The steps, in order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -17,7 +18,6 @@ use crate::http::headers;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::backend::Backend;
 use crate::inbound::mesh_api::{self, Endpoint};
-use crate::metrics::METRICS;
 use crate::policy;
 use crate::roster::sync::RegistryLink;
 use crate::tls::verify::PeerIdentity;
@@ -29,6 +29,8 @@ pub struct Pipeline {
     policy: Policy,
     rules: Rules,
     node: String,
+    /// The agents that live here; others are not told apart.
+    agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
     default_agent: String,
     preview_chars: usize,
@@ -48,6 +50,7 @@ impl Pipeline {
             policy: proxy.policy.clone(),
             rules: Rules::new(proxy),
             node,
+            agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
             default_agent,
             preview_chars: proxy.task_preview_chars,
         }
@@ -60,7 +63,6 @@ impl Pipeline {
         peer: &PeerIdentity,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.inbound_requests.add_one();
         let mut exchange = self.begin(connection, &request);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
@@ -86,7 +88,7 @@ impl Pipeline {
             false => Subject::Request,
         };
         let mut exchange = Box::new(Exchange::begin(connection, request, subject, self.rules));
-        exchange.account().agent = named;
+        exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
         exchange
     }
 

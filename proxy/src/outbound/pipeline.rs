@@ -16,7 +16,6 @@ use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::headers;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::mesh_api;
-use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
 use crate::roster::sync::RegistryLink;
@@ -45,7 +44,6 @@ impl Pipeline {
         only: Option<&NodeName>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.outbound_requests.add_one();
         let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {

@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::peers::Refusals;
 use crate::error::ProxyError;
+use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
 use crate::tls::credentials::ALPN_H2;
@@ -137,6 +138,11 @@ impl PeerStream {
     /// Whether the peer chose h2.
     pub fn speaks_h2(&self) -> bool {
         self.tls.get_ref().1.alpn_protocol() == Some(ALPN_H2)
+    }
+
+    /// Whether an earlier session was resumed.
+    pub fn resumption(&self) -> Resumption {
+        Resumption::of(self.tls.get_ref().1.handshake_kind())
     }
 
     fn note(&self, error: &io::Error) {

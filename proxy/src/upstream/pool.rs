@@ -27,7 +27,7 @@ use super::peers::Refusals;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::RequestBody;
 use crate::http::h2;
-use crate::metrics::METRICS;
+use crate::metrics::{Direction, HandshakeFailure, METRICS};
 use crate::roster::table::{CONNECTIONS_PER_NODE, RosterStore, STREAMS_PER_CONNECTION, StreamPlace};
 use crate::tls::credentials::Credentials;
 use crate::upstream::io::early_answer::EarlyAnswer;
@@ -216,8 +216,8 @@ impl Dialler {
             self.roster.route(&self.node).ok_or_else(|| ProxyError::UnknownNode(self.node.clone()))?;
         let dialled = dial(&route, tls.clone(), self.limit, self.refusals.clone()).await;
         match &dialled {
-            Ok(_) => METRICS.outbound_dials.add_one(),
-            Err(_) => METRICS.outbound_dial_failures.add_one(),
+            Ok(stream) => METRICS.handshake_done(Direction::Outbound, stream.resumption()),
+            Err(error) => METRICS.handshake_failed(Direction::Outbound, handshake_failure(error)),
         }
         dialled
     }
@@ -247,6 +247,18 @@ impl Dialler {
             outcome.map_err(|error| self.refusals.or_failed(&self.node, started, &error))?;
         tokio::spawn(keep(connection, place, self.idle));
         Ok(Negotiated::Http2(sender))
+    }
+}
+
+/// What a failed dial counts as.
+fn handshake_failure(error: &ProxyError) -> HandshakeFailure {
+    match error {
+        ProxyError::PeerIdentityMismatch { .. } => HandshakeFailure::WrongName,
+        ProxyError::PeerUntrusted { .. } => HandshakeFailure::BadCertificate,
+        ProxyError::PeerRefusedUs { .. } => HandshakeFailure::RefusedByPeer,
+        ProxyError::PeerTimeout { .. } => HandshakeFailure::Timeout,
+        ProxyError::PeerUnreachable { .. } => HandshakeFailure::Unreachable,
+        _ => HandshakeFailure::Other,
     }
 }
 
