@@ -22,9 +22,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
+use crate::drain::Drain;
 use crate::http::h2;
 use crate::inbound::pipeline::Pipeline;
-use crate::listener::{Connections, Handshakes, remote_address, run_to_end};
+use crate::listener::{Connections, Handshakes, linger_to_end, remote_address, run_to_end};
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore};
 use crate::tls::verify::PeerIdentity;
@@ -37,6 +38,7 @@ pub struct Inbound {
     handshakes: Handshakes,
     connections: Connections,
     full: AtomicBool,
+    drain: Drain,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
@@ -49,6 +51,7 @@ impl Inbound {
         pipeline: Pipeline,
         handshakes: Handshakes,
         connections: Connections,
+        drain: Drain,
     ) -> Self {
         let proxy = &config.proxy;
         let mut http1 = http1::Builder::new();
@@ -73,6 +76,7 @@ impl Inbound {
             handshakes,
             connections,
             full: AtomicBool::new(false),
+            drain,
             http1,
             http2,
         }
@@ -86,7 +90,11 @@ impl ServerApp for Inbound {
         // Before the handshake, so that no new files are missed after it.
         let replaced = self.credentials.replacements();
         let (tls, peer) = match self.handshakes.enter(address) {
-            Some(_handshake) => self.handshake(stream, address).await?,
+            Some(_handshake) => tokio::select! {
+                done = self.handshake(stream, address) => done?,
+                // Whoever connected just before is still let in, to hear that it is over or to be served once.
+                () = self.drain.lingered() => return None,
+            },
             None => {
                 METRICS.handshake_failed(Direction::Inbound, HandshakeFailure::Limit);
                 tracing::warn!(
@@ -114,7 +122,11 @@ impl ServerApp for Inbound {
         let service = service_fn(|request| {
             let (this, from, peer) = (self.clone(), from.clone(), peer.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move { Ok::<_, Infallible>(this.pipeline.handle(&from, &peer, request).await) })
+            Box::pin(async move {
+                let version = request.version();
+                let answer = this.pipeline.handle(&from, &peer, request);
+                Ok::<_, Infallible>(this.drain.carry(version, answer).await)
+            })
         });
         let serve = async {
             let io = TokioIo::new(tls);
@@ -124,7 +136,8 @@ impl ServerApp for Inbound {
             }
             let connection = self.http1.serve_connection(io, service).with_upgrades();
             let finish = http1::UpgradeableConnection::graceful_shutdown;
-            run_to_end(connection, finish, shutdown.clone()).await?;
+            linger_to_end(connection, finish, &self.drain).await?;
+            let _carried = self.drain.request();
             from.tunnel.ended().await;
             Ok(())
         };

@@ -160,6 +160,12 @@ impl RegistryLink {
         }
     }
 
+    /// Tells registryd once, if it is there.
+    pub async fn tell(&self, report: &SidecarReport) {
+        // That registryd is away is logged where the roster is followed.
+        let _ = self.report_once(report).await;
+    }
+
     async fn report_once(&self, report: &SidecarReport) -> Result<(), BoxError> {
         let request = request(Method::PUT, SIDECAR, serde_json::to_vec(report)?.into())?;
         let response = timeout(ANSWER, self.exchange(request)).await??;
