@@ -4,4 +4,5 @@ pub mod body;
 pub mod deadline;
 pub mod h2;
 pub mod headers;
+pub mod message;
 pub mod upgrade;

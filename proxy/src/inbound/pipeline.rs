@@ -3,9 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use http::header::HOST;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::AgentName;
 use mesh_shared::config::{Config, Policy};
 
@@ -14,7 +13,8 @@ use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
+use crate::http::headers::{self, Writer};
+use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::backend::Backend;
 use crate::inbound::mesh_api::{self, Endpoint};
@@ -101,13 +101,11 @@ impl Pipeline {
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        message::check_request(&parts, !body.is_end_stream())?;
         let body =
             RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
-        }
-        if parts.headers.get_all(HOST).iter().nth(1).is_some() {
-            return Err(ProxyError::BadRequest("it has more than one Host header".into()));
         }
         if !policy::allows(&self.policy, peer.identity()) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
@@ -117,24 +115,28 @@ impl Pipeline {
         }
         let body = body.tapped(exchange.account().tap());
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::set_identity(&mut parts.headers, peer);
         headers::set_host(&mut parts);
+        headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body.size_hint());
         exchange.pass_deadline(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
-        if let Some(Endpoint::Ping) = endpoint {
+        if let Some((Endpoint::Ping, _)) = endpoint {
             return Ok(mesh_api::ping(&self.node, peer));
         }
         exchange.sending();
         let mut response = match endpoint {
-            Some(_) => self.registry.send(Request::from_parts(parts, body)).await?,
+            Some((_, path)) => {
+                headers::set_path(&mut parts.uri, path);
+                self.registry.send(Request::from_parts(parts, body)).await?
+            }
             None => {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
                 let mut response = self.backend.send(Request::from_parts(parts, body)).await?;
-                // Only a sidecar's or registryd's errors have it.
-                response.headers_mut().remove(headers::MESH_ERROR);
+                Upgrade::check(upgrade, &response).map_err(|reason| self.backend.failed(reason))?;
+                headers::remove_forged(response.headers_mut(), Writer::Agent);
                 response
             }
         };

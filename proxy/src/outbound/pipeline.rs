@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::logging::Excerpt;
 
 use crate::access_log::Subject;
 use crate::caller::Connection;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
+use crate::http::headers::{self, Writer};
+use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::mesh_api;
 use crate::outbound::browser_guard;
@@ -69,6 +70,7 @@ impl Pipeline {
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        message::check_request(&parts, !body.is_end_stream())?;
         let body =
             RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
         browser_guard::check(&parts.headers)?;
@@ -78,8 +80,9 @@ impl Pipeline {
             return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
         }
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::remove_identity(&mut parts.headers);
+        headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body.size_hint());
         exchange.pass_deadline(&mut parts.headers);
         let route = match destination {
             Destination::Registry => {
@@ -102,7 +105,6 @@ impl Pipeline {
         };
         exchange.account().node = Some(route.node.clone());
         exchange.account().attempts = 1;
-        parts.headers.remove(headers::MESH_NODE);
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
@@ -110,8 +112,14 @@ impl Pipeline {
         let (mut response, place) =
             self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await?;
         exchange.hold(place);
-        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
+        Upgrade::check(upgrade, &response).map_err(|reason| ProxyError::PeerFailed {
+            node: route.node.clone(),
+            reason: reason.into(),
+            sent: Sent::Perhaps,
+        })?;
         headers::remove_hop_by_hop(response.headers_mut());
+        headers::remove_forged(response.headers_mut(), Writer::Sidecar);
+        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
         if let Ok(node) = HeaderValue::from_str(route.node.as_str()) {
             response.headers_mut().insert(headers::MESH_SERVED_BY, node);
         }
