@@ -16,7 +16,9 @@ use crate::admin::Admin;
 use crate::descriptors;
 use crate::inbound;
 use crate::inbound::accept::Inbound;
-use crate::listener::{BindError, Connections, Handshakes, Listener};
+use crate::inbound::admission::Admission;
+use crate::inbound::backend::AgentSlots;
+use crate::listener::{BindError, Connections, Listener};
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
@@ -47,7 +49,8 @@ pub enum StartError {
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
+    descriptors::fit(&mut config.proxy);
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
@@ -140,7 +143,8 @@ struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     registry: Arc<RegistryLink>,
-    handshakes: Handshakes,
+    admission: Arc<Admission>,
+    agent: Arc<AgentSlots>,
     /// Connections of peers, and of this host's programs.
     peers: Connections,
     locals: Connections,
@@ -149,13 +153,15 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
-        let most = descriptors::carry(proxy.limits.max_connections);
+        let most = proxy.limits.max_connections;
+        let peers = Connections::new(most);
         Ok(Self {
             credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
             roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
             registry: Arc::new(RegistryLink::new(config)),
-            handshakes: Handshakes::beside(most),
-            peers: Connections::new(most),
+            admission: Arc::new(Admission::new(&proxy.limits, peers.clone())),
+            agent: Arc::new(AgentSlots::new(&proxy.backend)),
+            peers,
             locals: Connections::new(most),
         })
     }
@@ -175,9 +181,8 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone()),
-            self.handshakes.clone(),
-            self.peers.clone(),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
+            self.admission.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound);
         let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());

@@ -1,6 +1,7 @@
 //! Who sends requests, and what the requests of one connection share.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::http::upgrade::Tunnel;
@@ -21,6 +22,8 @@ pub struct Connection {
     pub caller: Caller,
     /// What the connection carries once it has left HTTP.
     pub tunnel: Tunnel,
+    /// Whether a request has come.
+    begun: AtomicBool,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
 }
@@ -28,7 +31,17 @@ pub struct Connection {
 impl Connection {
     /// A connection of `caller`.
     pub fn new(caller: Caller) -> Self {
-        Self { caller, tunnel: Tunnel::default(), cut: OnceLock::new() }
+        Self { caller, tunnel: Tunnel::default(), begun: AtomicBool::new(false), cut: OnceLock::new() }
+    }
+
+    /// Notes that a request has come.
+    pub fn begins(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request has come.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Why this sidecar ended the connection, or all of them; `None` where it did not.

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -18,6 +19,7 @@ use crate::error::{ProxyError, Sent};
 use crate::http::body::{Ending, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
+use crate::http::pace::Allowance;
 use crate::http::upgrade::Upgrade;
 use crate::metrics::METRICS;
 
@@ -42,8 +44,8 @@ pub struct Exchange {
 pub struct Rules {
     /// Largest request body.
     pub max_body_bytes: u64,
-    /// How long the body may keep the other side waiting ([`mesh_shared::config::Timeouts::body`]).
-    pub body: Duration,
+    /// How slowly the body may come.
+    pub body: Allowance,
     /// Silence after which an answer is given up.
     pub stream_idle: Option<Duration>,
 }
@@ -53,7 +55,10 @@ impl Rules {
     pub fn new(proxy: &mesh_shared::config::Proxy) -> Self {
         Self {
             max_body_bytes: proxy.limits.max_body_bytes,
-            body: proxy.timeouts.body,
+            body: Allowance {
+                waiting: proxy.timeouts.body,
+                bytes_per_second: proxy.limits.min_body_bytes_per_second,
+            },
             stream_idle: proxy.timeouts.stream_idle,
         }
     }
@@ -146,6 +151,7 @@ impl Exchange {
             }
         };
         self.account.answered(response.status());
+        self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {
             // Its body is not sent, whatever the head says of it.
             self.account.traffic.answer.end(Ending::Complete);
@@ -176,7 +182,9 @@ impl Exchange {
         let passage = &self.account.traffic.request;
         match passage.ending() {
             Some(Ending::TooLarge) => ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes },
-            Some(Ending::TooSlow) => ProxyError::BodyTooSlow { limit_ms: self.rules.body.as_millis() },
+            Some(Ending::TooSlow) => {
+                ProxyError::BodyTooSlow { limit_ms: self.rules.body.waiting.as_millis() }
+            }
             Some(Ending::SourceFailed) => {
                 let reason = passage.reason().unwrap_or("it broke off");
                 ProxyError::BadRequest(format!("its body cannot be read: {reason}"))

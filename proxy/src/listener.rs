@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::protocols::Stream;
 use pingora_core::server::{Fds, ShutdownWatch};
 use pingora_core::services::listening::Service;
-use pingora_limits::inflight::{Guard, Inflight};
 use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -81,7 +81,8 @@ impl Listener {
         set_fast_timeout_to_tokio_threshold(Some(Duration::ZERO));
         let name = self.address.to_string();
         let mut service = Service::new(name.clone(), app);
-        service.add_tcp(&name);
+        // Buffers that hold memory for every idle connection; whoever needs one has its own.
+        service.add_listener(ListenerConfig::tcp(&name).l4_buffer(L4BufferSettings::unbuffered()));
         let mut sockets = Fds::new();
         sockets.add(name, self.socket.into_raw_fd());
         let sockets = Some(Arc::new(parking_lot::Mutex::new(sockets)));
@@ -129,34 +130,6 @@ impl Connections {
     pub async fn all_closed(&self) {
         // Fails only on a closed semaphore, and nothing closes this one.
         let _ = self.slots.acquire_many(u32::try_from(self.most).unwrap_or(u32::MAX)).await;
-    }
-}
-
-/// Handshakes under way. Who they are with is not known yet, so they take none of the peers' places, and no address
-/// takes all of theirs.
-#[derive(Clone)]
-pub struct Handshakes {
-    slots: Arc<Semaphore>,
-    by_address: Arc<Inflight>,
-    most_by_address: isize,
-}
-
-impl Handshakes {
-    /// As many as a tenth of the `most` connections that there may be, half of them from one address.
-    pub fn beside(most: usize) -> Self {
-        let slots = (most / 10).clamp(8, Semaphore::MAX_PERMITS);
-        Self {
-            slots: Arc::new(Semaphore::new(slots)),
-            by_address: Arc::new(Inflight::new()),
-            most_by_address: isize::try_from(slots / 2).unwrap_or(isize::MAX),
-        }
-    }
-
-    /// A place for one handshake, held until it is dropped; `None` when all are taken.
-    pub fn enter(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Guard)> {
-        let (guard, under_way) = self.by_address.incr(address, 1);
-        let slot = self.slots.clone().try_acquire_owned().ok()?;
-        (under_way <= self.most_by_address).then_some((slot, guard))
     }
 }
 

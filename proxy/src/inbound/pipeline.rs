@@ -15,7 +15,8 @@ use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::headers;
 use crate::http::upgrade::Upgrade;
-use crate::inbound::backend::Backend;
+use crate::inbound::admission::Peer;
+use crate::inbound::backend::{AgentSlots, Backend};
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::metrics::METRICS;
 use crate::policy;
@@ -36,14 +37,14 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, registry: Arc<RegistryLink>) -> Self {
+    pub fn new(config: &Config, registry: Arc<RegistryLink>, slots: Arc<AgentSlots>) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
         let default_agent = match config.registryd.agents.as_slice() {
             [only] => only.name.clone(),
             _ => node.clone(),
         };
         Self {
-            backend: Backend::new(proxy.backend.address),
+            backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
             policy: proxy.policy.clone(),
             rules: Rules::new(proxy),
@@ -53,11 +54,17 @@ impl Pipeline {
         }
     }
 
+    /// Whether policy lets a peer in at all.
+    pub fn lets_in(&self, peer: &PeerIdentity) -> bool {
+        policy::allows(&self.policy, peer.identity())
+    }
+
     /// Takes a peer's request to the head of its answer; its body takes the exchange to its end.
     pub async fn handle(
         &self,
         connection: &Arc<Connection>,
         peer: &PeerIdentity,
+        share: &Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         METRICS.inbound_requests.add_one();
@@ -66,7 +73,7 @@ impl Pipeline {
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
                 let answer = async |exchange: &mut Exchange| {
-                    self.answer(exchange, peer, request, upgrade.as_ref()).await
+                    self.answer(exchange, peer, share, request, upgrade.as_ref()).await
                 };
                 within_deadline(&mut exchange, answer).await
             }
@@ -95,21 +102,24 @@ impl Pipeline {
         &self,
         exchange: &mut Exchange,
         peer: &PeerIdentity,
+        share: &Arc<Peer>,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
+                .paced(self.rules.body);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
         }
         if parts.headers.get_all(HOST).iter().nth(1).is_some() {
             return Err(ProxyError::BadRequest("it has more than one Host header".into()));
         }
-        if !policy::allows(&self.policy, peer.identity()) {
+        if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
+        exchange.hold(share.request()?);
         if body.announced() > self.rules.max_body_bytes {
             return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
         }
@@ -130,7 +140,8 @@ impl Pipeline {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
-                let mut response = self.backend.send(Request::from_parts(parts, body)).await?;
+                let (mut response, slot) = self.backend.send(share, Request::from_parts(parts, body)).await?;
+                exchange.hold(slot);
                 // Only a sidecar's or registryd's errors have it.
                 response.headers_mut().remove(headers::MESH_ERROR);
                 response

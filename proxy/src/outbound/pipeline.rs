@@ -72,7 +72,8 @@ impl Pipeline {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
+                .paced(self.rules.body);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
         exchange.account().uri = parts.uri.clone();
