@@ -24,7 +24,9 @@ use crate::drain::Drain;
 use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
-use crate::listener::{Connections, Handshakes};
+use crate::inbound::admission::Admission;
+use crate::inbound::backend::AgentSlots;
+use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
@@ -74,7 +76,8 @@ pub enum StartError {
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
+    descriptors::fit(&mut config.proxy);
     let mut predecessor = Predecessor::of_this_process().map_err(StartError::Given)?;
     let mut sidecar = match Sidecar::start(config, predecessor.as_mut()).await {
         Ok(sidecar) => sidecar,
@@ -422,9 +425,9 @@ struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     registry: Arc<RegistryLink>,
-    handshakes: Handshakes,
-    /// Connections of peers, and of this host's programs.
-    peers: Connections,
+    admission: Arc<Admission>,
+    agent: Arc<AgentSlots>,
+    /// Connections of this host's programs.
     locals: Connections,
     inbound: Drain,
     outbound: Drain,
@@ -435,14 +438,14 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
-        let most = descriptors::carry(proxy.limits.max_connections);
+        let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
         Ok(Self {
             credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
             roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
             registry: Arc::new(RegistryLink::new(config)),
-            handshakes: Handshakes::beside(most),
-            peers: Connections::new(most),
+            admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
+            agent: Arc::new(AgentSlots::new(&proxy.backend)),
             locals: Connections::new(most),
             inbound: Drain::new(linger),
             outbound: Drain::new(linger),
@@ -462,9 +465,8 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone()),
-            self.handshakes.clone(),
-            self.peers.clone(),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
+            self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());

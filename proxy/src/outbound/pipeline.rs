@@ -72,7 +72,8 @@ impl Pipeline {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
         let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
+                .paced(self.rules.body);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
         exchange.account().uri = parts.uri.clone();
