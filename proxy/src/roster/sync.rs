@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{ProxyError, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
 use crate::roster::table::RosterStore;
 use crate::upstream::io::early_answer::EarlyAnswer;
 
@@ -158,6 +158,12 @@ impl RegistryLink {
             last = told.is_ok().then_some(report);
             sleep(if changed || last.is_none() { REPORT_INTERVAL / 5 } else { REPORT_INTERVAL }).await;
         }
+    }
+
+    /// Tells registryd once, if it is there.
+    pub async fn tell(&self, report: &SidecarReport) {
+        // That registryd is away is logged where the roster is followed.
+        let _ = self.report_once(report).await;
     }
 
     async fn report_once(&self, report: &SidecarReport) -> Result<(), BoxError> {

@@ -15,8 +15,8 @@ use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
 
 use super::pool::NodeConnections;
-use crate::error::{ProxyError, Sent, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::{ProxyError, Sent};
+use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::absolute;
 use crate::roster::table::{
     CONNECTIONS_PER_NODE, Load, RosterStore, Route, STREAMS_PER_CONNECTION, StreamPlace,
