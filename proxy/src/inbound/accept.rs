@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::certificate::{Role, describe};
 use mesh_shared::config::{Config, Timeouts};
+use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
@@ -100,7 +101,8 @@ impl ServerApp for Inbound {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 if refusal.is_news() {
-                    warn(format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name()));
+                    let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
+                    warn("all places are taken", address, line);
                 }
                 return None;
             }
@@ -109,21 +111,35 @@ impl ServerApp for Inbound {
         let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
         tokio::select! {
             () = serve => if let Some(reason) = from.why_cut() {
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
+                warn(reason, address, line);
             },
             reason = self.distrusted(&peer, replaced) => {
                 from.cut("the peer is trusted no more");
                 let reason = describe(&reason, Role::Client);
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                // One for each connection of a peer that was revoked, however many they are.
+                tracing::warn!(target: "AgentChannel", "cutting off peer.cn={} from {address}: {reason}", peer.name());
             }
         }
         None
     }
 }
 
-/// A line about a connection of a peer that does not go well. Others can cause as many as they like.
-fn warn(line: fmt::Arguments<'_>) {
-    tracing::warn!(target: "AgentChannel", "{line}");
+/// Handshakes that failed, of which anybody who reaches the port can cause as many as they like.
+static HANDSHAKES: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "TLS handshakes failed: {more}");
+});
+
+/// Connections of peers that were refused or cut off, by reason.
+static REFUSALS: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "connections of peers ended: {more}");
+});
+
+/// A line about a connection of a peer that does not go well.
+fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) {
+    if REFUSALS.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "{line}");
+    }
 }
 
 impl Inbound {
@@ -229,10 +245,9 @@ impl Inbound {
             }
         }
         if !from.has_begun() {
-            warn(format_args!(
-                "refusing peer.cn={} from {address}: it is not allowed in by proxy.policy",
-                peer.name()
-            ));
+            let reason = "not allowed in by proxy.policy";
+            let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
+            warn(reason, address, line);
         }
     }
 
@@ -257,7 +272,9 @@ impl Inbound {
 
 fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
     METRICS.handshake_failed(Direction::Inbound, why);
-    warn(format_args!("TLS handshake failed from {address}: {reason}"));
+    if HANDSHAKES.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
+    }
 }
 
 /// A failed handshake in words.
