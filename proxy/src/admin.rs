@@ -17,7 +17,7 @@ use pingora_core::server::ShutdownWatch;
 use crate::http::body::ResponseBody;
 use crate::listener::run_to_end;
 use crate::metrics::METRICS;
-use crate::roster::table::RosterStore;
+use crate::roster::store::RosterStore;
 
 /// The admin side of the sidecar.
 pub struct Admin {

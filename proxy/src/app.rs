@@ -20,10 +20,11 @@ use crate::listener::{BindError, Connections, Handshakes, Listener};
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
+use crate::roster::registryd::RegistryLink;
+use crate::roster::store::RosterStore;
+use crate::roster::sync;
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
-use crate::upstream::peers::Peers;
+use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
 /// Why the sidecar could not start.
@@ -64,7 +65,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     if let Some(socket) = sockets.admin.take() {
         tokio::spawn(socket.serve(Admin { roster: shared.roster.clone() }, stopped));
     }
-    tokio::spawn(shared.registry.clone().follow(shared.roster.clone()));
+    tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone()));
     let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
     // The workers have their own copies; with the last one that stops, the port is closed.
     drop(sockets);
@@ -139,6 +140,7 @@ impl Sockets {
 struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
+    nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     handshakes: Handshakes,
     /// Connections of peers, and of this host's programs.
@@ -150,9 +152,12 @@ impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
         let most = descriptors::carry(proxy.limits.max_connections);
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {
-            credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
-            roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
+            nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            credentials,
+            roster,
             registry: Arc::new(RegistryLink::new(config)),
             handshakes: Handshakes::beside(most),
             peers: Connections::new(most),
@@ -180,10 +185,8 @@ impl Shared {
             self.peers.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound);
-        let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
-        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, self.roster.clone(), peers, self.registry.clone());
+        let upstream = Upstream::new(self.nodes.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
         let outbound = Arc::new(Outbound::new(config, pipeline, self.locals.clone()));
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere);

@@ -1,5 +1,6 @@
 //! The bodies that pass through: streamed frame by frame, never collected.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,6 @@ use crate::access_log::AccessRecord;
 use crate::error::ProxyError;
 use crate::http::headers;
 use crate::inbound::delegation::DelegationScanner;
-use crate::roster::table::StreamPlace;
 
 /// How long to go on reading a request whose answer is there already, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
@@ -154,7 +154,7 @@ pub struct ResponseBody {
     kind: Kind,
     record: Option<AccessRecord>,
     /// Held until the answer has passed.
-    place: Option<StreamPlace>,
+    place: Option<Box<dyn Any + Send>>,
 }
 
 enum Kind {
@@ -178,8 +178,8 @@ impl ResponseBody {
     }
 
     /// Keeps its place on the connection to a peer until the body has passed or was given up.
-    pub fn on(mut self, place: Option<StreamPlace>) -> Self {
-        self.place = place;
+    pub fn on(mut self, place: impl Any + Send) -> Self {
+        self.place = Some(Box::new(place));
         self
     }
 

@@ -16,8 +16,8 @@ use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use rustls::HandshakeKind;
 use rustls::pki_types::UnixTime;
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -26,7 +26,8 @@ use crate::http::upgrade::Tunnel;
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{Connections, Handshakes, remote_address, run_to_end};
 use crate::metrics::METRICS;
-use crate::tls::credentials::{ALPN_H2, CredentialStore};
+use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
 
 /// The inbound side of the sidecar.
@@ -127,11 +128,14 @@ impl ServerApp for Inbound {
             tunnel.ended().await;
             Ok(())
         };
+        let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        });
         tokio::select! {
             ended = serve => if let Err(error) = ended {
                 tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
             },
-            reason = self.distrusted(&peer, replaced) => tracing::warn!(
+            reason = lost => tracing::warn!(
                 target: "AgentChannel",
                 "cutting off peer.cn={} from {address}: {}",
                 peer.name(),
@@ -145,9 +149,10 @@ impl ServerApp for Inbound {
 impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(TlsStream<Stream>, PeerIdentity)> {
-        let acceptor = TlsAcceptor::from(self.credentials.load().server.clone());
+        let credentials = self.credentials.load_full();
+        let acceptor = TlsAcceptor::from(credentials.server.clone());
         let reason = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
-            Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
+            Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
                     METRICS.inbound_connections.add_one();
                     return Some((tls, peer));
@@ -161,24 +166,22 @@ impl Inbound {
         tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
         None
     }
+}
 
-    /// Returns why `peer` is trusted no more, once it is not: its certificate has ended, or the files that were
-    /// read since say so. `replaced` tells of those.
-    async fn distrusted(&self, peer: &PeerIdentity, mut replaced: watch::Receiver<()>) -> rustls::Error {
-        loop {
-            let now = UnixTime::now();
-            let left = Duration::from_secs(
-                (peer.not_after() + 1).saturating_sub_unsigned(now.as_secs()).max(1) as u64,
-            );
-            tokio::select! {
-                _ = replaced.changed() => {}
-                () = tokio::time::sleep(left) => {}
-            }
-            if let Err(reason) = self.credentials.load().clients.still_trusts(peer, UnixTime::now()) {
-                return reason;
-            }
-        }
+/// Who the peer is. A resumed session says who it was, which is judged anew.
+fn identify(
+    credentials: &Credentials,
+    tls: &TlsStream<Stream>,
+    address: IpAddr,
+) -> Result<PeerIdentity, rustls::Error> {
+    let session = tls.get_ref().1;
+    let peer = PeerIdentity::of_client(session, address)?;
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        trust::judge_resumed(credentials, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        })?;
     }
+    Ok(peer)
 }
 
 /// A failed handshake in words.

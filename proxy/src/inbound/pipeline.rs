@@ -17,7 +17,7 @@ use crate::inbound::backend::Backend;
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::metrics::METRICS;
 use crate::policy;
-use crate::roster::sync::RegistryLink;
+use crate::roster::registryd::RegistryLink;
 use crate::tls::verify::PeerIdentity;
 
 /// What a peer's request passes.

@@ -16,22 +16,20 @@ use crate::inbound::mesh_api;
 use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
-use crate::upstream::peers::Peers;
+use crate::roster::registryd::RegistryLink;
+use crate::upstream::{Recipient, Target, Upstream};
 
 /// What a request of this host passes.
 pub struct Pipeline {
-    roster: Arc<RosterStore>,
-    peers: Peers,
+    upstream: Upstream,
     registry: Arc<RegistryLink>,
     max_body_bytes: u64,
 }
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, roster: Arc<RosterStore>, peers: Peers, registry: Arc<RegistryLink>) -> Self {
-        Self { roster, peers, registry, max_body_bytes: config.proxy.limits.max_body_bytes }
+    pub fn new(config: &Config, upstream: Upstream, registry: Arc<RegistryLink>) -> Self {
+        Self { upstream, registry, max_body_bytes: config.proxy.limits.max_body_bytes }
     }
 
     /// Takes a request of this host to its end.
@@ -74,31 +72,33 @@ impl Pipeline {
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_identity(&mut parts.headers);
         headers::join_cookies(&mut parts.headers);
-        let route = match destination {
+        let to = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
-            Destination::Node(node) => match mesh_api::endpoint(&parts) {
-                Ok(None) => self.roster.node(&node)?,
-                // The mesh's own paths are how one learns that a node is back.
-                _ => self.roster.node_in_any_state(&node)?,
-            },
+            Destination::Node(node) => Recipient::Node(node),
             Destination::Agent(agent) => {
-                let route = self.roster.agent(&agent)?;
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
                     parts.headers.insert(headers::MESH_AGENT, agent);
                 }
-                route
+                Recipient::Agent(agent)
             }
         };
+        let own_path = !matches!(mesh_api::endpoint(&parts), Ok(None));
+        let session = parts.headers.remove("x-mesh-session");
         parts.headers.remove(headers::MESH_NODE);
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
-        let sent = self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await;
-        let (mut response, place) = sent.map_err(|error| overrun.or(error))?;
+        let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
+        let sent = self.upstream.send(target, Request::from_parts(parts, body)).await;
+        let delivered = sent.map_err(|failed| overrun.or(failed.error))?;
+        let mut response = delivered.response;
         headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(|body| ResponseBody::passing(body).on(place)))
+        if let Ok(node) = HeaderValue::from_str(delivered.node.as_str()) {
+            response.headers_mut().insert("x-mesh-served-by", node);
+        }
+        Ok(response.map(|body| ResponseBody::passing(body).on(delivered.slot)))
     }
 }
