@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_rank_is_the_same_everywhere() {
-        assert_eq!(rank(b"a", &"ct110".parse().unwrap()), 0x6868_3ab9_5f8a_22a6);
+        assert_eq!(rank(b"a", &"ct110".parse().unwrap()), 0x84c1_63e4_c6cf_344a);
     }
 
     #[test]
