@@ -1,123 +1,240 @@
-//! One log line for each accepted request, written when the last part of its answer has passed or was
-//! given up. A record that exists cannot be forgotten: it is written on drop.
+//! What is known of an exchange, and the one line that tells it when it has ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{Method, Uri};
-use mesh_shared::AgentName;
+use http::{HeaderValue, Method, StatusCode, Uri};
 use mesh_shared::logging::Excerpt;
+use mesh_shared::{AgentName, NodeName};
 
+use crate::caller::Caller;
 use crate::error::ProxyError;
-use crate::http::body::SharedScanner;
+use crate::http::body::{Ending, Tap, Traffic};
 use crate::inbound::delegation::DelegationScanner;
-use crate::tls::verify::PeerIdentity;
+use crate::metrics::{Ended, Outcome};
 
-/// A request of a peer, from its headers to the end of its answer.
-pub struct AccessRecord {
-    started: Instant,
-    peer: Arc<PeerIdentity>,
+/// What is known of an exchange.
+pub struct Account {
+    /// When its head had come.
+    pub started: Instant,
+    /// Its method.
+    pub method: Method,
+    /// Its target, without a prefix that names the destination.
+    pub uri: Uri,
+    /// The agent that it is for, where it names one.
+    pub agent: Option<AgentName>,
+    /// The node that it was sent to, or last tried.
+    pub node: Option<NodeName>,
+    /// How often it was sent or tried.
+    pub attempts: u32,
+    /// How long it waited for a new connection, where it did.
+    pub connect: Option<Duration>,
+    /// The code of an error that the far sidecar made.
+    pub far_code: Option<HeaderValue>,
+    /// What passed of the bodies.
+    pub traffic: Arc<Traffic>,
     subject: Subject,
-    status: Option<u16>,
-    failure: Option<String>,
-    broke_off: Option<String>,
+    status: Option<StatusCode>,
+    first_byte: Option<Duration>,
+    failure: Option<ProxyError>,
 }
 
-enum Subject {
-    Request { method: Method, uri: Uri },
-    Delegation { to: String, scanner: SharedScanner, preview_chars: usize },
+/// What a request is about.
+pub enum Subject {
+    /// Anything.
+    Request,
+    /// A task for the agent `to`.
+    Delegation {
+        /// The agent.
+        to: String,
+        /// Looks for who delegates what in the body that passes.
+        scanner: Arc<Mutex<DelegationScanner>>,
+        /// Characters of the task to show.
+        preview_chars: usize,
+    },
 }
 
-impl AccessRecord {
-    /// Starts the record of any request.
-    pub fn request(peer: Arc<PeerIdentity>, method: Method, uri: Uri) -> Self {
-        Self::start(peer, Subject::Request { method, uri })
-    }
-
-    /// Starts the record of a task delegated to the agent `to`; its body must pass [`Self::scanner`].
-    pub fn delegation(peer: Arc<PeerIdentity>, to: String, preview_chars: usize) -> Self {
+impl Subject {
+    /// A task for the agent `to`, of which the line shows `preview_chars` characters.
+    pub fn delegation(to: String, preview_chars: usize) -> Self {
         let scanner = Arc::new(Mutex::new(DelegationScanner::new(preview_chars)));
-        Self::start(peer, Subject::Delegation { to, scanner, preview_chars })
+        Self::Delegation { to, scanner, preview_chars }
     }
+}
 
-    fn start(peer: Arc<PeerIdentity>, subject: Subject) -> Self {
-        Self { started: Instant::now(), peer, subject, status: None, failure: None, broke_off: None }
-    }
+/// The end of an exchange.
+pub struct End {
+    /// For the metrics.
+    pub figures: Ended,
+    /// Why the answer did not pass whole, where that is known.
+    reason: Option<String>,
+}
 
-    /// What must see the request's body, if anything.
-    pub fn scanner(&self) -> Option<SharedScanner> {
-        match &self.subject {
-            Subject::Request { .. } => None,
-            Subject::Delegation { scanner, .. } => Some(scanner.clone()),
+impl Account {
+    /// Begins when the head of a request has come.
+    pub fn new(method: Method, uri: Uri, subject: Subject, traffic: Arc<Traffic>) -> Self {
+        Self {
+            started: Instant::now(),
+            method,
+            uri,
+            agent: None,
+            node: None,
+            attempts: 0,
+            connect: None,
+            far_code: None,
+            traffic,
+            subject,
+            status: None,
+            first_byte: None,
+            failure: None,
         }
     }
 
-    /// Notes the status of the answer.
-    pub fn answered(&mut self, status: http::StatusCode) {
-        self.status = Some(status.as_u16());
-    }
-
-    /// Notes that the answer is an error that this sidecar makes.
-    pub fn failed(&mut self, error: &ProxyError) {
-        self.failure = Some(format!("{}: {error}", error.parts().1));
-    }
-
-    /// Notes that the answer ended too early.
-    pub fn broke_off(&mut self, error: &dyn std::error::Error) {
-        self.broke_off = Some(error.to_string());
-    }
-}
-
-impl Drop for AccessRecord {
-    fn drop(&mut self) {
-        let peer = self.peer.name();
-        let ms = self.started.elapsed().as_millis();
-        let end = End {
-            status: self.status,
-            failure: self.failure.as_deref(),
-            broke_off: self.broke_off.as_deref(),
-        };
+    /// What must see the request's body, if anything.
+    pub fn tap(&self) -> Option<Tap> {
         match &self.subject {
-            Subject::Request { method, uri } => {
-                let path = Excerpt { text: uri.path(), max_chars: 200 };
-                tracing::info!(target: "AgentChannel", "Request peer.cn={peer} {method} {path} {end} duration_ms={ms}");
+            Subject::Request => None,
+            Subject::Delegation { scanner, .. } => {
+                let scanner = scanner.clone();
+                Some(Box::new(move |data| {
+                    scanner.lock().unwrap_or_else(PoisonError::into_inner).feed(data);
+                }))
             }
-            Subject::Delegation { to, scanner, preview_chars } => {
-                let found = scanner.lock().unwrap_or_else(PoisonError::into_inner);
-                // Anything but a name could pass for another part of the line.
-                let from = found.from_agent().filter(|from| from.parse::<AgentName>().is_ok());
-                let from = from.unwrap_or("unknown");
-                let text = if *preview_chars == 0 { "" } else { found.message().unwrap_or_default() };
-                let task = Excerpt { text, max_chars: *preview_chars };
-                let colon = if text.is_empty() { "" } else { ": " };
+        }
+    }
+
+    /// Notes that the head of the answer is there.
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        self.first_byte = Some(self.started.elapsed());
+    }
+
+    /// Notes that the answer is an error of this sidecar.
+    pub fn failed(&mut self, error: ProxyError) {
+        self.failure = Some(error);
+    }
+
+    fn far_code(&self) -> Option<&str> {
+        let is_code = |code: &&str| {
+            (1..=64).contains(&code.len())
+                && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        self.far_code.as_ref()?.to_str().ok().filter(is_code)
+    }
+
+    /// The agent that is counted; empty where none is known.
+    pub fn agent_name(&self) -> &str {
+        self.agent.as_ref().map_or("", AgentName::as_str)
+    }
+
+    /// How the exchange ended, and by whom, as of now. `cut`: why this sidecar ended the connection, if it did.
+    pub fn end(&self, cut: Option<&'static str>) -> End {
+        let answer = &self.traffic.answer;
+        let gone = || cut.map_or((Outcome::CutByCaller, None), |why| (Outcome::CutBySidecar, Some(why)));
+        let (outcome, reason) = match (self.status, answer.ending()) {
+            (None, _) => gone(),
+            (Some(_), Some(Ending::Complete)) if self.failure.is_some() => (Outcome::Error, None),
+            (Some(_), Some(Ending::Complete)) => (Outcome::Complete, None),
+            (Some(_), Some(Ending::SourceFailed)) => (Outcome::CutByUpstream, answer.reason()),
+            (Some(_), Some(Ending::Deadline)) => {
+                (Outcome::CutBySidecar, Some("the time that the request allows is over"))
+            }
+            (Some(_), Some(Ending::Idle)) => {
+                (Outcome::CutBySidecar, Some("the answer was silent for too long"))
+            }
+            (Some(_), _) => gone(),
+        };
+        End {
+            figures: Ended {
+                status: self.status.map(|status| status.as_u16()),
+                outcome,
+                took: self.started.elapsed(),
+                first_byte: self.first_byte,
+                bytes_in: self.traffic.request.bytes(),
+                bytes_out: answer.bytes(),
+            },
+            reason: reason.map(str::to_owned),
+        }
+    }
+
+    /// Writes the access line.
+    pub fn write(&self, caller: &Caller, end: &End) {
+        let ms = |time: Duration| time.as_millis() as u64;
+        let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
+        let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
+        let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
+        let agent = self.agent.as_ref().map(AgentName::as_str);
+        let node = self.node.as_ref().map(NodeName::as_str);
+        let (ended, reason) = (outcome.as_str(), end.reason.as_deref());
+        let path = Path(self.uri.path());
+        let method = Excerpt { text: self.method.as_str(), max_chars: 32 };
+        match caller {
+            Caller::Peer(peer) => {
+                let peer = peer.name();
+                let error = self.failure.as_ref().map(|error| format!("{}: {error}", error.parts().1));
+                let error = error.as_deref();
+                macro_rules! line {
+                    ($($text:tt)+) => {
+                        tracing::info!(
+                            target: "AgentChannel", status, duration_ms, code, error, agent, bytes_in, bytes_out,
+                            first_byte_ms, ended, reason, $($text)+
+                        )
+                    };
+                }
+                match &self.subject {
+                    Subject::Request => line!("Request peer.cn={peer} {method} {path}"),
+                    Subject::Delegation { to, scanner, preview_chars } => {
+                        let found = scanner.lock().unwrap_or_else(PoisonError::into_inner);
+                        // Anything but a name could pass for another part of the line.
+                        let from = found.from_agent().filter(|from| from.parse::<AgentName>().is_ok());
+                        let from = from.unwrap_or("unknown");
+                        let text = if *preview_chars == 0 { "" } else { found.message().unwrap_or_default() };
+                        let task = Task { text, max_chars: *preview_chars };
+                        line!("Received mesh delegation peer.cn={peer} from {from} → {to}{task}");
+                    }
+                }
+            }
+            Caller::Program(address) => {
+                let caller = address.map(tracing::field::display);
+                let attempts = self.attempts;
                 tracing::info!(
-                    target: "AgentChannel",
-                    "Received mesh delegation peer.cn={peer} from {from} → {to}{colon}{task} {end} duration_ms={ms}"
+                    target: "Outbound", status, duration_ms, code, agent, node, caller, bytes_in, bytes_out, connect_ms,
+                    first_byte_ms, attempts, ended, reason, "Request {method} {path}"
                 );
             }
         }
     }
 }
 
-/// How a request ended.
-struct End<'a> {
-    status: Option<u16>,
-    failure: Option<&'a str>,
-    broke_off: Option<&'a str>,
+/// A path in which nothing can pass for another part of the line.
+struct Path<'a>(&'a str);
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = Excerpt { text: self.0, max_chars: 200 };
+        if !self.0.contains('=') {
+            return write!(f, "{shown}");
+        }
+        f.write_str(&shown.to_string().replace('=', "%3D"))
+    }
 }
 
-impl std::fmt::Display for End<'_> {
+/// The beginning of a task, as in the reference document; quoted where it could pass for another part of the line.
+struct Task<'a> {
+    text: &'a str,
+    max_chars: usize,
+}
+
+impl std::fmt::Display for Task<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.status {
-            Some(status) => write!(f, "status={status}")?,
-            None => f.write_str("status=- ended=\"given up by the peer\"")?,
+        if self.text.is_empty() {
+            return Ok(());
         }
-        if let Some(failure) = self.failure {
-            write!(f, " error={failure:?}")?;
+        let shown = Excerpt { text: self.text, max_chars: self.max_chars };
+        if !self.text.contains(['=', '"']) {
+            return write!(f, ": {shown}");
         }
-        match self.broke_off {
-            Some(reason) => write!(f, " ended={reason:?}"),
-            None => Ok(()),
-        }
+        let quoted = shown.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('=', "\\=");
+        write!(f, ": \"{quoted}\"")
     }
 }

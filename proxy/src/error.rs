@@ -1,17 +1,9 @@
-//! Every error that a sidecar makes, and the one place where it becomes HTTP.
+//! Every error that a sidecar makes: whose fault it is, whether anything was sent, whether a repeat is safe. Pure.
 //!
 //! Errors of the far agent are not among them: they pass through untouched.
 
-use std::error::Error;
-
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Response, StatusCode};
-use mesh_shared::local_api::Problem;
+use http::StatusCode;
 use mesh_shared::{AgentName, NodeName};
-
-use crate::http::body::ResponseBody;
-use crate::http::headers::MESH_ERROR;
-use crate::metrics::METRICS;
 
 /// What went wrong with one request. The text is for the person who reads the agent's log: what failed,
 /// and what to do.
@@ -262,34 +254,4 @@ impl ProxyError {
             }
         }
     }
-
-    /// The answer to the client, counted: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
-    pub fn into_response(self) -> Response<ResponseBody> {
-        METRICS.sidecar_errors.add_one();
-        let (status, code, title) = self.parts();
-        let problem = Problem {
-            code: code.into(),
-            status: status.as_u16(),
-            title: title.into(),
-            detail: self.to_string(),
-            extra: serde_json::Map::new(),
-        };
-        // A struct of texts cannot fail to serialize.
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = Response::new(ResponseBody::full(body));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(MESH_ERROR, HeaderValue::from_static(code));
-        response
-    }
-}
-
-/// The innermost cause, which says the most in the fewest words.
-pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause
 }

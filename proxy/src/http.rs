@@ -1,6 +1,8 @@
 //! HTTP as it passes through: headers, bodies, upgrades, and the settings of HTTP/2.
 
 pub mod body;
+pub mod deadline;
 pub mod h2;
 pub mod headers;
+pub mod message;
 pub mod upgrade;

@@ -33,9 +33,10 @@ use mesh_shared::{AgentName, NodeName};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, Sent, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::{ProxyError, Sent};
+use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::absolute;
+use crate::metrics::{METRICS, RetryReason, RetryRefusal};
 use crate::roster::store::RosterStore;
 use crate::roster::table::Route;
 use crate::tls::credentials::{CredentialStore, Credentials};
@@ -194,6 +195,19 @@ struct Picked<'c> {
     at_home: bool,
 }
 
+/// A request that one node did not answer.
+struct Unanswered {
+    error: ProxyError,
+    /// What proves that nothing of it was processed, if it was sent.
+    reason: Option<RetryReason>,
+}
+
+impl From<ProxyError> for Unanswered {
+    fn from(error: ProxyError) -> Self {
+        Self { error, reason: None }
+    }
+}
+
 /// A request as it is sent, as often as need be.
 struct Message<'r> {
     parts: &'r Parts,
@@ -241,30 +255,35 @@ impl Upstream {
             };
             tried.push(chosen.route.node.clone());
             let outcome = self.attempt(chosen, &message, others).await;
-            let error = match outcome {
+            let Unanswered { error, reason } = match outcome {
                 Ok((response, connect, slot)) => {
                     let node = chosen.route.node.clone();
                     self.remember(&target, &response, &node);
                     let attempts = tried.len() as u32;
                     return Ok(Delivered { response, node, attempts, connect, slot });
                 }
-                Err(error) => error,
+                Err(unanswered) => unanswered,
             };
             let elsewhere = choices.iter().any(|each| !tried.contains(&each.route.node));
-            let may = match again(&error) {
+            let refusal = match again(&error) {
+                Again::Nowhere => return Err(failed(error, &tried)),
                 // The session lives there and nowhere else.
-                _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => false,
-                Again::Nowhere => false,
-                Again::Elsewhere => elsewhere,
-                Again::Anywhere => true,
+                _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => {
+                    Some(RetryRefusal::NoEndpoint)
+                }
+                Again::Elsewhere if !elsewhere => Some(RetryRefusal::NoEndpoint),
+                _ if tried.len() >= self.nodes.proxy.outbound.max_attempts as usize => {
+                    Some(RetryRefusal::Attempts)
+                }
+                _ if !source.can_repeat() => Some(RetryRefusal::Body),
+                _ if !self.nodes.budget.lock().withdraw(Instant::now()) => Some(RetryRefusal::Budget),
+                _ => None,
             };
-            if !may
-                || tried.len() >= self.nodes.proxy.outbound.max_attempts as usize
-                || !source.can_repeat()
-                || !self.nodes.budget.lock().withdraw(Instant::now())
-            {
+            if let Some(refusal) = refusal {
+                METRICS.not_retried(refusal);
                 return Err(failed(error, &tried));
             }
+            METRICS.retried(reason.unwrap_or_else(|| retry::reason(&error)));
             last = Some(error);
         }
     }
@@ -401,7 +420,7 @@ impl Upstream {
         choice: &Choice,
         message: &Message<'_>,
         others: bool,
-    ) -> Result<(Response<Incoming>, Option<Duration>, Slot), ProxyError> {
+    ) -> Result<(Response<Incoming>, Option<Duration>, Slot), Unanswered> {
         let most = self.nodes.most(message.target.own_path);
         let busy = || ProxyError::PeerBusy { node: choice.route.node.clone(), most };
         let mut request_slot = choice.endpoint.enter(most).ok_or_else(busy)?;
@@ -490,17 +509,19 @@ fn slow(pool: &Pool, choice: &Choice, patience: Duration) -> ProxyError {
 }
 
 /// What it means that a connection failed with a request on it. `untouched`: hyper had not begun with the request.
-fn explain(choice: &Choice, error: &hyper::Error, link: &Link, untouched: bool) -> ProxyError {
+fn explain(choice: &Choice, error: &hyper::Error, link: &Link, untouched: bool) -> Unanswered {
     let node = choice.route.node.clone();
     if let Some(reason) = link.refusal() {
         choice.endpoint.unreachable("it refuses this node's certificate");
-        return ProxyError::PeerRefusedUs { node, reason: reason.into() };
+        return ProxyError::PeerRefusedUs { node, reason: reason.into() }.into();
     }
     if error.is_timeout() {
         choice.endpoint.unreachable("it has requests and answers no ping");
     }
-    let sent = if untouched { Sent::Nothing } else { retry::sent(error) };
-    ProxyError::PeerFailed { node, reason: root_cause(error).to_string(), sent }
+    let unprocessed = if untouched { Some(RetryReason::StaleConnection) } else { retry::unprocessed(error) };
+    let sent = unprocessed.map_or(Sent::Perhaps, |_| Sent::Nothing);
+    let error = ProxyError::PeerFailed { node, reason: root_cause(error).to_string(), sent };
+    Unanswered { error, reason: unprocessed }
 }
 
 /// For how long the peer keeps an http/1.1 connection that is not used, if it says so.

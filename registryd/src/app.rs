@@ -34,6 +34,8 @@ const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
 /// How long the goodbyes to the registry and to peers may take, at the same time.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+/// How often in the time that it allows the service manager hears that all is well.
+const WATCHDOG_SHARE: u32 = 4;
 /// How long a sidecar may stay silent after the start.
 const SIDECAR_LIMIT: Duration = Duration::from_secs(20);
 
@@ -134,6 +136,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     parts.spawn(addresses::run(state.clone(), resolver.clone()));
     parts.spawn(discovery::run(state.clone(), client.clone(), sighted));
     parts.spawn(watch_sidecar(state.clone()));
+    tokio::spawn(quiet_watchdog(state.clone()));
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
         parts.spawn(dns.run(zone));
@@ -197,6 +200,17 @@ async fn watch_sidecar(state: Arc<State>) {
             state.problem("sidecar", sentence.into());
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Keeps the service manager's watchdog quiet for as long as this runtime turns and the state can be had; returns at
+/// once where there is none.
+async fn quiet_watchdog(state: Arc<State>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        state.with(|_, _| ());
+        notify(NotifyState::Watchdog);
+        tokio::time::sleep(limit / WATCHDOG_SHARE).await;
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,13 @@ pub fn init() {
     // Fails only when logging was started already, as tests in one process may do.
     let _ = log.with_env_filter(filter).event_format(line).try_init();
 }
+
+/// Lines of the log that were dropped because nobody read them fast enough.
+pub fn dropped_lines() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 struct Line {
     time: bool,

@@ -42,7 +42,10 @@ async fn health_readiness_and_metrics() {
     node.get("/nodes/ct199/x").await.problem(404, "unknown_node");
     assert_eq!((count("outbound_dials").await, count("sidecar_errors").await), (dials + 1, errors + 1));
     let metrics = web::get(admin, "/metrics").await;
-    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(
+        metrics.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
     for line in metrics.text().lines().filter(|line| !line.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(name.starts_with("mesh_") && value.parse::<f64>().is_ok(), "{line}");

@@ -13,6 +13,7 @@ mod destinations;
 mod discovery;
 mod early_answers;
 mod events;
+mod exchanges;
 mod first_view;
 mod guards;
 mod handshake;

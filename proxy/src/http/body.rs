@@ -1,9 +1,13 @@
 //! The bodies that pass through: streamed frame by frame, never collected.
+//!
+//! Both bodies of an exchange note in its [`Traffic`] how much passed and how it ended; the guard that an answer
+//! carries is dropped once that is known. Neither knows whom it is for.
 
 use std::any::Any;
+use std::error::Error;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,15 +17,100 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, timeout};
 
-use crate::access_log::AccessRecord;
-use crate::error::ProxyError;
 use crate::http::headers;
-use crate::inbound::delegation::DelegationScanner;
 
 /// How long to go on reading a request whose answer is there already, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+
+/// Why a body is not passed on.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What passed of an exchange's two bodies.
+#[derive(Default)]
+pub struct Traffic {
+    /// The request.
+    pub request: Passage,
+    /// The answer.
+    pub answer: Passage,
+    /// Whether the answer's head is there.
+    pub answered: AtomicBool,
+}
+
+/// How much of one body passed, and how it ended.
+#[derive(Default)]
+pub struct Passage {
+    bytes: AtomicU64,
+    /// An [`Ending`], or 0 while it goes on.
+    ending: AtomicU8,
+    /// What its source, or whoever cut it, said.
+    reason: OnceLock<String>,
+}
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ending {
+    /// All of it passed.
+    Complete = 1,
+    /// Whoever sends it broke off, or sent what is not HTTP.
+    SourceFailed = 2,
+    /// It was larger than allowed.
+    TooLarge = 3,
+    /// It came more slowly than allowed.
+    TooSlow = 4,
+    /// Nothing came for longer than allowed.
+    Idle = 5,
+    /// The time of the exchange was over.
+    Deadline = 6,
+    /// Whoever was to get it went away.
+    Dropped = 7,
+}
+
+impl Passage {
+    /// Bytes that passed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How it ended; `None` while it goes on.
+    pub fn ending(&self) -> Option<Ending> {
+        Some(match self.ending.load(Ordering::Acquire) {
+            1 => Ending::Complete,
+            2 => Ending::SourceFailed,
+            3 => Ending::TooLarge,
+            4 => Ending::TooSlow,
+            5 => Ending::Idle,
+            6 => Ending::Deadline,
+            7 => Ending::Dropped,
+            _ => return None,
+        })
+    }
+
+    /// The reason for an ending that is not complete, where one is known.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
+
+    /// Counts what passed.
+    pub fn passed(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes how it ended. The first ending stays.
+    pub fn end(&self, ending: Ending) {
+        let _ = self.ending.compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    fn end_because(&self, ending: Ending, error: &(dyn Error + 'static)) {
+        let _ = self.reason.set(root_cause(error).to_string());
+        self.end(ending);
+    }
+}
+
+/// A look at each piece of a body that passes.
+pub type Tap = Box<dyn FnMut(&Bytes) + Send>;
 
 /// A request on its way to the backend or a peer.
 ///
@@ -32,99 +121,88 @@ pub struct RequestBody {
     /// HTTP/2 can end one request and leave the connection alone.
     drains: bool,
     /// Bytes still allowed, for bodies that did not announce their length.
-    limit: Option<Limit>,
-    scanner: Option<SharedScanner>,
+    left_bytes: Option<u64>,
+    tap: Option<Tap>,
+    traffic: Arc<Traffic>,
 }
 
-/// What a passing body is searched for, shared with its log line.
-pub type SharedScanner = Arc<Mutex<DelegationScanner>>;
-
-struct Limit {
-    left_bytes: u64,
-    exceeded: Arc<AtomicBool>,
-}
-
-/// The body grew beyond what is allowed.
+/// A body was given up.
 #[derive(Debug, thiserror::Error)]
-#[error("the request body is too large")]
-struct BodyTooLarge;
-
-/// Tells whether a body that was sent on grew beyond its limit.
-pub struct Overrun {
-    max_bytes: u64,
-    exceeded: Option<Arc<AtomicBool>>,
-}
-
-impl Overrun {
-    /// The error to report: the client's fault if its body was too large, else `error`.
-    pub fn or(&self, error: ProxyError) -> ProxyError {
-        match &self.exceeded {
-            Some(exceeded) if exceeded.load(Ordering::Acquire) => {
-                ProxyError::BodyTooLarge { limit_bytes: self.max_bytes }
-            }
-            _ => error,
-        }
-    }
+enum GivenUp {
+    #[error("the request body is too large")]
+    TooLarge,
+    #[error("nothing came for too long")]
+    Idle,
+    #[error("the time that the request allows is over")]
+    Deadline,
 }
 
 impl RequestBody {
-    /// The body of a request that came in by `version`.
-    pub fn new(inner: Incoming, version: Version) -> Self {
-        Self { inner: Some(inner), drains: version != Version::HTTP_2, limit: None, scanner: None }
-    }
-
-    /// Allows at most `max_bytes`.
-    ///
-    /// # Errors
-    /// A body that announces more. One that announces nothing is cut off with an error when it passes the limit.
-    pub fn limited(mut self, max_bytes: u64) -> Result<(Self, Overrun), ProxyError> {
-        let size = self.size_hint();
-        if size.lower() > max_bytes {
-            return Err(ProxyError::BodyTooLarge { limit_bytes: max_bytes });
+    /// The body of a request that came in by `version`. If it announced no length, it is cut off with an error when it
+    /// passes `max_bytes`; the HTTP parser holds others to what they announced ([`RequestBody::announced`]).
+    pub fn new(inner: Incoming, version: Version, traffic: Arc<Traffic>, max_bytes: u64) -> Self {
+        let left_bytes = inner.size_hint().exact().is_none().then_some(max_bytes);
+        if inner.is_end_stream() {
+            traffic.request.end(Ending::Complete);
         }
-        // The HTTP parser holds a body to the length that it announced.
-        let exceeded = size.exact().is_none().then(Arc::<AtomicBool>::default);
-        self.limit = exceeded.clone().map(|exceeded| Limit { left_bytes: max_bytes, exceeded });
-        Ok((self, Overrun { max_bytes, exceeded }))
+        Self { inner: Some(inner), drains: version != Version::HTTP_2, left_bytes, tap: None, traffic }
     }
 
-    /// Shows what passes to `scanner`.
-    pub fn scanned(mut self, scanner: Option<SharedScanner>) -> Self {
-        self.scanner = scanner;
+    /// The bytes that it will have at least.
+    pub fn announced(&self) -> u64 {
+        self.size_hint().lower()
+    }
+
+    /// Shows what passes to `tap`.
+    pub fn tapped(mut self, tap: Option<Tap>) -> Self {
+        self.tap = tap;
         self
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let Some(mut frame) = ready!(Pin::new(inner).poll_frame(context)?) else {
-            this.inner = None;
-            return Poll::Ready(None);
+        let passage = &this.traffic.request;
+        let mut frame = match ready!(Pin::new(&mut *inner).poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                passage.end_because(Ending::SourceFailed, &error);
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            None => {
+                passage.end(Ending::Complete);
+                this.inner = None;
+                return Poll::Ready(None);
+            }
         };
         if let Some(trailers) = frame.trailers_mut() {
             headers::clean_trailers(trailers);
         }
         if let Some(data) = frame.data_ref() {
-            if let Some(limit) = &mut this.limit {
-                match limit.left_bytes.checked_sub(data.len() as u64) {
-                    Some(left) => limit.left_bytes = left,
+            if let Some(left) = &mut this.left_bytes {
+                match left.checked_sub(data.len() as u64) {
+                    Some(rest) => *left = rest,
                     None => {
-                        limit.exceeded.store(true, Ordering::Release);
-                        return Poll::Ready(Some(Err(BodyTooLarge.into())));
+                        passage.end(Ending::TooLarge);
+                        return Poll::Ready(Some(Err(GivenUp::TooLarge.into())));
                     }
                 }
             }
-            if let Some(scanner) = &this.scanner {
-                scanner.lock().unwrap_or_else(PoisonError::into_inner).feed(data);
+            passage.passed(data.len() as u64);
+            if let Some(tap) = &mut this.tap {
+                tap(data);
             }
+        }
+        if inner.is_end_stream() {
+            passage.end(Ending::Complete);
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -140,6 +218,7 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        self.traffic.request.end(Ending::Dropped);
         let rest = self.inner.take().filter(|rest| self.drains && !rest.is_end_stream());
         if let (Some(mut rest), Ok(runtime)) = (rest, Handle::try_current()) {
             runtime.spawn(timeout(DRAIN.0, async move {
@@ -149,79 +228,162 @@ impl Drop for RequestBody {
     }
 }
 
-/// An answer on its way back, with the log line that is written when it has passed.
+/// An answer on its way back.
 pub struct ResponseBody {
-    kind: Kind,
-    record: Option<AccessRecord>,
-    /// Held until the answer has passed.
-    place: Option<Box<dyn Any + Send>>,
+    source: Source,
+    watched: Option<Watched>,
 }
 
-enum Kind {
+enum Source {
     Own(Option<Bytes>),
     Passing(Incoming),
+}
+
+/// What goes with an answer that belongs to an exchange.
+struct Watched {
+    traffic: Arc<Traffic>,
+    limits: Option<Box<Limits>>,
+    /// Dropped once it is known how the answer ended.
+    _guard: Box<dyn Any + Send>,
+}
+
+/// When an answer that still flows is given up.
+struct Limits {
+    deadline: Option<Pin<Box<Sleep>>>,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
 }
 
 impl ResponseBody {
     /// An answer made here.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self {
-            kind: Kind::Own(Some(bytes.into()).filter(|bytes| !bytes.is_empty())),
-            record: None,
-            place: None,
-        }
+        Self { source: Source::Own(Some(bytes.into()).filter(|bytes| !bytes.is_empty())), watched: None }
     }
 
     /// An answer that comes from elsewhere.
     pub fn passing(inner: Incoming) -> Self {
-        Self { kind: Kind::Passing(inner), record: None, place: None }
+        Self { source: Source::Passing(inner), watched: None }
     }
 
-    /// Keeps its place on the connection to a peer until the body has passed or was given up.
-    pub fn on(mut self, place: impl Any + Send) -> Self {
-        self.place = Some(Box::new(place));
+    /// Notes in `traffic` what passes, and drops `guard` when the answer has passed or was given up. It is given up at
+    /// `deadline`, and after silence for `idle`.
+    pub fn watched(
+        mut self,
+        traffic: Arc<Traffic>,
+        guard: Box<dyn Any + Send>,
+        deadline: Option<Instant>,
+        idle: Option<Duration>,
+    ) -> Self {
+        if self.is_end_stream() {
+            traffic.answer.end(Ending::Complete);
+        }
+        let limits = (deadline.is_some() || idle.is_some()).then(|| {
+            Box::new(Limits {
+                deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+                idle: idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
+            })
+        });
+        self.watched = Some(Watched { traffic, limits, _guard: guard });
         self
     }
+}
 
-    /// Keeps `record` until the body has passed or was given up.
-    pub fn recorded(mut self, record: Option<AccessRecord>) -> Self {
-        self.record = record;
-        self
+impl Limits {
+    fn progressed(&mut self) {
+        if let Some((limit, sleep)) = &mut self.idle {
+            sleep.as_mut().reset(Instant::now() + *limit);
+        }
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut frame = match &mut self.kind {
-            Kind::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Kind::Passing(inner) => ready!(Pin::new(inner).poll_frame(context)),
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if let Some(Watched { traffic, limits: Some(limits), .. }) = &mut this.watched
+            && limits.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready())
+        {
+            traffic.answer.end(Ending::Deadline);
+            return Poll::Ready(Some(Err(GivenUp::Deadline.into())));
+        }
+        let polled = match &mut this.source {
+            Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Passing(inner) => Pin::new(inner).poll_frame(context),
         };
-        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+        let mut frame = match polled {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let Some(Watched { traffic, limits: Some(limits), .. }) = &mut this.watched else {
+                    return Poll::Pending;
+                };
+                let Some((_, silence)) = &mut limits.idle else { return Poll::Pending };
+                ready!(silence.as_mut().poll(context));
+                traffic.answer.end(Ending::Idle);
+                return Poll::Ready(Some(Err(GivenUp::Idle.into())));
+            }
+        };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
             headers::clean_trailers(trailers);
         }
-        if let (Some(Err(error)), Some(record)) = (&frame, &mut self.record) {
-            record.broke_off(error);
+        if let Some(watched) = &mut this.watched {
+            let passage = &watched.traffic.answer;
+            match &frame {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        passage.passed(data.len() as u64);
+                    }
+                    let ended = match &this.source {
+                        Source::Own(bytes) => bytes.is_none(),
+                        Source::Passing(inner) => inner.is_end_stream(),
+                    };
+                    if ended {
+                        passage.end(Ending::Complete);
+                    }
+                    if let Some(limits) = &mut watched.limits {
+                        limits.progressed();
+                    }
+                }
+                Some(Err(error)) => passage.end_because(Ending::SourceFailed, error),
+                None => passage.end(Ending::Complete),
+            }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Own(bytes) => bytes.is_none(),
-            Kind::Passing(inner) => inner.is_end_stream(),
+        match &self.source {
+            Source::Own(bytes) => bytes.is_none(),
+            Source::Passing(inner) => inner.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Kind::Passing(inner) => inner.size_hint(),
+        match &self.source {
+            Source::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Passing(inner) => inner.size_hint(),
         }
     }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(watched) = &self.watched {
+            watched.traffic.answer.end(Ending::Dropped);
+        }
+    }
+}
+
+/// The innermost cause, which says the most in the fewest words.
+pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause
 }

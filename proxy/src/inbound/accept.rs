@@ -21,11 +21,12 @@ use rustls::pki_types::UnixTime;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::caller::{Caller, Connection};
+use crate::drain::Drain;
 use crate::http::h2;
-use crate::http::upgrade::Tunnel;
 use crate::inbound::pipeline::Pipeline;
-use crate::listener::{Connections, Handshakes, remote_address, run_to_end};
-use crate::metrics::METRICS;
+use crate::listener::{Connections, Handshakes, linger_to_end, remote_address, run_to_end};
+use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
@@ -38,6 +39,7 @@ pub struct Inbound {
     handshakes: Handshakes,
     connections: Connections,
     full: AtomicBool,
+    drain: Drain,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
@@ -50,6 +52,7 @@ impl Inbound {
         pipeline: Pipeline,
         handshakes: Handshakes,
         connections: Connections,
+        drain: Drain,
     ) -> Self {
         let proxy = &config.proxy;
         let mut http1 = http1::Builder::new();
@@ -74,6 +77,7 @@ impl Inbound {
             handshakes,
             connections,
             full: AtomicBool::new(false),
+            drain,
             http1,
             http2,
         }
@@ -87,9 +91,13 @@ impl ServerApp for Inbound {
         // Before the handshake, so that no new files are missed after it.
         let replaced = self.credentials.replacements();
         let (tls, peer) = match self.handshakes.enter(address) {
-            Some(_handshake) => self.handshake(stream, address).await?,
+            Some(_handshake) => tokio::select! {
+                done = self.handshake(stream, address) => done?,
+                // Whoever connected just before is still let in, to hear that it is over or to be served once.
+                () = self.drain.lingered() => return None,
+            },
             None => {
-                METRICS.inbound_handshake_failures.add_one();
+                METRICS.handshake_failed(Direction::Inbound, HandshakeFailure::Limit);
                 tracing::warn!(
                     target: "AgentChannel",
                     "TLS handshake failed from {address}: too many handshakes are under way"
@@ -110,11 +118,16 @@ impl ServerApp for Inbound {
         };
         self.full.store(false, Ordering::Relaxed);
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
-        let (peer, tunnel) = (Arc::new(peer), Arc::<Tunnel>::default());
+        let peer = Arc::new(peer);
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone())));
         let service = service_fn(|request| {
-            let (this, peer, tunnel) = (self.clone(), peer.clone(), tunnel.clone());
+            let (this, from, peer) = (self.clone(), from.clone(), peer.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move { Ok::<_, Infallible>(this.pipeline.handle(&peer, &tunnel, request).await) })
+            Box::pin(async move {
+                let version = request.version();
+                let answer = this.pipeline.handle(&from, &peer, request);
+                Ok::<_, Infallible>(this.drain.carry(version, answer).await)
+            })
         });
         let serve = async {
             let io = TokioIo::new(tls);
@@ -124,8 +137,9 @@ impl ServerApp for Inbound {
             }
             let connection = self.http1.serve_connection(io, service).with_upgrades();
             let finish = http1::UpgradeableConnection::graceful_shutdown;
-            run_to_end(connection, finish, shutdown.clone()).await?;
-            tunnel.ended().await;
+            linger_to_end(connection, finish, &self.drain).await?;
+            let _carried = self.drain.request();
+            from.tunnel.ended().await;
             Ok(())
         };
         let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
@@ -135,12 +149,15 @@ impl ServerApp for Inbound {
             ended = serve => if let Err(error) = ended {
                 tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
             },
-            reason = lost => tracing::warn!(
-                target: "AgentChannel",
-                "cutting off peer.cn={} from {address}: {}",
-                peer.name(),
-                describe(&reason, Role::Client)
-            ),
+            reason = lost => {
+                from.cut("the peer is trusted no more");
+                tracing::warn!(
+                    target: "AgentChannel",
+                    "cutting off peer.cn={} from {address}: {}",
+                    peer.name(),
+                    describe(&reason, Role::Client)
+                );
+            }
         }
         None
     }
@@ -151,18 +168,22 @@ impl Inbound {
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(TlsStream<Stream>, PeerIdentity)> {
         let credentials = self.credentials.load_full();
         let acceptor = TlsAcceptor::from(credentials.server.clone());
-        let reason = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
+        let (why, reason) = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
             Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
-                    METRICS.inbound_connections.add_one();
+                    let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
+                    METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));
                 }
-                Err(error) => describe(&error, Role::Client),
+                Err(error) => (HandshakeFailure::of_tls(&error), describe(&error, Role::Client)),
             },
-            Ok(Err(error)) => handshake_reason(&error),
-            Err(_) => format!("timed out after {} ms", self.handshake_limit.as_millis()),
+            Ok(Err(error)) => (HandshakeFailure::of(&error), handshake_reason(&error)),
+            Err(_) => (
+                HandshakeFailure::Timeout,
+                format!("timed out after {} ms", self.handshake_limit.as_millis()),
+            ),
         };
-        METRICS.inbound_handshake_failures.add_one();
+        METRICS.handshake_failed(Direction::Inbound, why);
         tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
         None
     }

@@ -15,8 +15,8 @@ use mesh_shared::LoopbackAddr;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::absolute;
 use crate::tcp;
 use crate::upstream::io::early_answer::EarlyAnswer;
@@ -54,13 +54,17 @@ impl Backend {
         *request.uri_mut() = absolute(Scheme::HTTP, self.authority.clone(), path);
         *request.version_mut() = Version::HTTP_11;
         self.client.request(request).await.map_err(|error| {
-            let address = self.address.to_string();
             let reason = root_cause(&error).to_string();
             match error.is_connect() {
-                true => ProxyError::BackendUnreachable { address, reason },
-                false => ProxyError::BackendFailed { address, reason },
+                true => ProxyError::BackendUnreachable { address: self.address.to_string(), reason },
+                false => self.failed(reason),
             }
         })
+    }
+
+    /// The error for a backend that took the request and did not answer as it should.
+    pub fn failed(&self, reason: impl Into<String>) -> ProxyError {
+        ProxyError::BackendFailed { address: self.address.to_string(), reason: reason.into() }
     }
 }
 

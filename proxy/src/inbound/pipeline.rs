@@ -1,21 +1,23 @@
 //! A peer's request on its way to the agent. The steps, in order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use http::header::HOST;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::AgentName;
-use mesh_shared::config::{Config, Limits, Policy};
+use mesh_shared::config::{Config, Policy};
 
-use crate::access_log::AccessRecord;
+use crate::access_log::Subject;
+use crate::caller::Connection;
 use crate::error::ProxyError;
+use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
-use crate::http::upgrade::{Tunnel, Upgrade};
+use crate::http::headers::{self, Writer};
+use crate::http::message;
+use crate::http::upgrade::Upgrade;
 use crate::inbound::backend::Backend;
 use crate::inbound::mesh_api::{self, Endpoint};
-use crate::metrics::METRICS;
 use crate::policy;
 use crate::roster::registryd::RegistryLink;
 use crate::tls::verify::PeerIdentity;
@@ -25,8 +27,10 @@ pub struct Pipeline {
     backend: Backend,
     registry: Arc<RegistryLink>,
     policy: Policy,
-    limits: Limits,
+    rules: Rules,
     node: String,
+    /// The agents that live here; others are not told apart.
+    agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
     default_agent: String,
     preview_chars: usize,
@@ -44,86 +48,98 @@ impl Pipeline {
             backend: Backend::new(proxy.backend.address),
             registry,
             policy: proxy.policy.clone(),
-            limits: proxy.limits.clone(),
+            rules: Rules::new(proxy),
             node,
+            agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
             default_agent,
             preview_chars: proxy.task_preview_chars,
         }
     }
 
-    /// One request, with the log line that must not be forgotten.
+    /// Takes a peer's request to the head of its answer; its body takes the exchange to its end.
     pub async fn handle(
         &self,
-        peer: &Arc<PeerIdentity>,
-        tunnel: &Tunnel,
+        connection: &Arc<Connection>,
+        peer: &PeerIdentity,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.inbound_requests.add_one();
-        let mut record = self.record(peer, &request);
+        let mut exchange = self.begin(connection, &request);
         let upgrade = Upgrade::wanted(&mut request);
-        let outcome = self.answer(peer, request, &record, upgrade.as_ref()).await;
-        let mut response = outcome.unwrap_or_else(|error| {
-            record.failed(&error);
-            error.into_response()
-        });
-        record.answered(response.status());
-        let record = match upgrade {
-            Some(upgrade) => upgrade.join(&mut response, tunnel, record),
-            None => Some(record),
+        let outcome = match exchange.read_deadline(&request) {
+            Ok(()) => {
+                let answer = async |exchange: &mut Exchange| {
+                    self.answer(exchange, peer, request, upgrade.as_ref()).await
+                };
+                within_deadline(&mut exchange, answer).await
+            }
+            Err(error) => Err(error),
         };
-        response.map(|body| body.recorded(record))
+        finish(exchange, connection, upgrade, outcome)
     }
 
-    fn record(&self, peer: &Arc<PeerIdentity>, request: &Request<Incoming>) -> AccessRecord {
-        if !mesh_api::is_delegation(request) {
-            return AccessRecord::request(peer.clone(), request.method().clone(), request.uri().clone());
-        }
+    fn begin(&self, connection: &Arc<Connection>, request: &Request<Incoming>) -> Box<Exchange> {
         let named = request.headers().get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
-        let agent = named.filter(|agent| agent.parse::<AgentName>().is_ok()).unwrap_or(&self.default_agent);
-        AccessRecord::delegation(peer.clone(), agent.into(), self.preview_chars)
+        let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
+        let subject = match mesh_api::is_delegation(request) {
+            true => {
+                let to = named.as_ref().map_or(self.default_agent.as_str(), AgentName::as_str);
+                Subject::delegation(to.into(), self.preview_chars)
+            }
+            false => Subject::Request,
+        };
+        let mut exchange = Box::new(Exchange::begin(connection, request, subject, self.rules));
+        exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
+        exchange
     }
 
     /// Policy, the mesh's own paths, then the agent.
     async fn answer(
         &self,
+        exchange: &mut Exchange,
         peer: &PeerIdentity,
         request: Request<Incoming>,
-        record: &AccessRecord,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
-        let body = RequestBody::new(body, parts.version);
+        message::check_request(&parts, !body.is_end_stream())?;
+        let body =
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
-        }
-        if parts.headers.get_all(HOST).iter().nth(1).is_some() {
-            return Err(ProxyError::BadRequest("it has more than one Host header".into()));
         }
         if !policy::allows(&self.policy, peer.identity()) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
-        let (body, overrun) = body.limited(self.limits.max_body_bytes)?;
-        let body = body.scanned(record.scanner());
+        if body.announced() > self.rules.max_body_bytes {
+            return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
+        }
+        let body = body.tapped(exchange.account().tap());
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::set_identity(&mut parts.headers, peer);
         headers::set_host(&mut parts);
+        headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
-        let sent = match mesh_api::endpoint(&parts)? {
-            Some(Endpoint::Ping) => return Ok(mesh_api::ping(&self.node, peer)),
-            Some(Endpoint::Registry) => self.registry.send(Request::from_parts(parts, body)).await,
+        headers::announce_body(&mut parts.headers, &body.size_hint());
+        exchange.pass_deadline(&mut parts.headers);
+        let endpoint = mesh_api::endpoint(&parts)?;
+        if let Some((Endpoint::Ping, _)) = endpoint {
+            return Ok(mesh_api::ping(&self.node, peer));
+        }
+        exchange.sending();
+        let mut response = match endpoint {
+            Some((_, path)) => {
+                headers::set_path(&mut parts.uri, path);
+                self.registry.send(Request::from_parts(parts, body)).await?
+            }
             None => {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
-                let sent = self.backend.send(Request::from_parts(parts, body)).await;
-                sent.map(|mut response| {
-                    // Only a sidecar's or registryd's errors have it.
-                    response.headers_mut().remove(headers::MESH_ERROR);
-                    response
-                })
+                let mut response = self.backend.send(Request::from_parts(parts, body)).await?;
+                Upgrade::check(upgrade, &response).map_err(|reason| self.backend.failed(reason))?;
+                headers::remove_forged(response.headers_mut(), Writer::Agent);
+                response
             }
         };
-        let mut response = sent.map_err(|error| overrun.or(error))?;
         headers::remove_hop_by_hop(response.headers_mut());
         Ok(response.map(ResponseBody::passing))
     }

@@ -13,15 +13,17 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
+use crate::caller::{Caller, Connection};
+use crate::drain::Drain;
 use crate::http::h2;
-use crate::http::upgrade::Tunnel;
-use crate::listener::{Connections, run_to_end};
+use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
 pub struct Outbound {
     pipeline: Pipeline,
     connections: Connections,
+    drain: Drain,
     http: auto::Builder<TokioExecutor>,
 }
 
@@ -35,7 +37,7 @@ pub struct OutboundListener {
 
 impl Outbound {
     /// The outbound side as configured, which gives each request to `pipeline`.
-    pub fn new(config: &Config, pipeline: Pipeline, connections: Connections) -> Self {
+    pub fn new(config: &Config, pipeline: Pipeline, connections: Connections, drain: Drain) -> Self {
         let limits = &config.proxy.limits;
         let mut http = auto::Builder::new(TokioExecutor::new());
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
@@ -46,33 +48,37 @@ impl Outbound {
             .max_concurrent_streams(limits.max_streams)
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams));
-        Self { pipeline, connections, http }
+        Self { pipeline, connections, drain, http }
     }
 }
 
 #[async_trait]
 impl ServerApp for OutboundListener {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let outbound = &self.outbound;
         let Some(_place) = outbound.connections.enter() else {
             tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
             return None;
         };
-        let tunnel = Arc::<Tunnel>::default();
+        let caller = Caller::Program(remote_address(&stream));
+        let from = Arc::new(Connection::new(caller));
         let service = service_fn(|request| {
-            let (this, tunnel) = (self.clone(), tunnel.clone());
+            let (this, from) = (self.clone(), from.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(async move {
-                Ok::<_, Infallible>(this.outbound.pipeline.handle(this.only.as_ref(), &tunnel, request).await)
+                let (outbound, version) = (&this.outbound, request.version());
+                let answer = outbound.pipeline.handle(&from, this.only.as_ref(), request);
+                Ok::<_, Infallible>(outbound.drain.carry(version, answer).await)
             })
         });
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
         if let Err(error) =
-            run_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, shutdown.clone()).await
+            linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await
         {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
-        tunnel.ended().await;
+        let _carried = outbound.drain.request();
+        from.tunnel.ended().await;
         None
     }
 }

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::logging::Excerpt;
 
-use crate::error::ProxyError;
+use crate::access_log::Subject;
+use crate::caller::Connection;
+use crate::error::{ProxyError, Sent};
+use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
-use crate::http::upgrade::{Tunnel, Upgrade};
+use crate::http::headers::{self, Writer};
+use crate::http::message;
+use crate::http::upgrade::Upgrade;
 use crate::inbound::mesh_api;
-use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
 use crate::roster::registryd::RegistryLink;
@@ -23,55 +26,62 @@ use crate::upstream::{Recipient, Target, Upstream};
 pub struct Pipeline {
     upstream: Upstream,
     registry: Arc<RegistryLink>,
-    max_body_bytes: u64,
+    rules: Rules,
 }
 
 impl Pipeline {
     /// The steps as configured.
     pub fn new(config: &Config, upstream: Upstream, registry: Arc<RegistryLink>) -> Self {
-        Self { upstream, registry, max_body_bytes: config.proxy.limits.max_body_bytes }
+        Self { upstream, registry, rules: Rules::new(&config.proxy) }
     }
 
-    /// Takes a request of this host to its end.
+    /// Takes a request of this host to the head of its answer; its body takes the exchange to its end. `only`: where
+    /// everything goes that comes in on this listener.
     pub async fn handle(
         &self,
+        connection: &Arc<Connection>,
         only: Option<&NodeName>,
-        tunnel: &Tunnel,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.outbound_requests.add_one();
+        let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
         let upgrade = Upgrade::wanted(&mut request);
-        let mut response = self.answer(only, request, upgrade.as_ref()).await.unwrap_or_else(|error| {
-            let (status, code, _) = error.parts();
-            let text = error.to_string();
-            let text = Excerpt { text: &text, max_chars: 500 };
-            match status.is_server_error() {
-                true => tracing::warn!(target: "Outbound", "{code}: {text}"),
-                // The caller's mistake, which its answer tells.
-                false => tracing::info!(target: "Outbound", "{code}: {text}"),
+        let outcome = match exchange.read_deadline(&request) {
+            Ok(()) => {
+                let answer = async |exchange: &mut Exchange| {
+                    self.answer(exchange, only, request, upgrade.as_ref()).await
+                };
+                within_deadline(&mut exchange, answer).await
             }
-            error.into_response()
-        });
-        if let Some(upgrade) = upgrade {
-            upgrade.join(&mut response, tunnel, ());
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &outcome {
+            tell(error);
         }
-        response
+        finish(exchange, connection, upgrade, outcome)
     }
 
     async fn answer(
         &self,
+        exchange: &mut Exchange,
         only: Option<&NodeName>,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
-        let body = RequestBody::new(body, parts.version);
+        message::check_request(&parts, !body.is_end_stream())?;
+        let body =
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
-        let (body, overrun) = body.limited(self.max_body_bytes)?;
+        exchange.account().uri = parts.uri.clone();
+        if body.announced() > self.rules.max_body_bytes {
+            return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
+        }
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::remove_identity(&mut parts.headers);
+        headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body.size_hint());
+        exchange.pass_deadline(&mut parts.headers);
         let to = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
@@ -82,23 +92,52 @@ impl Pipeline {
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
                     parts.headers.insert(headers::MESH_AGENT, agent);
                 }
+                exchange.account().agent = Some(agent.clone());
                 Recipient::Agent(agent)
             }
         };
         let own_path = !matches!(mesh_api::endpoint(&parts), Ok(None));
-        let session = parts.headers.remove("x-mesh-session");
-        parts.headers.remove(headers::MESH_NODE);
+        let session = parts.headers.get(headers::MESH_SESSION).cloned();
+        let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
-        let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
-        let sent = self.upstream.send(target, Request::from_parts(parts, body)).await;
-        let delivered = sent.map_err(|failed| overrun.or(failed.error))?;
-        let mut response = delivered.response;
+        exchange.sending();
+        let delivered = self.upstream.send(target, Request::from_parts(parts, body)).await;
+        let account = exchange.account();
+        let delivered = delivered.map_err(|failed| {
+            account.node = failed.node;
+            account.attempts = failed.attempts;
+            failed.error
+        })?;
+        account.node = Some(delivered.node.clone());
+        account.attempts = delivered.attempts;
+        account.connect = delivered.connect;
+        exchange.hold(delivered.slot);
+        let (mut response, node) = (delivered.response, delivered.node);
+        Upgrade::check(upgrade, &response).map_err(|reason| ProxyError::PeerFailed {
+            node: node.clone(),
+            reason: reason.into(),
+            sent: Sent::Perhaps,
+        })?;
         headers::remove_hop_by_hop(response.headers_mut());
-        if let Ok(node) = HeaderValue::from_str(delivered.node.as_str()) {
-            response.headers_mut().insert("x-mesh-served-by", node);
+        headers::remove_forged(response.headers_mut(), Writer::Sidecar);
+        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
+        if let Ok(node) = HeaderValue::from_str(node.as_str()) {
+            response.headers_mut().insert(headers::MESH_SERVED_BY, node);
         }
-        Ok(response.map(|body| ResponseBody::passing(body).on(delivered.slot)))
+        Ok(response.map(ResponseBody::passing))
+    }
+}
+
+/// Says in the log what kept a request from being answered by who it is for.
+fn tell(error: &ProxyError) {
+    let (status, code, _) = error.parts();
+    let text = error.to_string();
+    let text = Excerpt { text: &text, max_chars: 500 };
+    match status.is_server_error() {
+        true => tracing::warn!(target: "Outbound", "{code}: {text}"),
+        // The caller's mistake, which its answer tells.
+        false => tracing::info!(target: "Outbound", "{code}: {text}"),
     }
 }

@@ -17,8 +17,8 @@ use mesh_shared::local_api::{JOIN, SIDECAR, SidecarReport};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{ProxyError, root_cause};
-use crate::http::body::RequestBody;
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
 use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// How often registryd hears from the sidecar.
@@ -96,6 +96,12 @@ impl RegistryLink {
             last = told.is_ok().then_some(report);
             sleep(if changed || last.is_none() { REPORT_INTERVAL / 5 } else { REPORT_INTERVAL }).await;
         }
+    }
+
+    /// Tells registryd once, if it is there.
+    pub async fn tell(&self, report: &SidecarReport) {
+        // That registryd is away is logged where the roster is followed.
+        let _ = self.report_once(report).await;
     }
 
     async fn report_once(&self, report: &SidecarReport) -> Result<(), BoxError> {

@@ -10,7 +10,7 @@ use mesh_shared::local_api::{ROSTER_WATCH, Roster};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::error::root_cause;
+use crate::http::body::root_cause;
 use crate::roster::registryd::{ANSWER, BoxError, RegistryLink, request};
 use crate::roster::store::RosterStore;
 

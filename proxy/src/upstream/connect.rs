@@ -9,22 +9,22 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use mesh_shared::NodeName;
 use mesh_shared::certificate::{Role, describe};
-use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
+use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::trust;
 use crate::tls::verify::WrongPeer;
-use crate::upstream::io::link::Linked;
+use crate::upstream::io::link::{Link, Linked};
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -88,7 +88,7 @@ async fn handshake(
     if resumed && trust::judge_resumed(&snapshot, &chain(&tls), still_trusts).is_err() {
         // The session's certificate has ended, or the revocation list. The peer may have another certificate by now.
         let mut anew = ClientConfig::clone(config);
-        anew.resumption = Resumption::disabled();
+        anew.resumption = rustls::client::Resumption::disabled();
         tls = connect_tls(route, &Arc::new(anew), &name).await?;
     }
     tcp::prepare_peer(tls.get_ref().0, tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
@@ -104,6 +104,11 @@ async fn handshake(
         replaced,
     ));
     Ok(stream)
+}
+
+/// Whether an earlier session was resumed.
+pub fn resumption(stream: &PeerStream) -> Resumption {
+    Resumption::of(stream.get_ref().get_ref().1.handshake_kind())
 }
 
 /// Whether the peer chose h2.
@@ -125,13 +130,13 @@ fn judge(
 
 /// Ends a connection once its peer would be refused.
 async fn end_with_trust(
-    link: Arc<crate::upstream::io::link::Link>,
+    link: Arc<Link>,
     is_gone: oneshot::Receiver<()>,
     node: NodeName,
     name: ServerName<'static>,
     chain: Vec<CertificateDer<'static>>,
     credentials: Arc<CredentialStore>,
-    replaced: tokio::sync::watch::Receiver<()>,
+    replaced: watch::Receiver<()>,
 ) {
     let lost = trust::lost(&credentials, replaced, &chain, |credentials| judge(credentials, &chain, &name));
     tokio::select! {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_shared::NodeName;
 use parking_lot::Mutex;
 
+use crate::metrics::{Direction, Held, Limit, METRICS, PeerMetrics};
 use crate::roster::table::Route;
 use crate::upstream::choose::{Latency, Readiness};
 use crate::upstream::health::{Health, Standing};
@@ -20,6 +21,7 @@ pub const RESERVE: usize = 16;
 pub struct Endpoint {
     node: NodeName,
     in_flight: AtomicUsize,
+    metrics: Arc<PeerMetrics>,
     observed: Mutex<Observed>,
 }
 
@@ -35,7 +37,12 @@ impl Endpoint {
     pub fn new(route: Arc<Route>) -> Self {
         let observed =
             Observed { route: route.clone(), latency: Latency::default(), health: Health::default() };
-        Self { node: route.node.clone(), in_flight: AtomicUsize::new(0), observed: Mutex::new(observed) }
+        Self {
+            node: route.node.clone(),
+            in_flight: AtomicUsize::new(0),
+            metrics: METRICS.peer(Direction::Outbound, route.node.as_str()),
+            observed: Mutex::new(observed),
+        }
     }
 
     /// The node's name.
@@ -78,9 +85,10 @@ impl Endpoint {
     /// A place for one more request; `None` when `most` are under way.
     pub fn enter(self: &Arc<Self>, most: usize) -> Option<RequestSlot> {
         if self.in_flight.fetch_add(1, Ordering::Relaxed) < most {
-            return Some(RequestSlot(self.clone()));
+            return Some(RequestSlot(self.clone(), METRICS.slot(Limit::RequestsPerNode)));
         }
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        METRICS.refused(Limit::RequestsPerNode);
         None
     }
 
@@ -92,6 +100,7 @@ impl Endpoint {
     /// A connection was made.
     pub fn reached(&self) {
         if self.observed.lock().health.succeeded() {
+            self.metrics.returned();
             tracing::info!(target: "Outbound", "{} can be reached again", self.node);
         }
     }
@@ -99,8 +108,14 @@ impl Endpoint {
     /// A connection could not be made, or turned out to be dead.
     pub fn unreachable(&self, reason: &str) {
         let random = RandomState::new().hash_one(0);
-        let ejected = self.observed.lock().health.failed(Instant::now(), random);
+        let (before, ejected) = {
+            let health = &mut self.observed.lock().health;
+            (health.is_ejected(), health.failed(Instant::now(), random))
+        };
         if let Some(lasting) = ejected {
+            if !before {
+                self.metrics.ejected();
+            }
             tracing::warn!(
                 target: "Outbound",
                 "{} is passed over for {} ms where another node can do the work: {reason}",
@@ -117,10 +132,18 @@ impl Endpoint {
 }
 
 /// A request's place at a node, given back on drop.
-pub struct RequestSlot(Arc<Endpoint>);
+pub struct RequestSlot(Arc<Endpoint>, #[allow(dead_code, reason = "counts it while it is held")] Held);
 
 impl Drop for RequestSlot {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if self.observed.lock().health.is_ejected() {
+            self.metrics.returned();
+        }
     }
 }

@@ -50,7 +50,12 @@ impl Health {
 
     /// A connection was made. True if that ends an ejection.
     pub fn succeeded(&mut self) -> bool {
-        std::mem::take(self).until.is_some()
+        std::mem::take(self).is_ejected()
+    }
+
+    /// Whether it failed since it last succeeded.
+    pub fn is_ejected(&self) -> bool {
+        self.until.is_some()
     }
 
     /// Whether the node gets requests.

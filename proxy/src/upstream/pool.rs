@@ -15,12 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep_until, timeout};
 
-use crate::error::{ProxyError, Sent, root_cause};
+use crate::error::{ProxyError, Sent};
+use crate::http::body::root_cause;
 use crate::http::h2;
-use crate::metrics::METRICS;
+use crate::metrics::{Direction, HandshakeFailure, Held, Limit, METRICS, Side};
 use crate::roster::store::RosterStore;
 use crate::tls::credentials::CredentialStore;
-use crate::upstream::connect::{PeerStream, Protocols, dial, speaks_h2};
+use crate::upstream::connect::{PeerStream, Protocols, dial, resumption, speaks_h2};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::io::early_answer::EarlyAnswer;
 use crate::upstream::io::gathering::Gathering;
@@ -106,6 +107,7 @@ pub enum Connection {
 pub struct StreamSlot {
     pool: Arc<Pool>,
     id: u64,
+    _counted: Held,
 }
 
 impl Drop for StreamSlot {
@@ -304,7 +306,8 @@ impl Pool {
             state.shared.iter_mut().find(|each| each.streams < each.allowed.min(most) && !each.is_worn());
         if let Some(each) = free {
             each.streams += 1;
-            let slot = StreamSlot { pool: self.clone(), id: each.id };
+            let counted = METRICS.stream(Direction::Outbound, Side::Upstream);
+            let slot = StreamSlot { pool: self.clone(), id: each.id, _counted: counted };
             return Some(Connection::Http2(each.sender.clone(), each.link.clone(), slot));
         }
         // Those of upgrades that came to nothing serve no others where the node speaks h2.
@@ -343,11 +346,12 @@ impl Pool {
     }
 
     async fn dial(&self, protocols: Protocols, limit: Duration) -> Result<PeerStream, ProxyError> {
+        let _dialling = METRICS.slot(Limit::Dials);
         let route = self.roster.node(self.node())?;
         let dialled = dial(&route, &self.credentials, protocols, limit).await;
         match &dialled {
-            Ok(_) => METRICS.outbound_dials.add_one(),
-            Err(_) => METRICS.outbound_dial_failures.add_one(),
+            Ok(stream) => METRICS.handshake_done(Direction::Outbound, resumption(stream)),
+            Err(error) => METRICS.handshake_failed(Direction::Outbound, handshake_failure(error)),
         }
         dialled
     }
@@ -396,7 +400,12 @@ impl Pool {
         let handshake = self.http1.handshake(TokioIo::new(EarlyAnswer::new(stream))).await;
         let (sender, connection) =
             handshake.map_err(|error| self.failed(root_cause(&error).to_string(), &link))?;
-        tokio::spawn(connection.with_upgrades());
+        let open = METRICS.connection(Direction::Outbound, Side::Upstream);
+        tokio::spawn(async move {
+            let _open = open;
+            // Its request learns itself of an error.
+            let _ = connection.with_upgrades().await;
+        });
         Ok((sender, link))
     }
 
@@ -485,6 +494,18 @@ impl Shared {
     }
 }
 
+/// What a failed dial counts as.
+fn handshake_failure(error: &ProxyError) -> HandshakeFailure {
+    match error {
+        ProxyError::PeerIdentityMismatch { .. } => HandshakeFailure::WrongName,
+        ProxyError::PeerUntrusted { .. } => HandshakeFailure::BadCertificate,
+        ProxyError::PeerRefusedUs { .. } => HandshakeFailure::RefusedByPeer,
+        ProxyError::PeerTimeout { .. } => HandshakeFailure::Timeout,
+        ProxyError::PeerUnreachable { .. } => HandshakeFailure::Unreachable,
+        _ => HandshakeFailure::Other,
+    }
+}
+
 /// Drives a connection until the peer's SETTINGS have come: a peer that refuses this node's certificate says so in their
 /// place, one that is held up says nothing, and how many requests there may be is known before the first one.
 ///
@@ -505,6 +526,7 @@ async fn settle(connection: &mut Http2Connection, link: &Link) -> Result<(), hyp
 
 /// Drives a connection to its end, and notes what the peer allows. Once no request wants it any more, it ends.
 async fn keep(pool: Weak<Pool>, id: u64, link: Arc<Link>, mut connection: Http2Connection) {
+    let _open = METRICS.connection(Direction::Outbound, Side::Upstream);
     let mut allowed = connection.current_max_send_streams();
     let mut drive = std::future::poll_fn(|context| {
         let polled = Pin::new(&mut connection).poll(context);

@@ -13,19 +13,33 @@ use std::time::Instant;
 use h2::Reason;
 
 use crate::error::{ProxyError, Sent};
+use crate::metrics::RetryReason;
 
-/// How far a request got whose sending failed with `error`.
-pub fn sent(error: &(dyn Error + 'static)) -> Sent {
+/// What proves that nobody processed any byte of a request whose sending failed with `error`; `None`: nothing does.
+pub fn unprocessed(error: &(dyn Error + 'static)) -> Option<RetryReason> {
     let mut cause = Some(error);
     while let Some(each) = cause {
         if let Some(h2) = each.downcast_ref::<h2::Error>() {
-            let refused = h2.is_reset() && h2.reason() == Some(Reason::REFUSED_STREAM);
-            let unprocessed = h2.is_go_away() && h2.reason() == Some(Reason::NO_ERROR);
-            return if h2.is_remote() && (refused || unprocessed) { Sent::Nothing } else { Sent::Perhaps };
+            return match h2.reason() {
+                Some(Reason::REFUSED_STREAM) if h2.is_reset() && h2.is_remote() => {
+                    Some(RetryReason::RefusedStream)
+                }
+                Some(Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => Some(RetryReason::GoAway),
+                _ => None,
+            };
         }
         cause = each.source();
     }
-    Sent::Perhaps
+    None
+}
+
+/// What a retry counts as, where no connection came about.
+pub fn reason(error: &ProxyError) -> RetryReason {
+    match error {
+        ProxyError::PeerBusy { .. } => RetryReason::Busy,
+        ProxyError::PeerIdentityMismatch { .. } | ProxyError::PeerUntrusted { .. } => RetryReason::Handshake,
+        _ => RetryReason::Connect,
+    }
 }
 
 /// Where a request may be sent again.
@@ -117,9 +131,9 @@ mod tests {
     fn only_what_is_certain_counts_as_not_sent() {
         // What the h2 crate makes itself is no word of the peer's.
         for reason in [Reason::REFUSED_STREAM, Reason::NO_ERROR, Reason::CANCEL] {
-            assert_eq!(sent(&h2::Error::from(reason)), Sent::Perhaps);
+            assert_eq!(unprocessed(&h2::Error::from(reason)), None);
         }
-        assert_eq!(sent(&std::io::Error::other("reset")), Sent::Perhaps);
+        assert_eq!(unprocessed(&std::io::Error::other("reset")), None);
     }
 
     #[test]

@@ -1,0 +1,79 @@
+//! Who sends requests, and what the requests of one connection share.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use mesh_shared::NodeName;
+
+use crate::http::upgrade::Tunnel;
+use crate::metrics::{Direction, METRICS, PeerMetrics};
+use crate::tls::verify::PeerIdentity;
+
+/// Who sent a request.
+#[derive(Debug)]
+pub enum Caller {
+    /// A peer, as its certificate proved.
+    Peer(Arc<PeerIdentity>),
+    /// A program of this host.
+    Program(Option<SocketAddr>),
+}
+
+impl Caller {
+    /// Which way its requests go.
+    pub fn direction(&self) -> Direction {
+        match self {
+            Self::Peer(_) => Direction::Inbound,
+            Self::Program(_) => Direction::Outbound,
+        }
+    }
+}
+
+/// A connection on which requests come, as far as they share it.
+pub struct Connection {
+    /// Who sends them.
+    pub caller: Caller,
+    /// What the connection carries once it has left HTTP.
+    pub tunnel: Tunnel,
+    /// Why this sidecar ends the connection in the middle of what it does.
+    cut: OnceLock<&'static str>,
+    /// Where requests are counted that were sent to no other node.
+    metrics: Arc<PeerMetrics>,
+}
+
+impl Connection {
+    /// A connection of `caller`.
+    pub fn new(caller: Caller) -> Self {
+        let metrics = match &caller {
+            Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
+            Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
+        };
+        Self { caller, tunnel: Tunnel::default(), cut: OnceLock::new(), metrics }
+    }
+
+    /// The counters for a request that was sent to `node`, if to any.
+    pub fn metrics(&self, node: Option<&NodeName>) -> Arc<PeerMetrics> {
+        match node {
+            Some(node) => METRICS.peer(Direction::Outbound, node.as_str()),
+            None => self.metrics.clone(),
+        }
+    }
+
+    /// Why this sidecar ended the connection, or all of them; `None` where it did not.
+    pub fn why_cut(&self) -> Option<&'static str> {
+        self.cut.get().or_else(|| STOPPED.get()).copied()
+    }
+
+    /// Notes why the connection is about to be ended from here; what is under way on it then says so.
+    pub fn cut(&self, why: &'static str) {
+        // The first reason stays.
+        let _ = self.cut.set(why);
+    }
+}
+
+/// Why all that is still under way ends now, once the time for stopping is over.
+static STOPPED: OnceLock<&'static str> = OnceLock::new();
+
+/// Notes that what is still under way is cut off because the sidecar ends.
+pub fn all_cut(why: &'static str) {
+    let _ = STOPPED.set(why);
+}

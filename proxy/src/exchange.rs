@@ -1,0 +1,268 @@
+//! A request and its answer as one value, from the head of the request until the last byte of the answer has passed.
+//!
+//! Both pipelines begin one, note on it what happens, and give it the outcome. It ends exactly once, on drop if need
+//! be: then it writes the access line and the metrics, and gives back every slot that it holds.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use mesh_shared::local_api::Problem;
+use tokio::time::{Instant, timeout_at};
+
+use crate::access_log::{Account, Subject};
+use crate::caller::Connection;
+use crate::error::{ProxyError, Sent};
+use crate::http::body::{Ending, ResponseBody, Traffic};
+use crate::http::deadline;
+use crate::http::headers::MESH_ERROR;
+use crate::http::upgrade::Upgrade;
+use crate::metrics::{Held, METRICS};
+
+/// Whether the same request can be sent again without the work being done twice.
+const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
+/// The same in the form that OpenAI's and Anthropic's SDKs obey; without it they repeat what failed with 5xx.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// A request and its answer.
+pub struct Exchange {
+    account: Account,
+    connection: Arc<Connection>,
+    deadline: Option<Deadline>,
+    rules: Rules,
+    sent: Sent,
+    /// What the exchange occupies: slots of connections, of the agent, of peers.
+    held: Vec<Box<dyn Any + Send>>,
+    _in_flight: Held,
+}
+
+/// What the bodies of an exchange must keep to.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    /// Largest request body.
+    pub max_body_bytes: u64,
+    /// How long the body may keep the other side waiting ([`mesh_shared::config::Timeouts::body`]).
+    pub body: Duration,
+    /// Silence after which an answer is given up.
+    pub stream_idle: Option<Duration>,
+}
+
+impl Rules {
+    /// As configured.
+    pub fn new(proxy: &mesh_shared::config::Proxy) -> Self {
+        Self {
+            max_body_bytes: proxy.limits.max_body_bytes,
+            body: proxy.timeouts.body,
+            stream_idle: proxy.timeouts.stream_idle,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    allowed: Duration,
+}
+
+impl Exchange {
+    /// Begins with the head of a request.
+    pub fn begin<B>(
+        connection: &Arc<Connection>,
+        request: &Request<B>,
+        subject: Subject,
+        rules: Rules,
+    ) -> Self {
+        Self {
+            account: Account::new(
+                request.method().clone(),
+                request.uri().clone(),
+                subject,
+                Arc::<Traffic>::default(),
+            ),
+            connection: connection.clone(),
+            deadline: None,
+            rules,
+            sent: Sent::Nothing,
+            held: Vec::new(),
+            _in_flight: METRICS.request(connection.caller.direction()),
+        }
+    }
+
+    /// What passed of the two bodies.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.account.traffic
+    }
+
+    /// What the access line will say.
+    pub fn account(&mut self) -> &mut Account {
+        &mut self.account
+    }
+
+    /// Keeps `slot` until the exchange has ended.
+    pub fn hold(&mut self, slot: impl Any + Send) {
+        self.held.push(Box::new(slot));
+    }
+
+    /// Notes that whoever is to answer may have begun with the work from now on.
+    pub fn sending(&mut self) {
+        self.sent = Sent::Perhaps;
+    }
+
+    /// Reads how long the caller allows.
+    ///
+    /// # Errors
+    /// A value that is not a time.
+    pub fn read_deadline<B>(&mut self, request: &Request<B>) -> Result<(), ProxyError> {
+        if let Some(allowed) = deadline::read(request.headers())? {
+            let begun = Instant::from_std(self.account.started);
+            // As good as none.
+            self.deadline = begun.checked_add(allowed).map(|at| Deadline { at, allowed });
+        }
+        Ok(())
+    }
+
+    /// Tells the next hop what is left of the time that the caller allows.
+    pub fn pass_deadline(&self, headers: &mut HeaderMap) {
+        if let Some(deadline) = self.deadline {
+            deadline::pass_on(headers, deadline.at.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// When the time that the caller allows is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.map(|deadline| deadline.at)
+    }
+
+    /// The answer to the caller. The exchange goes along with its body and ends with it.
+    fn answer(
+        mut self: Box<Self>,
+        outcome: Result<Response<ResponseBody>, ProxyError>,
+    ) -> Response<ResponseBody> {
+        let response = match outcome {
+            Ok(response) => response,
+            Err(error) => {
+                let cause = self.cause(error);
+                self.problem(cause)
+            }
+        };
+        self.account.answered(response.status());
+        if self.account.method == Method::HEAD {
+            // Its body is not sent, whatever the head says of it.
+            self.account.traffic.answer.end(Ending::Complete);
+        }
+        let (traffic, idle) = (self.account.traffic.clone(), self.rules.stream_idle);
+        // An error that says that the time is over comes when it is.
+        let deadline = self.deadline().filter(|_| !response.headers().contains_key(MESH_ERROR));
+        response.map(|body| body.watched(traffic, self, deadline, idle))
+    }
+
+    /// The exchange goes on as a tunnel; what it is told at the end is how many bytes went each way.
+    fn switched(mut self: Box<Self>) -> impl FnOnce(std::io::Result<(u64, u64)>) + Send + 'static {
+        self.account.answered(StatusCode::SWITCHING_PROTOCOLS);
+        move |ended| {
+            let traffic = &self.account.traffic;
+            match ended {
+                Ok((up, down)) => {
+                    traffic.request.passed(up);
+                    traffic.answer.passed(down);
+                    traffic.answer.end(Ending::Complete);
+                }
+                Err(_) => traffic.answer.end(Ending::SourceFailed),
+            }
+        }
+    }
+
+    /// What the request's own body did wrong comes before what followed from it.
+    fn cause(&self, error: ProxyError) -> ProxyError {
+        let passage = &self.account.traffic.request;
+        match passage.ending() {
+            Some(Ending::TooLarge) => ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes },
+            Some(Ending::TooSlow) => ProxyError::BodyTooSlow { limit_ms: self.rules.body.as_millis() },
+            Some(Ending::SourceFailed) => {
+                let reason = passage.reason().unwrap_or("it broke off");
+                ProxyError::BadRequest(format!("its body cannot be read: {reason}"))
+            }
+            _ => error,
+        }
+    }
+
+    /// An error as the caller sees it: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
+    fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
+        let (status, code, title) = error.parts();
+        METRICS.error(code);
+        let problem = Problem {
+            code: code.into(),
+            status: status.as_u16(),
+            title: title.into(),
+            detail: error.to_string(),
+            extra: serde_json::Map::new(),
+        };
+        // A struct of texts cannot fail to serialize.
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = Response::new(ResponseBody::full(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(MESH_ERROR, HeaderValue::from_static(code));
+        let safe = error.repeat_is_safe();
+        headers.insert(RETRYABLE, HeaderValue::from_static(if safe { "true" } else { "false" }));
+        if !safe {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS
+            || matches!(
+                error,
+                ProxyError::AgentBusy { .. } | ProxyError::PeerBusy { .. } | ProxyError::Stopping
+            )
+        {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        self.account.failed(error);
+        response
+    }
+}
+
+/// Gives the caller its answer, and the exchange to whatever carries the rest of it: the answer's body, or the tunnel
+/// that the next hop agreed to.
+pub fn finish(
+    exchange: Box<Exchange>,
+    connection: &Connection,
+    upgrade: Option<Upgrade>,
+    outcome: Result<Response<ResponseBody>, ProxyError>,
+) -> Response<ResponseBody> {
+    match (outcome, upgrade) {
+        (Ok(mut response), Some(upgrade)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            upgrade.join(&mut response, &connection.tunnel, exchange.switched());
+            response
+        }
+        (outcome, _) => exchange.answer(outcome),
+    }
+}
+
+/// Lets `answer` run for as long as the caller allows; what is under way when the time is over is given up.
+///
+/// # Errors
+/// Those of `answer`, and [`ProxyError::DeadlineExceeded`].
+pub async fn within_deadline<T>(
+    exchange: &mut Exchange,
+    answer: impl AsyncFnOnce(&mut Exchange) -> Result<T, ProxyError>,
+) -> Result<T, ProxyError> {
+    let Some(deadline) = exchange.deadline else { return answer(exchange).await };
+    match timeout_at(deadline.at, answer(exchange)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err(ProxyError::DeadlineExceeded { limit_ms: deadline.allowed.as_millis(), sent: exchange.sent })
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.held.clear();
+        let end = self.account.end(self.connection.why_cut());
+        self.connection.metrics(self.account.node.as_ref()).ended(self.account.agent_name(), &end.figures);
+        self.account.write(&self.connection.caller, &end);
+    }
+}
