@@ -17,6 +17,7 @@ use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use rustls::HandshakeKind;
 use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -33,7 +34,8 @@ use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
-use crate::tls::credentials::{ALPN_H2, CredentialStore};
+use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
@@ -109,12 +111,15 @@ impl ServerApp for Inbound {
         };
         let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
         let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
+        let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        });
         tokio::select! {
             () = serve => if let Some(reason) = from.why_cut() {
                 let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
                 warn(reason, address, line);
             },
-            reason = self.distrusted(&peer, replaced) => {
+            reason = lost => {
                 from.cut("the peer is trusted no more");
                 let reason = describe(&reason, Role::Client);
                 // One for each connection of a peer that was revoked, however many they are.
@@ -146,12 +151,13 @@ impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(PeerStream, PeerIdentity)> {
         let place = self.admission.handshake(address);
+        let credentials = self.credentials.load_full();
         let limit = self.timeouts.handshake;
         let shake = async {
             let mut socket = Socket::new(stream, self.timeouts.unread);
             socket.readable().await?;
             place.speaks();
-            TlsAcceptor::from(self.credentials.load().server.clone()).accept(socket).await
+            TlsAcceptor::from(credentials.server.clone()).accept(socket).await
         };
         let outcome = tokio::select! {
             outcome = timeout(limit, shake) => outcome,
@@ -164,7 +170,7 @@ impl Inbound {
             () = self.drain.lingered() => return None,
         };
         let (why, reason) = match outcome {
-            Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
+            Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
                     let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
                     METRICS.handshake_done(Direction::Inbound, resumption);
@@ -250,24 +256,22 @@ impl Inbound {
             warn(reason, address, line);
         }
     }
+}
 
-    /// Returns why `peer` is trusted no more, once it is not: its certificate has ended, or the files that were
-    /// read since say so. `replaced` tells of those.
-    async fn distrusted(&self, peer: &PeerIdentity, mut replaced: watch::Receiver<()>) -> rustls::Error {
-        loop {
-            let now = UnixTime::now();
-            let left = Duration::from_secs(
-                (peer.not_after() + 1).saturating_sub_unsigned(now.as_secs()).max(1) as u64,
-            );
-            tokio::select! {
-                _ = replaced.changed() => {}
-                () = tokio::time::sleep(left) => {}
-            }
-            if let Err(reason) = self.credentials.load().clients.still_trusts(peer, UnixTime::now()) {
-                return reason;
-            }
-        }
+/// Who the peer is. A resumed session says who it was, which is judged anew.
+fn identify(
+    credentials: &Credentials,
+    tls: &PeerStream,
+    address: IpAddr,
+) -> Result<PeerIdentity, rustls::Error> {
+    let session = tls.get_ref().1;
+    let peer = PeerIdentity::of_client(session, address)?;
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        trust::judge_resumed(credentials, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        })?;
     }
+    Ok(peer)
 }
 
 fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
