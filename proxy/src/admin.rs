@@ -25,10 +25,10 @@ use crate::drain::Drain;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
 use crate::listener::run_to_end;
-use crate::metrics::METRICS;
+use crate::metrics::{CONTENT_TYPE as OPENMETRICS, METRICS};
 use crate::outbound::browser_guard;
 use crate::pulse::Pulse;
-use crate::roster::table::RosterStore;
+use crate::roster::store::RosterStore;
 
 /// Until a request's header block is complete, counted from the request before: scrapers come every minute or so.
 const HEADER_LIMIT: Duration = Duration::from_secs(90);
@@ -58,7 +58,10 @@ impl Admin {
         };
         let mut response = Response::new(ResponseBody::full(text));
         *response.status_mut() = status;
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        let kind = HeaderValue::from_static(match request.uri().path() {
+            "/metrics" => OPENMETRICS,
+            _ => "text/plain; charset=utf-8",
+        });
         response.headers_mut().insert(CONTENT_TYPE, kind);
         response
     }

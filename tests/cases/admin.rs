@@ -47,7 +47,10 @@ async fn health_readiness_and_metrics() {
     node.get("/nodes/ct199/x").await.problem(404, "unknown_node");
     assert_eq!((count("outbound_dials").await, count("sidecar_errors").await), (dials + 1, errors + 1));
     let metrics = web::get(admin, "/metrics").await;
-    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(
+        metrics.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
     for line in metrics.text().lines().filter(|line| !line.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(name.starts_with("mesh_") && value.parse::<f64>().is_ok(), "{line}");
@@ -194,4 +197,43 @@ async fn registryd_quiets_the_service_manager_only_while_it_turns() {
     watchdog.is_left_alone();
     node.registryd().signal(libc::SIGCONT);
     watchdog.hears();
+}
+
+/// What strangers, peers and local programs make up becomes no series.
+#[tokio::test]
+async fn the_metrics_do_not_grow_with_what_others_say() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    let listen = format!("{}:3002", plan.ip());
+    let mut node = plan.with(|config| config["proxy"]["admin"] = json!({"listen": listen})).start().await;
+    let admin = node.port(3002);
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    let round = async |number: usize| {
+        let made_up = format!("name{number}");
+        let inbound = web::get_with(&format!("/{made_up}?{made_up}"), &[("x-mesh-agent", &made_up)]);
+        client.send(node.inbound(), "ct110", inbound).await;
+        node.get(&format!("/nodes/{made_up}/x")).await;
+        node.get(&format!("/agents/{made_up}/x")).await;
+        node.get(&format!("http://{made_up}.example.org/")).await;
+        let headers = [("x-mesh-node", "ct110"), ("x-mesh-agent", &*made_up)];
+        web::send(node.outbound(), web::get_with("/x", &headers)).await;
+        web::raw(node.inbound(), made_up.as_bytes()).await;
+    };
+    let series = async || {
+        let metrics = web::get(admin, "/metrics").await.text();
+        let metrics = metrics.lines().filter(|line| !line.starts_with('#'));
+        let mut series: Vec<_> = metrics.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect();
+        series.sort();
+        series
+    };
+    for number in 0..3 {
+        round(number).await;
+    }
+    let before = series().await;
+    assert!(!before.iter().any(|series| series.contains("name")), "{before:?}");
+    for number in 3..20 {
+        round(number).await;
+    }
+    assert_eq!(series().await, before);
+    assert!(node.proxy().is_running());
 }

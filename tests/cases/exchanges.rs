@@ -101,7 +101,7 @@ async fn the_work_behind_ends_with_its_caller() {
     call.abort();
     within("the work ends", far.agent().gone()).await;
     let told = line(&mut far, "AgentChannel", "GET /hang").await;
-    assert!(told.contains("abandoned_by_caller"), "{told}");
+    assert!(told.contains("cut_by_caller"), "{told}");
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn an_answer_that_falls_silent_is_given_up_where_that_is_configured() {
     }
     assert!(within("the end of the answer", body.frame()).await.is_none_or(|frame| frame.is_err()));
     let told = line(&mut near, "Outbound", "GET /stream").await;
-    assert!(told.contains("cut_here") && told.contains("silent"), "{told}");
+    assert!(told.contains("cut_by_sidecar") && told.contains("silent"), "{told}");
 }
 
 #[tokio::test]

@@ -17,13 +17,14 @@ async fn hosts_outside_the_mesh_are_refused() {
         ("/nodes/ct110/", Some("example.org")),
         ("/mesh/nodes", Some("rebound.example.org:3001")),
         ("/", Some("169.254.169.254")),
-        ("http://ct110.mesh/", Some("example.org")),
     ] {
         let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
         let answer = web::send(node.outbound(), web::get_with(target, &headers)).await;
         let detail = answer.problem(403, "not_in_mesh");
         assert!(detail.contains("mesh"), "{detail}");
     }
+    let two = web::get_with("http://ct110.mesh/", &[("host", "example.org")]);
+    web::send(node.outbound(), two).await.problem(400, "bad_request");
     assert!(node.agent().requests().is_empty());
 }
 
