@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use mesh_tests::eventually;
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::Daemon;
+use mesh_tests::process::{Daemon, succeed};
 use mesh_tests::tls::{Client, Peer, PeerOptions};
 use mesh_tests::web;
 use rustls::HandshakeKind;
@@ -411,4 +411,55 @@ async fn on_sigterm_nobody_comes_in_and_requests_in_flight_end() {
     drop(stream);
     assert!(web::next_data(response.body_mut()).await.is_none());
     assert!(node.proxy().exited().await.success());
+}
+
+/// An accept(2) that fails with ENFILE, as where the whole system is out of files, while the file that the variable
+/// names is there.
+const FULL_TABLE: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags) {
+    if (access(getenv("MESH_TEST_FULL"), F_OK) == 0) { errno = ENFILE; return -1; }
+    int (*real)(int, struct sockaddr *, socklen_t *, int) = dlsym(RTLD_NEXT, "accept4");
+    return real(fd, address, length, flags);
+}
+"#;
+
+#[tokio::test]
+async fn where_the_system_is_out_of_files_the_sidecar_waits_and_does_not_spin() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let (source, library) = (node.folder().join("full.c"), node.folder().join("full.so"));
+    let full = node.folder().join("full");
+    std::fs::write(&source, FULL_TABLE).unwrap();
+    let mut cc = Command::new("cc");
+    succeed(cc.args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl"));
+    node.start_registryd().await;
+    let mut command = node.command("mesh-proxy");
+    command.env("LD_PRELOAD", &library).env("MESH_TEST_FULL", &full);
+    node.proxy = Some(Daemon::start("ct110 mesh-proxy", &mut command));
+    node.proxy().wait_log(&["[Mesh] mesh-proxy ready"]).await;
+    node.has_roster().await;
+    std::fs::write(&full, "").unwrap();
+    let waiting = TcpStream::connect(node.outbound()).await.unwrap();
+    node.proxy().wait_log(&["WARN [Mesh] cannot accept connections on ", "trying again"]).await;
+    let busy = |pid| -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let times = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+        times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    };
+    let before = busy(node.proxy().pid());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // A loop that spins takes 200 ticks, with a line for each of thousands of tries.
+    let took = busy(node.proxy().pid()) - before;
+    assert!(took < 50, "{took} ticks of a hundredth of a second");
+    assert!(node.proxy().lines_with(&["cannot accept connections"]).len() < 3);
+    // Who waited is served.
+    std::fs::remove_file(&full).unwrap();
+    let request = web::request(Method::GET, "/mesh/nodes").body(web::empty()).unwrap();
+    assert_eq!(web::Connection::over(waiting).await.send(request).await.status, 200);
 }
