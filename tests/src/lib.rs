@@ -9,6 +9,8 @@
 //! - [`chaos`]: many registryds on one file, killed at random
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
+//! - [`recorder`]: an agent that reads every byte
+//! - [`frames`]: HTTP/2 frame by frame
 //! - [`view`]: a mount that can be made to hang
 //! - [`web`]: plain HTTP requests
 //! - [`dns`]: the resolver that nodes ask
@@ -20,10 +22,12 @@ pub mod agent;
 pub mod ca;
 pub mod chaos;
 pub mod dns;
+pub mod frames;
 pub mod loopback;
 pub mod mesh;
 pub mod network;
 pub mod process;
+pub mod recorder;
 pub mod resolved;
 pub mod tls;
 pub mod view;
