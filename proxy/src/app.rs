@@ -24,17 +24,20 @@ use crate::drain::Drain;
 use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
-use crate::listener::{Connections, Handshakes};
+use crate::inbound::admission::Admission;
+use crate::inbound::backend::AgentSlots;
+use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::pulse::Pulse;
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
+use crate::roster::registryd::RegistryLink;
+use crate::roster::store::RosterStore;
+use crate::roster::sync;
 use crate::sockets::{Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
-use crate::upstream::peers::Peers;
+use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
 /// How long an idle connection is kept in a drain, at most half of the time that a drain may take.
@@ -74,7 +77,8 @@ pub enum StartError {
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
+    descriptors::fit(&mut config.proxy);
     let mut predecessor = Predecessor::of_this_process().map_err(StartError::Given)?;
     let mut sidecar = match Sidecar::start(config, predecessor.as_mut()).await {
         Ok(sidecar) => sidecar,
@@ -139,7 +143,8 @@ impl Sidecar {
         let sockets = Sockets::open(&config, given, supervised)?;
         let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
         let shared = Shared::new(&config, dialable(inbound))?;
-        let following = tokio::spawn(shared.registry.clone().follow(shared.roster.clone())).abort_handle();
+        let following =
+            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
         if clients_wait {
             // Without a roster at all their requests are answered with an error that says so.
             let known = async {
@@ -421,10 +426,11 @@ impl Signals {
 struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
+    nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
-    handshakes: Handshakes,
-    /// Connections of peers, and of this host's programs.
-    peers: Connections,
+    admission: Arc<Admission>,
+    agent: Arc<AgentSlots>,
+    /// Connections of this host's programs.
     locals: Connections,
     inbound: Drain,
     outbound: Drain,
@@ -435,14 +441,17 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
-        let most = descriptors::carry(proxy.limits.max_connections);
+        let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {
-            credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
-            roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
+            nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            credentials,
+            roster,
             registry: Arc::new(RegistryLink::new(config)),
-            handshakes: Handshakes::beside(most),
-            peers: Connections::new(most),
+            admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
+            agent: Arc::new(AgentSlots::new(&proxy.backend)),
             locals: Connections::new(most),
             inbound: Drain::new(linger),
             outbound: Drain::new(linger),
@@ -462,16 +471,13 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone()),
-            self.handshakes.clone(),
-            self.peers.clone(),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
+            self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
-        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, self.roster.clone(), peers, self.registry.clone());
+        let upstream = Upstream::new(self.nodes.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };

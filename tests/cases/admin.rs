@@ -52,3 +52,42 @@ async fn health_readiness_and_metrics() {
     }
     assert_eq!(web::get(admin, "/").await.status, 404);
 }
+
+/// What strangers, peers and local programs make up becomes no series.
+#[tokio::test]
+async fn the_metrics_do_not_grow_with_what_others_say() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    let listen = format!("{}:3002", plan.ip());
+    let mut node = plan.with(|config| config["proxy"]["admin"] = json!({"listen": listen})).start().await;
+    let admin = node.port(3002);
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
+    let round = async |number: usize| {
+        let made_up = format!("name{number}");
+        let inbound = web::get_with(&format!("/{made_up}?{made_up}"), &[("x-mesh-agent", &made_up)]);
+        client.send(node.inbound(), "ct110", inbound).await;
+        node.get(&format!("/nodes/{made_up}/x")).await;
+        node.get(&format!("/agents/{made_up}/x")).await;
+        node.get(&format!("http://{made_up}.example.org/")).await;
+        let headers = [("x-mesh-node", "ct110"), ("x-mesh-agent", &*made_up)];
+        web::send(node.outbound(), web::get_with("/x", &headers)).await;
+        web::raw(node.inbound(), made_up.as_bytes()).await;
+    };
+    let series = async || {
+        let metrics = web::get(admin, "/metrics").await.text();
+        let metrics = metrics.lines().filter(|line| !line.starts_with('#'));
+        let mut series: Vec<_> = metrics.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect();
+        series.sort();
+        series
+    };
+    for number in 0..3 {
+        round(number).await;
+    }
+    let before = series().await;
+    assert!(!before.iter().any(|series| series.contains("name")), "{before:?}");
+    for number in 3..20 {
+        round(number).await;
+    }
+    assert_eq!(series().await, before);
+    assert!(node.proxy().is_running());
+}

@@ -20,6 +20,7 @@ mod guards;
 mod handshake;
 mod harness;
 mod joins;
+mod log;
 mod membership;
 mod meshctl;
 mod names;
