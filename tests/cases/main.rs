@@ -14,6 +14,7 @@ mod discovery;
 mod early_answers;
 mod events;
 mod first_view;
+mod floods;
 mod guards;
 mod handshake;
 mod harness;
