@@ -15,6 +15,7 @@ mod early_answers;
 mod events;
 mod exchanges;
 mod first_view;
+mod floods;
 mod forged_answers;
 mod guards;
 mod handshake;
