@@ -10,6 +10,8 @@
 //! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
+//! - [`recorder`]: an agent that reads every byte
+//! - [`frames`]: HTTP/2 frame by frame
 //! - [`view`]: a mount that can be made to hang
 //! - [`web`]: plain HTTP requests
 //! - [`dns`]: the resolver that nodes ask
@@ -21,10 +23,12 @@ pub mod agent;
 pub mod ca;
 pub mod chaos;
 pub mod dns;
+pub mod frames;
 pub mod loopback;
 pub mod mesh;
 pub mod network;
 pub mod process;
+pub mod recorder;
 pub mod resolved;
 pub mod supervised;
 pub mod tls;

@@ -97,6 +97,10 @@ impl Admission {
     /// # Errors
     /// It, or all peers together, have as many as they may.
     pub fn connect(self: &Arc<Self>, name: &str) -> Result<Admitted, Refusal> {
+        let Some(place) = self.connections.enter() else {
+            let first = !self.full.swap(true, Ordering::Relaxed);
+            return Err(Refusal::Full { most: self.connections.most(), first });
+        };
         let mut peers = self.peers.lock();
         if !peers.known.contains_key(name) {
             peers.make_room(self.now());
@@ -110,11 +114,6 @@ impl Admission {
         if entry.connections >= most {
             return Err(Refusal::TooMany { most, first: !std::mem::replace(&mut entry.refused, true) });
         }
-        let Some(place) = self.connections.enter() else {
-            let first = !self.full.swap(true, Ordering::Relaxed);
-            peers.forget_unused(name);
-            return Err(Refusal::Full { most: self.connections.most(), first });
-        };
         (entry.connections, entry.refused) = (entry.connections + 1, false);
         let peer = entry.peer.clone();
         self.full.store(false, Ordering::Relaxed);
@@ -258,12 +257,6 @@ struct Entry {
 }
 
 impl Peers {
-    fn forget_unused(&mut self, name: &str) {
-        if self.known.get(name).is_some_and(|entry| entry.connections == 0 && entry.peer.is_idle(0)) {
-            self.known.remove(name);
-        }
-    }
-
     fn left(&mut self, peer: &Arc<Peer>, now: u64) {
         let Some(entry) = self.known.get_mut(&peer.name) else { return };
         entry.connections -= 1;
