@@ -48,9 +48,9 @@ impl Pulse {
         }
     }
 
-    /// How late the worker is whose mark is the oldest; zero where all turn.
-    pub fn lag(&self) -> Duration {
-        self.latest(self.start.elapsed()).map_or(Duration::ZERO, |stuck| stuck.lag)
+    /// How late the mark of each worker is, by the workers' numbers; zero where one turns.
+    pub fn lags(&self) -> impl Iterator<Item = Duration> {
+        self.lags_at(self.start.elapsed())
     }
 
     /// The worker that does not turn, if there is one.
@@ -59,11 +59,15 @@ impl Pulse {
     }
 
     fn latest(&self, now: Duration) -> Option<Stuck> {
-        let lag = |mark: &AtomicU64| {
-            now.saturating_sub(Duration::from_millis(mark.load(Ordering::Relaxed))).saturating_sub(INTERVAL)
-        };
-        let lags = self.marks.iter().enumerate().map(|(worker, mark)| Stuck { worker, lag: lag(mark) });
+        let lags = self.lags_at(now).enumerate().map(|(worker, lag)| Stuck { worker, lag });
         lags.max_by_key(|stuck| stuck.lag)
+    }
+
+    fn lags_at(&self, now: Duration) -> impl Iterator<Item = Duration> {
+        self.marks.iter().map(move |mark| {
+            let mark = Duration::from_millis(mark.load(Ordering::Relaxed));
+            now.saturating_sub(mark).saturating_sub(INTERVAL)
+        })
     }
 }
 

@@ -33,7 +33,8 @@ Examples:
   meshctl ca renew --all                   renew what ends soon; daily, from a timer
   meshctl status                           is this node well? (exit code 1 if not)
   meshctl nodes --agent grok               who hosts the agent grok
-  meshctl ping                             reach every node over mutual TLS";
+  meshctl ping                             reach every node over mutual TLS
+  meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
 /// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
 #[derive(Debug, Parser)]
