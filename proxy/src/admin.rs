@@ -76,7 +76,10 @@ impl Admin {
             "/readyz" if self.inbound.has_begun() => unwell("draining\n".into()),
             "/readyz" if self.roster.is_known() => (StatusCode::OK, "ready\n".into()),
             "/readyz" => unwell("no roster yet: registryd was not reached\n".into()),
-            "/metrics" => (StatusCode::OK, METRICS.render()),
+            "/metrics" => {
+                METRICS.set_worker_lag(self.pulse.lag());
+                (StatusCode::OK, METRICS.render())
+            }
             _ => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),
         }
     }

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::certificate::{Role, describe};
 use mesh_shared::config::{Config, Timeouts};
+use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
@@ -121,7 +122,12 @@ impl ServerApp for Inbound {
     }
 }
 
-/// A line about a connection of a peer that does not go well. Others can cause as many as they like.
+/// What others can cause as often as they like is summed up.
+static FAILED: Repeats = Repeats::new(|more| warn(format_args!("TLS handshake failed: {more}")));
+static DENIED_PEERS: Repeats =
+    Repeats::new(|more| warn(format_args!("refusing peers that proxy.policy does not allow in: {more}")));
+
+/// A line about a connection of a peer that does not go well.
 fn warn(line: fmt::Arguments<'_>) {
     tracing::warn!(target: "AgentChannel", "{line}");
 }
@@ -228,7 +234,7 @@ impl Inbound {
                 () = time => {}
             }
         }
-        if !from.has_begun() {
+        if !from.has_begun() && DENIED_PEERS.admits(&format!("peer.cn={}", peer.name()), Some(address)) {
             warn(format_args!(
                 "refusing peer.cn={} from {address}: it is not allowed in by proxy.policy",
                 peer.name()
@@ -257,7 +263,9 @@ impl Inbound {
 
 fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
     METRICS.handshake_failed(Direction::Inbound, why);
-    warn(format_args!("TLS handshake failed from {address}: {reason}"));
+    if FAILED.admits(reason, Some(address)) {
+        warn(format_args!("TLS handshake failed from {address}: {reason}"));
+    }
 }
 
 /// A failed handshake in words.
