@@ -28,7 +28,7 @@ use crate::listener::run_to_end;
 use crate::metrics::{CONTENT_TYPE as OPENMETRICS, METRICS};
 use crate::outbound::browser_guard;
 use crate::pulse::Pulse;
-use crate::roster::table::RosterStore;
+use crate::roster::store::RosterStore;
 
 /// Until a request's header block is complete, counted from the request before: scrapers come every minute or so.
 const HEADER_LIMIT: Duration = Duration::from_secs(90);

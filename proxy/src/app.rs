@@ -31,12 +31,13 @@ use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::pulse::Pulse;
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
+use crate::roster::registryd::RegistryLink;
+use crate::roster::store::RosterStore;
+use crate::roster::sync;
 use crate::sockets::{Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
-use crate::upstream::peers::Peers;
+use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
 /// How long an idle connection is kept in a drain, at most half of the time that a drain may take.
@@ -142,7 +143,8 @@ impl Sidecar {
         let sockets = Sockets::open(&config, given, supervised)?;
         let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
         let shared = Shared::new(&config, dialable(inbound))?;
-        let following = tokio::spawn(shared.registry.clone().follow(shared.roster.clone())).abort_handle();
+        let following =
+            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
         if clients_wait {
             // Without a roster at all their requests are answered with an error that says so.
             let known = async {
@@ -424,6 +426,7 @@ impl Signals {
 struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
+    nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     admission: Arc<Admission>,
     agent: Arc<AgentSlots>,
@@ -441,9 +444,12 @@ impl Shared {
         let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
         METRICS.set_limits(proxy);
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {
-            credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
-            roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
+            nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            credentials,
+            roster,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
             agent: Arc::new(AgentSlots::new(&proxy.backend)),
@@ -471,10 +477,8 @@ impl Shared {
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
-        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, self.roster.clone(), peers, self.registry.clone());
+        let upstream = Upstream::new(self.nodes.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };

@@ -50,6 +50,24 @@ async fn health_readiness_and_metrics() {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(name.starts_with("mesh_") && value.parse::<f64>().is_ok(), "{line}");
     }
+    for (series, most) in [
+        ("roster_age_seconds ", 60.0),
+        ("worker_lag_seconds ", 60.0),
+        ("certificate_not_after_timestamp_seconds ", 1e10),
+        ("slots_max{limit=\"backend.max_requests\"} ", 1e6),
+        ("slots_used{limit=\"limits.max_connections\"} ", 100.0),
+        ("connections_total{direction=\"inbound\",side=\"downstream\"} ", 100.0),
+        (
+            "requests_total{direction=\"outbound\",peer=\"ct110\",agent=\"\",class=\"2xx\",outcome=\"complete\"} ",
+            100.0,
+        ),
+    ] {
+        let text = metrics.text();
+        let value = text.lines().find_map(|line| line.strip_prefix("mesh_proxy_")?.strip_prefix(series));
+        let value: f64 = value.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap();
+        assert!((0.0..=most).contains(&value), "{series}{value}");
+    }
+    assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(web::get(admin, "/").await.status, 404);
 }
 

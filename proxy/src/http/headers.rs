@@ -28,6 +28,8 @@ pub const MESH_AGENT: HeaderName = HeaderName::from_static(mesh_shared::local_ap
 pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_ERROR);
 /// Which node an answer comes from.
 pub const MESH_SERVED_BY: HeaderName = HeaderName::from_static("x-mesh-served-by");
+/// The session whose requests go to one node.
+pub const MESH_SESSION: HeaderName = HeaderName::from_static("x-mesh-session");
 /// Which node a request is for.
 pub const MESH_NODE: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_NODE);
 

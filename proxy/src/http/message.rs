@@ -13,14 +13,13 @@ use http::uri::Scheme;
 use http::{HeaderMap, Method, Version};
 
 use crate::error::ProxyError;
-use crate::http::headers::{MESH_AGENT, MESH_NODE, connection_says};
+use crate::http::headers::{MESH_AGENT, MESH_NODE, MESH_SESSION, connection_says};
 
 /// The longest registered one has 17 bytes (`UPDATEREDIRECTREF`).
 const MAX_METHOD_BYTES: usize = 32;
 
 /// Headers that name one thing. Of two lines this sidecar could take one and a server the other.
-const SINGLE: [HeaderName; 5] =
-    [HOST, CONTENT_LENGTH, MESH_AGENT, MESH_NODE, HeaderName::from_static("x-mesh-session")];
+const SINGLE: [HeaderName; 5] = [HOST, CONTENT_LENGTH, MESH_AGENT, MESH_NODE, MESH_SESSION];
 
 /// Lets a request pass that everybody reads in the same way. To be asked before its headers are changed; `has_body`
 /// tells whether anything follows them.

@@ -17,6 +17,7 @@ use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use rustls::HandshakeKind;
 use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -33,7 +34,8 @@ use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
-use crate::tls::credentials::{ALPN_H2, CredentialStore};
+use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
@@ -101,47 +103,61 @@ impl ServerApp for Inbound {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 if refusal.is_news() {
-                    warn(format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name()));
+                    let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
+                    warn("all places are taken", address, line);
                 }
                 return None;
             }
         };
         let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
         let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
+        let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        });
         tokio::select! {
             () = serve => if let Some(reason) = from.why_cut() {
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
+                warn(reason, address, line);
             },
-            reason = self.distrusted(&peer, replaced) => {
+            reason = lost => {
                 from.cut("the peer is trusted no more");
                 let reason = describe(&reason, Role::Client);
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                // One for each connection of a peer that was revoked, however many they are.
+                tracing::warn!(target: "AgentChannel", "cutting off peer.cn={} from {address}: {reason}", peer.name());
             }
         }
         None
     }
 }
 
-/// What others can cause as often as they like is summed up.
-static FAILED: Repeats = Repeats::new(|more| warn(format_args!("TLS handshake failed: {more}")));
-static DENIED_PEERS: Repeats =
-    Repeats::new(|more| warn(format_args!("refusing peers that proxy.policy does not allow in: {more}")));
+/// Handshakes that failed, of which anybody who reaches the port can cause as many as they like.
+static HANDSHAKES: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "TLS handshakes failed: {more}");
+});
+
+/// Connections of peers that were refused or cut off, by reason.
+static REFUSALS: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "connections of peers ended: {more}");
+});
 
 /// A line about a connection of a peer that does not go well.
-fn warn(line: fmt::Arguments<'_>) {
-    tracing::warn!(target: "AgentChannel", "{line}");
+fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) {
+    if REFUSALS.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "{line}");
+    }
 }
 
 impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(PeerStream, PeerIdentity)> {
         let place = self.admission.handshake(address);
+        let credentials = self.credentials.load_full();
         let limit = self.timeouts.handshake;
         let shake = async {
             let mut socket = Socket::new(stream, self.timeouts.unread);
             socket.readable().await?;
             place.speaks();
-            TlsAcceptor::from(self.credentials.load().server.clone()).accept(socket).await
+            TlsAcceptor::from(credentials.server.clone()).accept(socket).await
         };
         let outcome = tokio::select! {
             outcome = timeout(limit, shake) => outcome,
@@ -154,7 +170,7 @@ impl Inbound {
             () = self.drain.lingered() => return None,
         };
         let (why, reason) = match outcome {
-            Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
+            Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
                     let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
                     METRICS.handshake_done(Direction::Inbound, resumption);
@@ -234,37 +250,34 @@ impl Inbound {
                 () = time => {}
             }
         }
-        if !from.has_begun() && DENIED_PEERS.admits(&format!("peer.cn={}", peer.name()), Some(address)) {
-            warn(format_args!(
-                "refusing peer.cn={} from {address}: it is not allowed in by proxy.policy",
-                peer.name()
-            ));
-        }
-    }
-
-    /// Returns why `peer` is trusted no more, once it is not: its certificate has ended, or the files that were
-    /// read since say so. `replaced` tells of those.
-    async fn distrusted(&self, peer: &PeerIdentity, mut replaced: watch::Receiver<()>) -> rustls::Error {
-        loop {
-            let now = UnixTime::now();
-            let left = Duration::from_secs(
-                (peer.not_after() + 1).saturating_sub_unsigned(now.as_secs()).max(1) as u64,
-            );
-            tokio::select! {
-                _ = replaced.changed() => {}
-                () = tokio::time::sleep(left) => {}
-            }
-            if let Err(reason) = self.credentials.load().clients.still_trusts(peer, UnixTime::now()) {
-                return reason;
-            }
+        if !from.has_begun() {
+            let reason = "not allowed in by proxy.policy";
+            let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
+            warn(reason, address, line);
         }
     }
 }
 
+/// Who the peer is. A resumed session says who it was, which is judged anew.
+fn identify(
+    credentials: &Credentials,
+    tls: &PeerStream,
+    address: IpAddr,
+) -> Result<PeerIdentity, rustls::Error> {
+    let session = tls.get_ref().1;
+    let peer = PeerIdentity::of_client(session, address)?;
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        trust::judge_resumed(credentials, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        })?;
+    }
+    Ok(peer)
+}
+
 fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
     METRICS.handshake_failed(Direction::Inbound, why);
-    if FAILED.admits(reason, Some(address)) {
-        warn(format_args!("TLS handshake failed from {address}: {reason}"));
+    if HANDSHAKES.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
     }
 }
 

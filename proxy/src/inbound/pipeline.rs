@@ -20,7 +20,7 @@ use crate::inbound::admission::Peer;
 use crate::inbound::backend::{AgentSlots, Backend};
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::policy;
-use crate::roster::sync::RegistryLink;
+use crate::roster::registryd::RegistryLink;
 use crate::tls::verify::PeerIdentity;
 
 /// What a peer's request passes.

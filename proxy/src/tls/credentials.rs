@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Material, MaterialError, provider};
+use mesh_shared::certificate::{Material, MaterialError, next_updates, provider};
 use mesh_shared::config::Config;
 use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
+use crate::metrics::METRICS;
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
@@ -30,6 +31,10 @@ pub struct Credentials {
     pub client_http1: Arc<ClientConfig>,
     /// Judges peers that call in, also those that are connected already.
     pub clients: Arc<ClientVerifier>,
+    /// Judges peers that are called, also those that are connected already.
+    pub servers: Arc<ServerVerifier>,
+    /// When each revocation list ends, epoch seconds.
+    pub crl_ends: Vec<i64>,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
@@ -69,11 +74,12 @@ impl Credentials {
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| tls(&error))?;
         server.send_tls13_tickets = 1;
 
+        let servers = Arc::new(ServerVerifier::new(material.server_verifier()?));
         let mut client = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
-            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(material.server_verifier()?)))
+            .with_custom_certificate_verifier(servers.clone())
             .with_client_cert_resolver(key);
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         let mut client_http1 = client.clone();
@@ -84,8 +90,16 @@ impl Credentials {
             client: Arc::new(client),
             client_http1: Arc::new(client_http1),
             clients,
+            servers,
+            crl_ends: next_updates(&material.crls),
             not_after: material.leaf.not_after,
         })
+    }
+
+    /// Shows in the metrics when it ends.
+    fn show(&self) {
+        METRICS.set_certificate_end(self.not_after);
+        METRICS.set_crl_end(self.crl_ends.iter().copied().min());
     }
 }
 
@@ -98,6 +112,7 @@ pub struct CredentialStore {
 impl CredentialStore {
     /// Starts with `credentials`.
     pub fn new(credentials: Credentials) -> Self {
+        credentials.show();
         Self { current: ArcSwap::from_pointee(credentials), replaced: watch::Sender::new(()) }
     }
 
@@ -106,8 +121,14 @@ impl CredentialStore {
         self.current.load()
     }
 
+    /// The snapshot in use, for longer than a moment.
+    pub fn load_full(&self) -> Arc<Credentials> {
+        self.current.load_full()
+    }
+
     /// Uses `credentials` from now on.
     pub fn replace(&self, credentials: Credentials) {
+        credentials.show();
         self.current.store(Arc::new(credentials));
         self.replaced.send_replace(());
     }

@@ -191,6 +191,8 @@ impl Write for JsonEscaped<'_, '_> {
 }
 
 const MESSAGE: &str = "message";
+/// Begins the names of fields that the message of the text form says already.
+const JSON_ONLY: &str = "json.";
 
 /// Finds the target of an event that came from the crate `log`.
 struct LoggedTarget(Option<String>);
@@ -242,7 +244,12 @@ impl Fields<'_, '_> {
         if self.outcome.is_err() || field.name() == MESSAGE || field.name().starts_with("log.") {
             return;
         }
-        self.outcome = write_key(self.format, self.writer, field.name()).and_then(|()| value(self));
+        let name = match field.name().strip_prefix(JSON_ONLY) {
+            Some(_) if self.format == Format::Text => return,
+            Some(name) => name,
+            None => field.name(),
+        };
+        self.outcome = write_key(self.format, self.writer, name).and_then(|()| value(self));
     }
 
     fn write_number(&mut self, field: &Field, number: &dyn fmt::Display) {
