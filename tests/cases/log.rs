@@ -22,6 +22,15 @@ async fn registryd_answers(node: &Node) {
     .await;
 }
 
+/// What says that mesh-proxy is ready is in the log.
+async fn proxy_accepts(node: &Node) {
+    mesh_tests::eventually("mesh-proxy accepts connections", async || {
+        tokio::net::TcpStream::connect(node.outbound()).await.ok()
+    })
+    .await;
+    node.has_roster().await;
+}
+
 async fn dropped(node: &Node) -> u64 {
     let metrics = web::get(node.port(3002), "/metrics").await.text();
     let count = metrics.lines().find_map(|line| line.strip_prefix("mesh_proxy_log_lines_dropped_total "));
@@ -40,7 +49,7 @@ async fn a_log_that_nobody_reads_holds_up_no_request_and_tells_later_what_is_mis
     registryd_answers(&node).await;
     let (proxy, unread) = start_blocked(&node, "mesh-proxy");
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     let (node, limit) = (&mut node, Duration::from_secs(120));
     eventually_within(limit, "more lines than there is room for", async || {
         assert_eq!(node.get("/nodes/ct110/x").await.status, 200);
@@ -72,7 +81,7 @@ async fn a_log_that_nobody_reads_does_not_keep_a_daemon_from_ending() {
     registryd_answers(&node).await;
     let (proxy, _unread) = start_blocked(&node, "mesh-proxy");
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     assert!(node.proxy().stop().await.success());
     assert!(node.registryd().stop().await.success());
 }
@@ -86,7 +95,7 @@ async fn json_has_an_object_with_the_same_names_on_each_line() {
     registryd_answers(&node).await;
     let proxy = Daemon::start("mesh-proxy", node.command("mesh-proxy").args(["--log-format", "json"]));
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     node.get_from_peer(&mesh, "ct111", "/x\u{202e}\"").await;
     node.proxy().wait_log(&["AgentChannel", "ct111"]).await;
     assert!(node.proxy().stop().await.success());
