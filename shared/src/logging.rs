@@ -17,8 +17,9 @@ use tracing_subscriber::registry::LookupSpan;
 /// `MESH_LOG` chooses what is shown (`info` by default, e.g. `debug` or `Outbound=debug`). Under systemd
 /// the time is left to the journal.
 pub fn init() {
-    let filter = EnvFilter::try_from_env("MESH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,mdns_sd=warn,hickory_resolver=warn"));
+    let filter = EnvFilter::try_from_env("MESH_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,pingora_core=warn,h2=error,mdns_sd=warn,hickory_resolver=warn")
+    });
     let line = Line { time: std::env::var_os("JOURNAL_STREAM").is_none() || std::io::stdout().is_terminal() };
     // A log that nobody reads any more is no reason to fail; the default tells stderr, and panics if that is gone too.
     let log = tracing_subscriber::fmt().log_internal_errors(false);

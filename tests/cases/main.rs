@@ -14,6 +14,7 @@ mod discovery;
 mod early_answers;
 mod events;
 mod exchanges;
+mod failover;
 mod first_view;
 mod guards;
 mod handshake;
