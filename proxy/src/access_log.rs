@@ -176,8 +176,13 @@ impl Account {
                 macro_rules! line {
                     ($($text:tt)+) => {
                         tracing::info!(
-                            target: "AgentChannel", status, duration_ms, code, error, agent, bytes_in, bytes_out,
-                            first_byte_ms, ended, reason, $($text)+
+                            target: "AgentChannel",
+                            {
+                                "json.peer.cn" = peer, "json.method" = display(&method), "json.path" = display(&path),
+                                status, duration_ms, code, error, agent, bytes_in, bytes_out, first_byte_ms, ended,
+                                reason
+                            },
+                            $($text)+
                         )
                     };
                 }
@@ -198,8 +203,12 @@ impl Account {
                 let caller = address.map(tracing::field::display);
                 let attempts = self.attempts;
                 tracing::info!(
-                    target: "Outbound", status, duration_ms, code, agent, node, caller, bytes_in, bytes_out, connect_ms,
-                    first_byte_ms, attempts, ended, reason, "Request {method} {path}"
+                    target: "Outbound",
+                    {
+                        "json.method" = display(&method), "json.path" = display(&path), status, duration_ms, code, agent,
+                        node, caller, bytes_in, bytes_out, connect_ms, first_byte_ms, attempts, ended, reason
+                    },
+                    "Request {method} {path}"
                 );
             }
         }

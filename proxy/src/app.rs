@@ -24,7 +24,9 @@ use crate::drain::Drain;
 use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
-use crate::listener::{Connections, Handshakes};
+use crate::inbound::admission::Admission;
+use crate::inbound::backend::AgentSlots;
+use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
@@ -75,7 +77,8 @@ pub enum StartError {
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
+    descriptors::fit(&mut config.proxy);
     let mut predecessor = Predecessor::of_this_process().map_err(StartError::Given)?;
     let mut sidecar = match Sidecar::start(config, predecessor.as_mut()).await {
         Ok(sidecar) => sidecar,
@@ -90,7 +93,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         // Its answers come at once.
         predecessor.take_over();
     }
-    sidecar.supervisor.ready();
+    sidecar.supervisor.ready().await;
     tokio::spawn(sidecar.supervisor.clone().watch(sidecar.shared.pulse.clone()));
     sidecar.report();
     match sidecar.until_told().await {
@@ -123,7 +126,7 @@ struct Sidecar {
 /// What ends the work of a process.
 enum Told {
     Stop,
-    HandOver(Successor),
+    HandOver(Box<Successor>),
 }
 
 impl Sidecar {
@@ -244,7 +247,7 @@ impl Sidecar {
             successor.pid().unwrap_or_default()
         );
         tokio::select! {
-            ready = successor.ready() => ready.map(|()| Told::HandOver(successor)),
+            ready = successor.ready() => ready.map(|()| Told::HandOver(Box::new(successor))),
             () = self.signals.stop() => {
                 successor.end().await;
                 Ok(Told::Stop)
@@ -255,7 +258,7 @@ impl Sidecar {
     /// Takes no new work of peers. Outbound stays open for as long as the agent may need it for a task that it was
     /// given: until the last of them is answered.
     async fn drain(&mut self) {
-        self.supervisor.stopping();
+        self.supervisor.stopping().await;
         self.shared.inbound.begin();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
@@ -279,14 +282,14 @@ impl Sidecar {
     }
 
     /// Leaves all new work to `successor`, and finishes its own however long that takes, unless told to stop.
-    async fn hand_over(&mut self, mut successor: Successor) {
+    async fn hand_over(&mut self, mut successor: Box<Successor>) {
         // Only the new process reports, and only its file keeps the roster.
         self.following.abort();
         if let Some(reporting) = self.reporting.take() {
             reporting.abort();
         }
         let pid = successor.pid().unwrap_or_default();
-        self.supervisor.follow(pid);
+        self.supervisor.follow(pid).await;
         successor.go().await;
         self.sockets = None;
         let Shared { inbound, outbound, admin, .. } = &self.shared;
@@ -301,7 +304,7 @@ impl Sidecar {
         let all = async {
             tokio::join!(inbound.closed(), outbound.closed());
         };
-        let successor = Some(&mut successor);
+        let successor = Some(&mut *successor);
         wait(&self.shared, &self.config, &mut self.signals, &self.supervisor, all, None, successor).await;
     }
 
@@ -369,7 +372,7 @@ async fn wait(
             () = sleep_until(tell_at) => {
                 let what = format!("stopping; {} finish first", shared.under_way());
                 tracing::info!(target: "Mesh", "{what}");
-                supervisor.waits_for(&what);
+                supervisor.waits_for(&what).await;
                 tell_at += pause;
                 if upgrading && deadline.is_none() {
                     pause = (pause * 2).min(WAITING_TOLD.1);
@@ -425,9 +428,9 @@ struct Shared {
     roster: Arc<RosterStore>,
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
-    handshakes: Handshakes,
-    /// Connections of peers, and of this host's programs.
-    peers: Connections,
+    admission: Arc<Admission>,
+    agent: Arc<AgentSlots>,
+    /// Connections of this host's programs.
     locals: Connections,
     inbound: Drain,
     outbound: Drain,
@@ -438,7 +441,7 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
-        let most = descriptors::carry(proxy.limits.max_connections);
+        let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
         let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
         let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
@@ -447,8 +450,8 @@ impl Shared {
             credentials,
             roster,
             registry: Arc::new(RegistryLink::new(config)),
-            handshakes: Handshakes::beside(most),
-            peers: Connections::new(most),
+            admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
+            agent: Arc::new(AgentSlots::new(&proxy.backend)),
             locals: Connections::new(most),
             inbound: Drain::new(linger),
             outbound: Drain::new(linger),
@@ -468,9 +471,8 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone()),
-            self.handshakes.clone(),
-            self.peers.clone(),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
+            self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());

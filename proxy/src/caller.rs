@@ -1,10 +1,12 @@
 //! Who sends requests, and what the requests of one connection share.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mesh_shared::NodeName;
 
+use crate::drain::Drain;
 use crate::http::upgrade::Tunnel;
 use crate::metrics::{Direction, METRICS, PeerMetrics};
 use crate::tls::verify::PeerIdentity;
@@ -34,6 +36,10 @@ pub struct Connection {
     pub caller: Caller,
     /// What the connection carries once it has left HTTP.
     pub tunnel: Tunnel,
+    /// Whether its side still takes new work.
+    pub drain: Drain,
+    /// Whether a request has come.
+    begun: AtomicBool,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
     /// Where requests are counted that were sent to no other node.
@@ -41,13 +47,20 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection of `caller`.
-    pub fn new(caller: Caller) -> Self {
+    /// A connection of `caller` to a side that may drain.
+    pub fn new(caller: Caller, drain: Drain) -> Self {
         let metrics = match &caller {
             Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
-        Self { caller, tunnel: Tunnel::default(), cut: OnceLock::new(), metrics }
+        Self {
+            caller,
+            tunnel: Tunnel::default(),
+            drain,
+            begun: AtomicBool::new(false),
+            cut: OnceLock::new(),
+            metrics,
+        }
     }
 
     /// The counters for a request that was sent to `node`, if to any.
@@ -56,6 +69,16 @@ impl Connection {
             Some(node) => METRICS.peer(Direction::Outbound, node.as_str()),
             None => self.metrics.clone(),
         }
+    }
+
+    /// Notes that a request has come.
+    pub fn begins(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request has come.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Why this sidecar ended the connection, or all of them; `None` where it did not.

@@ -50,9 +50,9 @@ pub enum ProxyError {
     RateLimited { peer: String, most: u32 },
     #[error(
         "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
-         (proxy.backend.max_requests)"
+         ({key})"
     )]
-    AgentBusy { most: usize, waited_ms: u128 },
+    AgentBusy { most: usize, waited_ms: u128, key: &'static str },
     #[error("this sidecar is stopping and takes no new requests")]
     Stopping,
 

@@ -5,19 +5,22 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use mesh_shared::local_api::Problem;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::{Account, Subject};
 use crate::caller::Connection;
+use crate::drain;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{Ending, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
+use crate::http::pace::Allowance;
 use crate::http::upgrade::Upgrade;
 use crate::metrics::{Held, METRICS};
 
@@ -36,6 +39,9 @@ pub struct Exchange {
     /// What the exchange occupies: slots of connections, of the agent, of peers.
     held: Vec<Box<dyn Any + Send>>,
     _in_flight: Held,
+    _under_way: drain::Held,
+    /// An HTTP/1.1 client learns from its answer that the connection ends with it.
+    http1: bool,
 }
 
 /// What the bodies of an exchange must keep to.
@@ -43,8 +49,8 @@ pub struct Exchange {
 pub struct Rules {
     /// Largest request body.
     pub max_body_bytes: u64,
-    /// How long the body may keep the other side waiting ([`mesh_shared::config::Timeouts::body`]).
-    pub body: Duration,
+    /// How slowly the body may come.
+    pub body: Allowance,
     /// Silence after which an answer is given up.
     pub stream_idle: Option<Duration>,
 }
@@ -54,7 +60,10 @@ impl Rules {
     pub fn new(proxy: &mesh_shared::config::Proxy) -> Self {
         Self {
             max_body_bytes: proxy.limits.max_body_bytes,
-            body: proxy.timeouts.body,
+            body: Allowance {
+                waiting: proxy.timeouts.body,
+                bytes_per_second: proxy.limits.min_body_bytes_per_second,
+            },
             stream_idle: proxy.timeouts.stream_idle,
         }
     }
@@ -87,6 +96,8 @@ impl Exchange {
             sent: Sent::Nothing,
             held: Vec::new(),
             _in_flight: METRICS.request(connection.caller.direction()),
+            _under_way: connection.drain.request(),
+            http1: request.version() <= Version::HTTP_11,
         }
     }
 
@@ -140,14 +151,18 @@ impl Exchange {
         mut self: Box<Self>,
         outcome: Result<Response<ResponseBody>, ProxyError>,
     ) -> Response<ResponseBody> {
-        let response = match outcome {
+        let mut response = match outcome {
             Ok(response) => response,
             Err(error) => {
                 let cause = self.cause(error);
                 self.problem(cause)
             }
         };
+        if self.http1 && self.connection.drain.has_begun() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.account.answered(response.status());
+        self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {
             // Its body is not sent, whatever the head says of it.
             self.account.traffic.answer.end(Ending::Complete);
@@ -179,7 +194,9 @@ impl Exchange {
         let passage = &self.account.traffic.request;
         match passage.ending() {
             Some(Ending::TooLarge) => ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes },
-            Some(Ending::TooSlow) => ProxyError::BodyTooSlow { limit_ms: self.rules.body.as_millis() },
+            Some(Ending::TooSlow) => {
+                ProxyError::BodyTooSlow { limit_ms: self.rules.body.waiting.as_millis() }
+            }
             Some(Ending::SourceFailed) => {
                 let reason = passage.reason().unwrap_or("it broke off");
                 ProxyError::BadRequest(format!("its body cannot be read: {reason}"))

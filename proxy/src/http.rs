@@ -5,4 +5,6 @@ pub mod deadline;
 pub mod h2;
 pub mod headers;
 pub mod message;
+pub mod pace;
+pub mod unread;
 pub mod upgrade;

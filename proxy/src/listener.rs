@@ -15,7 +15,6 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::listener::Listener as Acceptor;
 use pingora_core::server::ShutdownWatch;
-use pingora_limits::inflight::{Guard, Inflight};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
@@ -200,45 +199,6 @@ impl Connections {
     /// How many there may be.
     pub fn most(&self) -> usize {
         self.most
-    }
-
-    /// Connections open now.
-    pub fn open(&self) -> usize {
-        self.most - self.slots.available_permits()
-    }
-
-    /// Returns once no connection is open.
-    pub async fn all_closed(&self) {
-        // Fails only on a closed semaphore, and nothing closes this one.
-        let _ = self.slots.acquire_many(u32::try_from(self.most).unwrap_or(u32::MAX)).await;
-    }
-}
-
-/// Handshakes under way. Who they are with is not known yet, so they take none of the peers' places, and no address
-/// takes all of theirs.
-#[derive(Clone)]
-pub struct Handshakes {
-    slots: Arc<Semaphore>,
-    by_address: Arc<Inflight>,
-    most_by_address: isize,
-}
-
-impl Handshakes {
-    /// As many as a tenth of the `most` connections that there may be, half of them from one address.
-    pub fn beside(most: usize) -> Self {
-        let slots = (most / 10).clamp(8, Semaphore::MAX_PERMITS);
-        Self {
-            slots: Arc::new(Semaphore::new(slots)),
-            by_address: Arc::new(Inflight::new()),
-            most_by_address: isize::try_from(slots / 2).unwrap_or(isize::MAX),
-        }
-    }
-
-    /// A place for one handshake, held until it is dropped; `None` when all are taken.
-    pub fn enter(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Guard)> {
-        let (guard, under_way) = self.by_address.incr(address, 1);
-        let slot = self.slots.clone().try_acquire_owned().ok()?;
-        (under_way <= self.most_by_address).then_some((slot, guard))
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
+use mesh_shared::service_manager;
 use sd_notify::NotifyState;
+use tokio::time::sleep;
 
 use crate::pulse::Pulse;
 use crate::sockets::Given;
@@ -20,6 +22,9 @@ pub const ENVIRONMENT: [&str; 5] =
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often in the time that it allows the service manager hears that all is well.
 const WATCHDOG_SHARE: u32 = 4;
+/// How often, and after which pause, a service manager is told again that has too much to read.
+const TRIES: u32 = 50;
+const NEXT_TRY: Duration = Duration::from_millis(20);
 
 /// The sockets that a supervisor opened for this process; none without one.
 ///
@@ -61,24 +66,24 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// It works.
-    pub fn ready(&self) {
-        self.tell(&[NotifyState::Ready]);
+    pub async fn ready(&self) {
+        self.tell(&[NotifyState::Ready]).await;
     }
 
     /// It is on its way out.
-    pub fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping]);
+    pub async fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping]).await;
     }
 
     /// What it waits for on its way out. The service manager waits as long as this is repeated.
-    pub fn waits_for(&self, what: &str) {
+    pub async fn waits_for(&self, what: &str) {
         let patience = u32::try_from(PATIENCE.as_micros()).unwrap_or(u32::MAX);
-        self.tell(&[NotifyState::Status(what), NotifyState::ExtendTimeoutUsec(patience)]);
+        self.tell(&[NotifyState::Status(what), NotifyState::ExtendTimeoutUsec(patience)]).await;
     }
 
     /// Another process is the service from now on; this one says nothing any more.
-    pub fn follow(&self, pid: u32) {
-        self.tell(&[NotifyState::MainPid(pid)]);
+    pub async fn follow(&self, pid: u32) {
+        self.tell(&[NotifyState::MainPid(pid)]).await;
         self.silent.store(true, Ordering::Release);
     }
 
@@ -87,18 +92,27 @@ impl Supervisor {
         let Some(limit) = sd_notify::watchdog_enabled() else { return };
         loop {
             if pulse.stuck().is_none() {
-                self.tell(&[NotifyState::Watchdog]);
+                self.tell(&[NotifyState::Watchdog]).await;
             }
-            tokio::time::sleep(limit / WATCHDOG_SHARE).await;
+            sleep(limit / WATCHDOG_SHARE).await;
         }
     }
 
-    fn tell(&self, state: &[NotifyState<'_>]) {
-        if self.silent.load(Ordering::Acquire) {
-            return;
+    async fn tell(&self, state: &[NotifyState<'_>]) {
+        let message: String = state.iter().map(|line| format!("{line}\n")).collect();
+        for _ in 0..TRIES {
+            if self.silent.load(Ordering::Acquire) {
+                return;
+            }
+            match service_manager::notify(&message) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(NEXT_TRY).await,
+                Err(error) => {
+                    tracing::warn!(target: "Mesh", "cannot tell the service manager: {error}");
+                    return;
+                }
+            }
         }
-        if let Err(error) = sd_notify::notify(state) {
-            tracing::warn!(target: "Mesh", "cannot tell the service manager: {error}");
-        }
+        tracing::warn!(target: "Mesh", "the service manager does not read what it is told");
     }
 }

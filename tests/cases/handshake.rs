@@ -196,7 +196,7 @@ async fn where_files_are_few_connections_are_too() {
     node.proxy = Some(Daemon::start("ct110 mesh-proxy", &mut command));
     node.proxy()
         .wait_log(&[
-            "WARN [Mesh] this process may open 256 files, enough for 48 connections a side, not 10000",
+            "WARN [Mesh] this process may open 256 files, enough for 39 connections a side, not 10000",
         ])
         .await;
     node.has_roster().await;

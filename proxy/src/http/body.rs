@@ -20,6 +20,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::http::headers;
+use crate::http::pace::{Allowance, Pace};
+use crate::http::unread::Step;
 
 /// How long to go on reading a request whose answer is there already, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
@@ -122,6 +124,7 @@ pub struct RequestBody {
     drains: bool,
     /// Bytes still allowed, for bodies that did not announce their length.
     left_bytes: Option<u64>,
+    pace: Option<Pace>,
     tap: Option<Tap>,
     traffic: Arc<Traffic>,
 }
@@ -131,6 +134,8 @@ pub struct RequestBody {
 enum GivenUp {
     #[error("the request body is too large")]
     TooLarge,
+    #[error("the request body comes too slowly")]
+    TooSlow,
     #[error("nothing came for too long")]
     Idle,
     #[error("the time that the request allows is over")]
@@ -145,7 +150,14 @@ impl RequestBody {
         if inner.is_end_stream() {
             traffic.request.end(Ending::Complete);
         }
-        Self { inner: Some(inner), drains: version != Version::HTTP_2, left_bytes, tap: None, traffic }
+        let drains = version != Version::HTTP_2;
+        Self { inner: Some(inner), drains, left_bytes, pace: None, tap: None, traffic }
+    }
+
+    /// Gives up where it keeps its reader waiting for longer than `allowance`, as long as the answer has not begun.
+    pub fn paced(mut self, allowance: Allowance) -> Self {
+        self.pace = Some(Pace::new(allowance));
+        self
     }
 
     /// The bytes that it will have at least.
@@ -171,7 +183,16 @@ impl Body for RequestBody {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let passage = &this.traffic.request;
-        let mut frame = match ready!(Pin::new(&mut *inner).poll_frame(context)) {
+        let polled = Pin::new(&mut *inner).poll_frame(context);
+        if polled.is_pending()
+            && !this.traffic.answered.load(Ordering::Relaxed)
+            && let Some(pace) = &mut this.pace
+        {
+            ready!(pace.waits(context));
+            passage.end(Ending::TooSlow);
+            return Poll::Ready(Some(Err(GivenUp::TooSlow.into())));
+        }
+        let mut frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 passage.end_because(Ending::SourceFailed, &error);
@@ -197,6 +218,9 @@ impl Body for RequestBody {
                 }
             }
             passage.passed(data.len() as u64);
+            if let Some(pace) = &mut this.pace {
+                pace.came(data.len());
+            }
             if let Some(tap) = &mut this.tap {
                 tap(data);
             }
@@ -314,6 +338,8 @@ impl Body for ResponseBody {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Passing(inner) => Pin::new(inner).poll_frame(context),
         };
+        let step = if polled.is_ready() { Step::Gives } else { Step::Waits };
+        step.note();
         let mut frame = match polled {
             Poll::Ready(frame) => frame,
             Poll::Pending => {

@@ -1,47 +1,57 @@
 //! Port 3000: a peer's connection from TCP through mutual TLS to its end. The steps of a connection, in order.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::certificate::{Role, describe};
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Timeouts};
+use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use rustls::HandshakeKind;
 use rustls::pki_types::UnixTime;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::socket::Socket;
+use crate::downstream::watch::Watched;
 use crate::drain::Drain;
 use crate::http::h2;
+use crate::http::unread::Streams;
+use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
-use crate::listener::{Connections, Handshakes, linger_to_end, remote_address, run_to_end};
+use crate::listener::{linger_to_end, remote_address, run_to_end};
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
 
+/// A peer that policy keeps out is told so for as long as this, and then its connection ends.
+const DENIED: Duration = Duration::from_secs(2);
+
+type PeerStream = TlsStream<Socket<Stream>>;
+
 /// The inbound side of the sidecar.
 pub struct Inbound {
     credentials: Arc<CredentialStore>,
     pipeline: Pipeline,
-    handshake_limit: Duration,
-    handshakes: Handshakes,
-    connections: Connections,
-    full: AtomicBool,
+    admission: Arc<Admission>,
     drain: Drain,
+    timeouts: Timeouts,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Streams>,
 }
 
 impl Inbound {
@@ -50,8 +60,7 @@ impl Inbound {
         config: &Config,
         credentials: Arc<CredentialStore>,
         pipeline: Pipeline,
-        handshakes: Handshakes,
-        connections: Connections,
+        admission: Arc<Admission>,
         drain: Drain,
     ) -> Self {
         let proxy = &config.proxy;
@@ -60,7 +69,7 @@ impl Inbound {
             .timer(TokioTimer::new())
             .header_read_timeout(proxy.timeouts.header)
             .max_buf_size(proxy.limits.max_header_bytes as usize);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(Streams::new(proxy.timeouts.unread));
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(proxy.limits.max_header_bytes)
@@ -68,19 +77,12 @@ impl Inbound {
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(proxy.limits.max_streams))
             .max_frame_size(h2::FRAME_BYTES)
+            .max_send_buf_size(h2::SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(proxy.limits.max_streams))
+            .max_local_error_reset_streams(None)
             .keep_alive_interval(h2::PING_INTERVAL)
             .keep_alive_timeout(h2::PING_TIMEOUT);
-        Self {
-            credentials,
-            pipeline,
-            handshake_limit: proxy.timeouts.handshake,
-            handshakes,
-            connections,
-            full: AtomicBool::new(false),
-            drain,
-            http1,
-            http2,
-        }
+        Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1, http2 }
     }
 }
 
@@ -90,85 +92,84 @@ impl ServerApp for Inbound {
         let address = remote_address(&stream)?.ip();
         // Before the handshake, so that no new files are missed after it.
         let replaced = self.credentials.replacements();
-        let (tls, peer) = match self.handshakes.enter(address) {
-            Some(_handshake) => tokio::select! {
-                done = self.handshake(stream, address) => done?,
-                // Whoever connected just before is still let in, to hear that it is over or to be served once.
-                () = self.drain.lingered() => return None,
-            },
-            None => {
-                METRICS.handshake_failed(Direction::Inbound, HandshakeFailure::Limit);
-                tracing::warn!(
-                    target: "AgentChannel",
-                    "TLS handshake failed from {address}: too many handshakes are under way"
-                );
+        // Boxed, so that what only the handshake needs is not kept for as long as the connection.
+        let (tls, peer) = Box::pin(self.handshake(stream, address)).await?;
+        let peer = Arc::new(peer);
+        if !self.pipeline.lets_in(&peer) {
+            Box::pin(self.turn_away(tls, peer, address, shutdown)).await;
+            return None;
+        }
+        let admitted = match self.admission.connect(peer.name()) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                if refusal.is_news() {
+                    let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
+                    warn("all places are taken", address, line);
+                }
                 return None;
             }
         };
-        let Some(_place) = self.connections.enter() else {
-            if !self.full.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    target: "AgentChannel",
-                    "refusing connections, peer.cn={} first: all {} places are taken (proxy.limits.max_connections)",
-                    peer.name(),
-                    self.connections.most()
-                );
-            }
-            return None;
-        };
-        self.full.store(false, Ordering::Relaxed);
-        let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
-        let peer = Arc::new(peer);
-        let from = Arc::new(Connection::new(Caller::Peer(peer.clone())));
-        let service = service_fn(|request| {
-            let (this, from, peer) = (self.clone(), from.clone(), peer.clone());
-            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move {
-                let version = request.version();
-                let answer = this.pipeline.handle(&from, &peer, request);
-                Ok::<_, Infallible>(this.drain.carry(version, answer).await)
-            })
-        });
-        let serve = async {
-            let io = TokioIo::new(tls);
-            if http2 {
-                let connection = self.http2.serve_connection(io, service);
-                return run_to_end(connection, http2::Connection::graceful_shutdown, shutdown.clone()).await;
-            }
-            let connection = self.http1.serve_connection(io, service).with_upgrades();
-            let finish = http1::UpgradeableConnection::graceful_shutdown;
-            linger_to_end(connection, finish, &self.drain).await?;
-            let _carried = self.drain.request();
-            from.tunnel.ended().await;
-            Ok(())
-        };
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
+        let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
         let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
             credentials.clients.still_trusts(&peer, UnixTime::now())
         });
         tokio::select! {
-            ended = serve => if let Err(error) = ended {
-                tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+            () = serve => if let Some(reason) = from.why_cut() {
+                let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
+                warn(reason, address, line);
             },
             reason = lost => {
                 from.cut("the peer is trusted no more");
-                tracing::warn!(
-                    target: "AgentChannel",
-                    "cutting off peer.cn={} from {address}: {}",
-                    peer.name(),
-                    describe(&reason, Role::Client)
-                );
+                let reason = describe(&reason, Role::Client);
+                // One for each connection of a peer that was revoked, however many they are.
+                tracing::warn!(target: "AgentChannel", "cutting off peer.cn={} from {address}: {reason}", peer.name());
             }
         }
         None
     }
 }
 
+/// Handshakes that failed, of which anybody who reaches the port can cause as many as they like.
+static HANDSHAKES: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "TLS handshakes failed: {more}");
+});
+
+/// Connections of peers that were refused or cut off, by reason.
+static REFUSALS: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "connections of peers ended: {more}");
+});
+
+/// A line about a connection of a peer that does not go well.
+fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) {
+    if REFUSALS.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "{line}");
+    }
+}
+
 impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
-    async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(TlsStream<Stream>, PeerIdentity)> {
+    async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(PeerStream, PeerIdentity)> {
+        let place = self.admission.handshake(address);
         let credentials = self.credentials.load_full();
-        let acceptor = TlsAcceptor::from(credentials.server.clone());
-        let (why, reason) = match tokio::time::timeout(self.handshake_limit, acceptor.accept(stream)).await {
+        let limit = self.timeouts.handshake;
+        let shake = async {
+            let mut socket = Socket::new(stream, self.timeouts.unread);
+            socket.readable().await?;
+            place.speaks();
+            TlsAcceptor::from(credentials.server.clone()).accept(socket).await
+        };
+        let outcome = tokio::select! {
+            outcome = timeout(limit, shake) => outcome,
+            () = place.displaced() => {
+                let reason = "too many handshakes are under way";
+                handshake_failed(address, HandshakeFailure::Limit, reason);
+                return None;
+            }
+            // Whoever connected just before the side drained is still let in, to be told so or to be served once.
+            () = self.drain.lingered() => return None,
+        };
+        let (why, reason) = match outcome {
             Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
                     let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
@@ -178,21 +179,89 @@ impl Inbound {
                 Err(error) => (HandshakeFailure::of_tls(&error), describe(&error, Role::Client)),
             },
             Ok(Err(error)) => (HandshakeFailure::of(&error), handshake_reason(&error)),
-            Err(_) => (
-                HandshakeFailure::Timeout,
-                format!("timed out after {} ms", self.handshake_limit.as_millis()),
-            ),
+            Err(_) => (HandshakeFailure::Timeout, format!("timed out after {} ms", limit.as_millis())),
         };
-        METRICS.handshake_failed(Direction::Inbound, why);
-        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
+        handshake_failed(address, why, &reason);
         None
+    }
+
+    /// Answers requests until the connection ends; after `shutdown`, those that are under way.
+    async fn serve(
+        self: &Arc<Self>,
+        tls: PeerStream,
+        from: &Arc<Connection>,
+        peer: &Arc<PeerIdentity>,
+        share: &Arc<Peer>,
+        shutdown: &ShutdownWatch,
+    ) {
+        let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
+        let io = Watched::new(tls, from.clone(), self.timeouts.first_request);
+        let service = service_fn(|request| {
+            from.begins();
+            let (this, from, peer, share) = (self.clone(), from.clone(), peer.clone(), share.clone());
+            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+            Box::pin(
+                async move { Ok::<_, Infallible>(this.pipeline.handle(&from, &peer, &share, request).await) },
+            )
+        });
+        // Each boxed, because they differ in size and only one is needed.
+        let ended = match http2 {
+            true => {
+                let io = TokioIo::new(io.http2(self.timeouts.header));
+                let connection = self.http2.serve_connection(io, service);
+                let finish = http2::Connection::graceful_shutdown;
+                Box::pin(run_to_end(connection, finish, shutdown.clone())).await
+            }
+            false => {
+                let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                let finish = http1::UpgradeableConnection::graceful_shutdown;
+                Box::pin(linger_to_end(connection, finish, &self.drain)).await
+            }
+        };
+        match ended {
+            Ok(()) => from.tunnel.ended().await,
+            Err(error) => {
+                tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+            }
+        }
+    }
+
+    /// Lets a peer that may not come in ask in order to be told so, if it does at once and not too many do.
+    async fn turn_away(
+        self: &Arc<Self>,
+        tls: PeerStream,
+        peer: Arc<PeerIdentity>,
+        address: IpAddr,
+        shutdown: &ShutdownWatch,
+    ) {
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
+        if let Some((_place, share)) = self.admission.denied(peer.name()) {
+            // Its requests are logged as those of others are; the connection ends in order if it can.
+            let (end, ended) = watch::channel(false);
+            let serve = self.serve(tls, &from, &peer, &share, &ended);
+            let mut told = shutdown.clone();
+            let time = async {
+                let _ = timeout(DENIED, told.wait_for(|stop| *stop)).await;
+                let _ = end.send(true);
+                tokio::time::sleep(DENIED).await;
+            };
+            tokio::select! {
+                () = serve => {}
+                () = time => {}
+            }
+        }
+        if !from.has_begun() {
+            let reason = "not allowed in by proxy.policy";
+            let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
+            warn(reason, address, line);
+        }
     }
 }
 
 /// Who the peer is. A resumed session says who it was, which is judged anew.
 fn identify(
     credentials: &Credentials,
-    tls: &TlsStream<Stream>,
+    tls: &PeerStream,
     address: IpAddr,
 ) -> Result<PeerIdentity, rustls::Error> {
     let session = tls.get_ref().1;
@@ -203,6 +272,13 @@ fn identify(
         })?;
     }
     Ok(peer)
+}
+
+fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
+    METRICS.handshake_failed(Direction::Inbound, why);
+    if HANDSHAKES.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
+    }
 }
 
 /// A failed handshake in words.

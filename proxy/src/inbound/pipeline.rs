@@ -16,7 +16,8 @@ use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::headers::{self, Writer};
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
-use crate::inbound::backend::Backend;
+use crate::inbound::admission::Peer;
+use crate::inbound::backend::{AgentSlots, Backend};
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::policy;
 use crate::roster::registryd::RegistryLink;
@@ -38,14 +39,14 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, registry: Arc<RegistryLink>) -> Self {
+    pub fn new(config: &Config, registry: Arc<RegistryLink>, slots: Arc<AgentSlots>) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
         let default_agent = match config.registryd.agents.as_slice() {
             [only] => only.name.clone(),
             _ => node.clone(),
         };
         Self {
-            backend: Backend::new(proxy.backend.address),
+            backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
             policy: proxy.policy.clone(),
             rules: Rules::new(proxy),
@@ -56,11 +57,17 @@ impl Pipeline {
         }
     }
 
+    /// Whether policy lets a peer in at all.
+    pub fn lets_in(&self, peer: &PeerIdentity) -> bool {
+        policy::allows(&self.policy, peer.identity())
+    }
+
     /// Takes a peer's request to the head of its answer; its body takes the exchange to its end.
     pub async fn handle(
         &self,
         connection: &Arc<Connection>,
         peer: &PeerIdentity,
+        share: &Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let mut exchange = self.begin(connection, &request);
@@ -68,7 +75,7 @@ impl Pipeline {
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
                 let answer = async |exchange: &mut Exchange| {
-                    self.answer(exchange, peer, request, upgrade.as_ref()).await
+                    self.answer(exchange, peer, share, request, upgrade.as_ref()).await
                 };
                 within_deadline(&mut exchange, answer).await
             }
@@ -97,19 +104,22 @@ impl Pipeline {
         &self,
         exchange: &mut Exchange,
         peer: &PeerIdentity,
+        share: &Arc<Peer>,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
         let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
+                .paced(self.rules.body);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
         }
-        if !policy::allows(&self.policy, peer.identity()) {
+        if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
+        exchange.hold(share.request()?);
         if body.announced() > self.rules.max_body_bytes {
             return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
         }
@@ -134,7 +144,8 @@ impl Pipeline {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
-                let mut response = self.backend.send(Request::from_parts(parts, body)).await?;
+                let (mut response, slot) = self.backend.send(share, Request::from_parts(parts, body)).await?;
+                exchange.hold(slot);
                 Upgrade::check(upgrade, &response).map_err(|reason| self.backend.failed(reason))?;
                 headers::remove_forged(response.headers_mut(), Writer::Agent);
                 response

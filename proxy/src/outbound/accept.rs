@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
@@ -14,8 +16,10 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::socket::Socket;
 use crate::drain::Drain;
 use crate::http::h2;
+use crate::http::unread::Streams;
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::outbound::pipeline::Pipeline;
 
@@ -24,7 +28,10 @@ pub struct Outbound {
     pipeline: Pipeline,
     connections: Connections,
     drain: Drain,
-    http: auto::Builder<TokioExecutor>,
+    unread: Option<Duration>,
+    /// Whether it was said already that all places are taken.
+    full: AtomicBool,
+    http: auto::Builder<Streams>,
 }
 
 /// One outbound listener.
@@ -38,8 +45,8 @@ pub struct OutboundListener {
 impl Outbound {
     /// The outbound side as configured, which gives each request to `pipeline`.
     pub fn new(config: &Config, pipeline: Pipeline, connections: Connections, drain: Drain) -> Self {
-        let limits = &config.proxy.limits;
-        let mut http = auto::Builder::new(TokioExecutor::new());
+        let (limits, unread) = (&config.proxy.limits, config.proxy.timeouts.unread);
+        let mut http = auto::Builder::new(Streams::new(unread));
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
         http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize);
         http.http2()
@@ -47,8 +54,11 @@ impl Outbound {
             .max_header_list_size(limits.max_header_bytes)
             .max_concurrent_streams(limits.max_streams)
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams));
-        Self { pipeline, connections, drain, http }
+            .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams))
+            .max_send_buf_size(h2::SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(limits.max_streams))
+            .max_local_error_reset_streams(None);
+        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http }
     }
 }
 
@@ -57,27 +67,32 @@ impl ServerApp for OutboundListener {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let outbound = &self.outbound;
         let Some(_place) = outbound.connections.enter() else {
-            tracing::warn!(target: "Outbound", "refusing a connection: all places are taken (proxy.limits.max_connections)");
+            if !outbound.full.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    target: "Outbound",
+                    "refusing connections: all {} places are taken (proxy.limits.max_connections)",
+                    outbound.connections.most()
+                );
+            }
             return None;
         };
+        outbound.full.store(false, Ordering::Relaxed);
         let caller = Caller::Program(remote_address(&stream));
-        let from = Arc::new(Connection::new(caller));
+        let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
         let service = service_fn(|request| {
             let (this, from) = (self.clone(), from.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(async move {
-                let (outbound, version) = (&this.outbound, request.version());
-                let answer = outbound.pipeline.handle(&from, this.only.as_ref(), request);
-                Ok::<_, Infallible>(outbound.drain.carry(version, answer).await)
+                Ok::<_, Infallible>(this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await)
             })
         });
-        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let io = Socket::new(stream, outbound.unread);
+        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(io), service);
         if let Err(error) =
             linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await
         {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }
-        let _carried = outbound.drain.request();
         from.tunnel.ended().await;
         None
     }

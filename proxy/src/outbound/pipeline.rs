@@ -70,7 +70,8 @@ impl Pipeline {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
         let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes);
+            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
+                .paced(self.rules.body);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
         exchange.account().uri = parts.uri.clone();
@@ -108,6 +109,10 @@ impl Pipeline {
         let delivered = delivered.map_err(|failed| {
             account.node = failed.node;
             account.attempts = failed.attempts;
+            if let ProxyError::UnknownAgent(_) = failed.error {
+                // Not to be counted under a name that anybody may make up.
+                account.agent = None;
+            }
             failed.error
         })?;
         account.node = Some(delivered.node.clone());

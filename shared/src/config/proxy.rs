@@ -169,7 +169,10 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         max_body_bytes: limits.number("max_body_bytes", 1..=1 << 40).unwrap_or(10 * 1024 * 1024),
         max_header_bytes: limits.number("max_header_bytes", 8192..=1 << 20).unwrap_or(64 * 1024) as u32,
         max_connections,
-        max_connections_per_peer: count("max_connections_per_peer", max_connections / 2),
+        max_connections_per_peer: count(
+            "max_connections_per_peer",
+            (max_connections / 2).max(max_connections.min(2)),
+        ),
         max_streams: limits.number("max_streams", 1..=10_000).unwrap_or(250) as u32,
         max_requests_per_peer: count("max_requests_per_peer", 1_000),
         max_requests_per_second_per_peer: match limits
