@@ -40,6 +40,7 @@ mod stopping;
 mod storage;
 mod streaming;
 mod supervisor;
+mod trust_while_connected;
 mod upgrading;
 
 use std::io::Write;
