@@ -98,6 +98,14 @@ impl Listener {
         Ok(Self { socket, address, configured })
     }
 
+    /// Says that peers connect here, whose answers may stay unread for `unread` ([`tcp`]).
+    ///
+    /// # Errors
+    /// The system refuses an option.
+    pub fn expect_peers(&self, unread: Option<Duration>) -> io::Result<()> {
+        tcp::prepare_listener_for_peers(&SockRef::from(&self.socket), unread)
+    }
+
     /// The same socket once more: whoever is free first accepts a connection.
     ///
     /// # Errors
