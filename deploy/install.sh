@@ -51,8 +51,8 @@ fi
 for program in mesh-proxy registryd meshctl; do
   "${run[@]}" install -D -m 0755 "$from/$program" "$root/usr/local/bin/$program"
 done
-for unit in mesh-proxy registryd; do
-  "${run[@]}" install -D -m 0644 "$here/systemd/$unit.service" "$root/etc/systemd/system/$unit.service"
+for unit in mesh-proxy.service mesh-proxy.socket registryd.service; do
+  "${run[@]}" install -D -m 0644 "$here/systemd/$unit" "$root/etc/systemd/system/$unit"
 done
 if [ -e "$root/etc/mesh/mesh.yaml" ]; then
   echo "kept $root/etc/mesh/mesh.yaml"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two minutes each of many registryds on one file, killed at random; prints what happened and the seed.
+# Two minutes each of many registryds on one file, killed at random; and sidecars that are restarted and upgraded
+# under load. Prints what happened and the seed.
 # MESH_SEED=<number> repeats a run. Arguments go to the test program, for example a part of a test's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::{AgentName, NodeName};
 
@@ -11,6 +11,7 @@ use crate::caller::Caller;
 use crate::error::ProxyError;
 use crate::http::body::{Ending, Tap, Traffic};
 use crate::inbound::delegation::DelegationScanner;
+use crate::metrics::{Ended, Outcome};
 
 /// What is known of an exchange.
 pub struct Account {
@@ -28,6 +29,8 @@ pub struct Account {
     pub attempts: u32,
     /// How long it waited for a new connection, where it did.
     pub connect: Option<Duration>,
+    /// The code of an error that the far sidecar made.
+    pub far_code: Option<HeaderValue>,
     /// What passed of the bodies.
     pub traffic: Arc<Traffic>,
     subject: Subject,
@@ -59,49 +62,12 @@ impl Subject {
     }
 }
 
-/// How an exchange ended, and by whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The answer passed whole.
-    Complete,
-    /// The sidecar answered with an error of its own.
-    Error,
-    /// The caller went away while the answer was passing.
-    CutByCaller,
-    /// The caller went away before there was an answer.
-    AbandonedByCaller,
-    /// The agent, or the node on the way to it, broke off its answer.
-    CutByUpstream,
-    /// This sidecar broke off the answer, and says why.
-    CutHere(&'static str),
-}
-
-impl Outcome {
-    fn of(account: &Account, cut: Option<&'static str>) -> Self {
-        let Some(_) = account.status else {
-            return cut.map_or(Self::AbandonedByCaller, Self::CutHere);
-        };
-        match account.traffic.answer.ending() {
-            Some(Ending::Complete) if account.failure.is_some() => Self::Error,
-            Some(Ending::Complete) => Self::Complete,
-            Some(Ending::SourceFailed) => Self::CutByUpstream,
-            Some(Ending::Deadline) => Self::CutHere("the time that the request allows is over"),
-            Some(Ending::Idle) => Self::CutHere("the answer was silent for too long"),
-            _ => cut.map_or(Self::CutByCaller, Self::CutHere),
-        }
-    }
-
-    /// A stable name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::Error => "error",
-            Self::CutByCaller => "cut_by_caller",
-            Self::AbandonedByCaller => "abandoned_by_caller",
-            Self::CutByUpstream => "cut_by_upstream",
-            Self::CutHere(_) => "cut_here",
-        }
-    }
+/// The end of an exchange.
+pub struct End {
+    /// For the metrics.
+    pub figures: Ended,
+    /// Why the answer did not pass whole, where that is known.
+    reason: Option<String>,
 }
 
 impl Account {
@@ -115,6 +81,7 @@ impl Account {
             node: None,
             attempts: 0,
             connect: None,
+            far_code: None,
             traffic,
             subject,
             status: None,
@@ -147,24 +114,58 @@ impl Account {
         self.failure = Some(error);
     }
 
-    /// Writes the access line. `cut`: why this sidecar ended the connection, if it did.
-    pub fn write(&self, caller: &Caller, cut: Option<&'static str>) {
-        let outcome = Outcome::of(self, cut);
+    fn far_code(&self) -> Option<&str> {
+        let is_code = |code: &&str| {
+            (1..=64).contains(&code.len())
+                && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        self.far_code.as_ref()?.to_str().ok().filter(is_code)
+    }
+
+    /// The agent that is counted; empty where none is known.
+    pub fn agent_name(&self) -> &str {
+        self.agent.as_ref().map_or("", AgentName::as_str)
+    }
+
+    /// How the exchange ended, and by whom, as of now. `cut`: why this sidecar ended the connection, if it did.
+    pub fn end(&self, cut: Option<&'static str>) -> End {
+        let answer = &self.traffic.answer;
+        let gone = || cut.map_or((Outcome::CutByCaller, None), |why| (Outcome::CutBySidecar, Some(why)));
+        let (outcome, reason) = match (self.status, answer.ending()) {
+            (None, _) => gone(),
+            (Some(_), Some(Ending::Complete)) if self.failure.is_some() => (Outcome::Error, None),
+            (Some(_), Some(Ending::Complete)) => (Outcome::Complete, None),
+            (Some(_), Some(Ending::SourceFailed)) => (Outcome::CutByUpstream, answer.reason()),
+            (Some(_), Some(Ending::Deadline)) => {
+                (Outcome::CutBySidecar, Some("the time that the request allows is over"))
+            }
+            (Some(_), Some(Ending::Idle)) => {
+                (Outcome::CutBySidecar, Some("the answer was silent for too long"))
+            }
+            (Some(_), _) => gone(),
+        };
+        End {
+            figures: Ended {
+                status: self.status.map(|status| status.as_u16()),
+                outcome,
+                took: self.started.elapsed(),
+                first_byte: self.first_byte,
+                bytes_in: self.traffic.request.bytes(),
+                bytes_out: answer.bytes(),
+            },
+            reason: reason.map(str::to_owned),
+        }
+    }
+
+    /// Writes the access line.
+    pub fn write(&self, caller: &Caller, end: &End) {
         let ms = |time: Duration| time.as_millis() as u64;
-        let status = self.status.map(|status| status.as_u16());
-        let duration_ms = ms(self.started.elapsed());
-        let code = self.failure.as_ref().map(|error| error.parts().1);
+        let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
+        let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
+        let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
         let agent = self.agent.as_ref().map(AgentName::as_str);
         let node = self.node.as_ref().map(NodeName::as_str);
-        let (bytes_in, bytes_out) = (self.traffic.request.bytes(), self.traffic.answer.bytes());
-        let first_byte_ms = self.first_byte.map(ms);
-        let connect_ms = self.connect.map(ms);
-        let ended = outcome.as_str();
-        let reason = match outcome {
-            Outcome::CutHere(why) => Some(why),
-            Outcome::CutByUpstream => self.traffic.answer.reason(),
-            _ => None,
-        };
+        let (ended, reason) = (outcome.as_str(), end.reason.as_deref());
         let path = Path(self.uri.path());
         let method = Excerpt { text: self.method.as_str(), max_chars: 32 };
         match caller {
@@ -175,8 +176,13 @@ impl Account {
                 macro_rules! line {
                     ($($text:tt)+) => {
                         tracing::info!(
-                            target: "AgentChannel", status, duration_ms, code, error, agent, bytes_in, bytes_out,
-                            first_byte_ms, ended, reason, $($text)+
+                            target: "AgentChannel",
+                            {
+                                "json.peer.cn" = peer, "json.method" = display(&method), "json.path" = display(&path),
+                                status, duration_ms, code, error, agent, bytes_in, bytes_out, first_byte_ms, ended,
+                                reason
+                            },
+                            $($text)+
                         )
                     };
                 }
@@ -197,8 +203,12 @@ impl Account {
                 let caller = address.map(tracing::field::display);
                 let attempts = self.attempts;
                 tracing::info!(
-                    target: "Outbound", status, duration_ms, code, agent, node, caller, bytes_in, bytes_out, connect_ms,
-                    first_byte_ms, attempts, ended, reason, "Request {method} {path}"
+                    target: "Outbound",
+                    {
+                        "json.method" = display(&method), "json.path" = display(&path), status, duration_ms, code, agent,
+                        node, caller, bytes_in, bytes_out, connect_ms, first_byte_ms, attempts, ended, reason
+                    },
+                    "Request {method} {path}"
                 );
             }
         }

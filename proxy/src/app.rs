@@ -1,32 +1,53 @@
-//! Wiring: reads the configuration, binds, starts, reloads on SIGHUP, drains on SIGTERM.
+//! Wiring: reads the configuration, opens the sockets, starts, reloads on SIGHUP, hands over to a newer process on
+//! SIGUSR2, drains on SIGTERM.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mesh_shared::LoopbackAddr;
 use mesh_shared::config::Config;
-use mesh_shared::local_api::SidecarReport;
-use mesh_shared::{LoopbackAddr, NodeName};
+use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::admin::Admin;
+use crate::caller;
 use crate::descriptors;
+use crate::drain::Drain;
+use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
 use crate::inbound::admission::Admission;
 use crate::inbound::backend::AgentSlots;
-use crate::listener::{BindError, Connections, Listener};
+use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
+use crate::pulse::Pulse;
+use crate::roster::registryd::RegistryLink;
+use crate::roster::store::RosterStore;
+use crate::roster::sync;
+use crate::sockets::{Sockets, SocketsError};
+use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
-use crate::upstream::peers::Peers;
+use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
+
+/// How long an idle connection is kept in a drain, at most half of the time that a drain may take.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long a process that took sockets over waits for its first roster. Clients wait with it, in the sockets' queues.
+const FIRST_ROSTER: Duration = Duration::from_secs(2);
+/// How long the end of a process waits until registryd knows of it.
+const LAST_REPORT: Duration = Duration::from_secs(1);
+/// How often a process that stops says what it waits for, at first and, after an upgrade, at last.
+const WAITING_TOLD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 /// Why the sidecar could not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,105 +57,368 @@ pub enum StartError {
     Credentials(#[from] CredentialsError),
     /// A socket.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Sockets(#[from] SocketsError),
+    /// The sockets of a supervisor or a predecessor.
+    #[error("cannot take over listening sockets: {0}")]
+    Given(io::Error),
     /// The system gives no more threads or file descriptors.
     #[error("cannot start the threads that carry requests: {0}")]
     Threads(io::Error),
     /// The system refuses signal handlers.
     #[error("cannot listen for signals: {0}")]
-    Signals(std::io::Error),
+    Signals(io::Error),
+    /// The system does not tell where this program lies.
+    #[error("cannot tell the path of this program, from which an upgrade starts: {0}")]
+    Program(io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT, and then until the requests in flight have ended or the drain time is over.
+/// Runs until SIGTERM or SIGINT, and then until the requests in flight have ended or the drain time is over; or until
+/// a newer process took over and the requests in flight have ended.
 ///
 /// # Errors
 /// Whatever keeps it from starting; once it runs, it ends only when told.
 pub async fn run(mut config: Config) -> Result<(), StartError> {
     descriptors::fit(&mut config.proxy);
-    let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-
-    let (mesh, proxy) = (&config.mesh, &config.proxy);
-    let mut sockets = Sockets::bind(&config)?;
-    let shared = Shared::new(&config, dialable(sockets.inbound.address))?;
-    let (stop, stopped) = watch::channel(false);
-    let (end, ended) = watch::channel(false);
-    let threads = (0..proxy.threads)
-        .map(|number| shared.worker(&config, &sockets, stopped.clone())?.start(number, ended.clone()))
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(StartError::Threads)?;
-    if let Some(socket) = sockets.admin.take() {
-        tokio::spawn(socket.serve(Admin { roster: shared.roster.clone() }, stopped));
+    let mut predecessor = Predecessor::of_this_process().map_err(StartError::Given)?;
+    let mut sidecar = match Sidecar::start(config, predecessor.as_mut()).await {
+        Ok(sidecar) => sidecar,
+        Err(error) => {
+            if let Some(predecessor) = predecessor {
+                predecessor.give_up(&error.to_string());
+            }
+            return Err(error);
+        }
+    };
+    if let Some(predecessor) = predecessor {
+        // Its answers come at once.
+        predecessor.take_over();
     }
-    tokio::spawn(shared.registry.clone().follow(shared.roster.clone()));
-    let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
-    // The workers have their own copies; with the last one that stops, the port is closed.
-    drop(sockets);
-    let (backend, credentials) = (proxy.backend.address, shared.credentials.clone());
-    tokio::spawn(shared.registry.clone().report(async move || SidecarReport {
-        inbound,
-        outbound,
-        backend_up: Some(accepts_connections(backend).await),
-        certificate_not_after: credentials.load().not_after,
-    }));
-    tracing::info!(
-        target: "Mesh",
-        "mesh-proxy ready node={} inbound={inbound} outbound={outbound} backend={backend}",
-        mesh.node_name
-    );
-    notify_supervisor(&[sd_notify::NotifyState::Ready]);
-
-    tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    sidecar.supervisor.ready().await;
+    tokio::spawn(sidecar.supervisor.clone().watch(sidecar.shared.pulse.clone()));
+    sidecar.report();
+    match sidecar.until_told().await {
+        Told::Stop => sidecar.drain().await,
+        Told::HandOver(successor) => sidecar.hand_over(successor).await,
     }
-    notify_supervisor(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!(target: "Mesh", "stopping; {} connections finish their requests first", shared.open());
-    // Fails only when every listener has ended already.
-    let _ = stop.send(true);
-    let drained = async { tokio::join!(shared.peers.all_closed(), shared.locals.all_closed()) };
-    if tokio::time::timeout(proxy.timeouts.drain, drained).await.is_err() {
-        tracing::warn!(
-            target: "Mesh",
-            "{} connections still had requests after {} ms (proxy.timeouts.drain_ms); they are cut off",
-            shared.open(),
-            proxy.timeouts.drain.as_millis()
-        );
-    }
-    let _ = end.send(true);
-    for thread in threads {
-        // A thread that panicked has said so already.
-        let _ = thread.join();
-    }
+    sidecar.end();
     Ok(())
 }
 
-/// The listening sockets, bound before anything starts.
-struct Sockets {
-    inbound: Listener,
-    outbound: Listener,
-    nodes: Vec<(Listener, NodeName)>,
-    admin: Option<Listener>,
+/// The running sidecar.
+struct Sidecar {
+    config: Arc<Config>,
+    program: Program,
+    /// Open until they are closed or handed over.
+    sockets: Option<Sockets>,
+    /// Where peers, and this host's programs, reach it.
+    addresses: (SocketAddr, SocketAddr),
+    shared: Shared,
+    signals: Signals,
+    supervisor: Arc<Supervisor>,
+    /// What belongs to the one process that is the service: following registryd's roster and reporting to registryd.
+    following: AbortHandle,
+    reporting: Option<AbortHandle>,
+    failed_upgrade: Option<FailedUpgrade>,
+    end: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-impl Sockets {
-    fn bind(config: &Config) -> Result<Self, BindError> {
-        let proxy = &config.proxy;
-        let inbound = SocketAddr::new(proxy.inbound.address, config.mesh.agent_channel_port);
-        let local = |address: LoopbackAddr, key| Listener::bind(address.socket_addr(), key);
+/// What ends the work of a process.
+enum Told {
+    Stop,
+    HandOver(Box<Successor>),
+}
+
+impl Sidecar {
+    async fn start(config: Config, predecessor: Option<&mut Predecessor>) -> Result<Self, StartError> {
+        let program = Program::of_this_process().map_err(StartError::Program)?;
+        let (hangup, signals) = Signals::listen().map_err(StartError::Signals)?;
+        let supervised = predecessor.is_none();
+        let given = match predecessor {
+            Some(predecessor) => predecessor.sockets(),
+            None => supervisor::given_sockets(),
+        };
+        let given = given.map_err(StartError::Given)?;
+        let clients_wait = !given.is_empty();
+        let sockets = Sockets::open(&config, given, supervised)?;
+        let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
+        let shared = Shared::new(&config, dialable(inbound))?;
+        let following =
+            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
+        if clients_wait {
+            // Without a roster at all their requests are answered with an error that says so.
+            let known = async {
+                while !shared.roster.is_known() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let _ = timeout(FIRST_ROSTER, known).await;
+        }
+        let (end, ended) = watch::channel(false);
+        let threads = (0..config.proxy.threads)
+            .map(|number| {
+                let worker = shared.worker(&config, &sockets)?;
+                worker.start(number, shared.pulse.clone(), ended.clone())
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(StartError::Threads)?;
+        if let Some(socket) = &sockets.admin {
+            let admin = Admin::new(shared.roster.clone(), shared.pulse.clone(), shared.inbound.clone());
+            let socket = socket.try_clone().map_err(StartError::Threads)?;
+            tokio::spawn(socket.serve(admin, shared.admin.clone()));
+        }
+        tracing::info!(
+            target: "Mesh",
+            "mesh-proxy ready node={} inbound={inbound} outbound={outbound} backend={}",
+            config.mesh.node_name,
+            config.proxy.backend.address
+        );
+        let config = Arc::new(config);
+        tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
         Ok(Self {
-            inbound: Listener::bind(inbound, "proxy.inbound.address")?,
-            outbound: local(proxy.outbound.listen, "proxy.outbound.listen")?,
-            nodes: proxy
-                .outbound
-                .listeners
-                .iter()
-                .map(|each| Ok((local(each.listen, &each.key)?, each.node.clone())))
-                .collect::<Result<_, BindError>>()?,
-            admin: proxy.admin.map(|address| local(address, "proxy.admin.listen")).transpose()?,
+            config,
+            program,
+            sockets: Some(sockets),
+            addresses: (inbound, outbound),
+            shared,
+            signals,
+            supervisor: Arc::default(),
+            following,
+            reporting: None,
+            failed_upgrade: None,
+            end,
+            threads,
         })
+    }
+
+    /// Tells registryd how things are, from now on.
+    fn report(&mut self) {
+        if let Some(reporting) = self.reporting.take() {
+            reporting.abort();
+        }
+        let report = self.as_it_is();
+        let (backend, credentials) = (self.config.proxy.backend.address, self.shared.credentials.clone());
+        let reporting = tokio::spawn(self.shared.registry.clone().report(async move || SidecarReport {
+            backend_up: Some(accepts_connections(backend).await),
+            certificate_not_after: credentials.load().not_after,
+            ..report.clone()
+        }));
+        self.reporting = Some(reporting.abort_handle());
+    }
+
+    fn as_it_is(&self) -> SidecarReport {
+        SidecarReport {
+            inbound: self.addresses.0,
+            outbound: self.addresses.1,
+            backend_up: None,
+            certificate_not_after: self.shared.credentials.load().not_after,
+            pid: Some(std::process::id()),
+            draining: self.shared.inbound.has_begun(),
+            failed_upgrade: self.failed_upgrade.clone(),
+        }
+    }
+
+    /// Returns when it is to take no new work. An upgrade that does not come about changes nothing.
+    async fn until_told(&mut self) -> Told {
+        loop {
+            if self.signals.next().await == Asked::Stop {
+                return Told::Stop;
+            }
+            let error = match self.upgrade().await {
+                Ok(told) => return told,
+                Err(error) => error,
+            };
+            tracing::error!(target: "Mesh", "upgrade failed, going on as before: {error}");
+            let count = self.failed_upgrade.as_ref().map_or(0, |failed| failed.count) + 1;
+            self.failed_upgrade = Some(FailedUpgrade { count, reason: error.to_string() });
+            self.report();
+        }
+    }
+
+    async fn upgrade(&mut self) -> Result<Told, UpgradeError> {
+        let mut successor = {
+            let sockets = self.sockets.iter().flat_map(Sockets::all);
+            let sockets: Vec<_> = sockets.map(|socket| (socket.configured, socket.as_fd())).collect();
+            self.program.start_again(&sockets).await?
+        };
+        tracing::info!(
+            target: "Mesh",
+            "upgrading: process {} is to take over",
+            successor.pid().unwrap_or_default()
+        );
+        tokio::select! {
+            ready = successor.ready() => ready.map(|()| Told::HandOver(Box::new(successor))),
+            () = self.signals.stop() => {
+                successor.end().await;
+                Ok(Told::Stop)
+            }
+        }
+    }
+
+    /// Takes no new work of peers. Outbound stays open for as long as the agent may need it for a task that it was
+    /// given: until the last of them is answered.
+    async fn drain(&mut self) {
+        self.supervisor.stopping().await;
+        self.shared.inbound.begin();
+        self.report();
+        let Shared { inbound, outbound, .. } = &self.shared;
+        let told = self.shared.registry.clone();
+        let report = self.as_it_is();
+        let in_order = async {
+            let sockets = self.sockets.take();
+            let still_open = sockets.map(|Sockets { outbound, nodes, .. }| (outbound, nodes));
+            inbound.closed().await;
+            drop(still_open);
+            outbound.begin();
+            outbound.closed().await;
+        };
+        let all = async {
+            // registryd may be away.
+            let ((), _told_in_time) = tokio::join!(in_order, timeout(LAST_REPORT, told.tell(&report)));
+        };
+        let deadline = Instant::now() + self.config.proxy.timeouts.drain;
+        wait(&self.shared, &self.config, &mut self.signals, &self.supervisor, all, Some(deadline), None)
+            .await;
+    }
+
+    /// Leaves all new work to `successor`, and finishes its own however long that takes, unless told to stop.
+    async fn hand_over(&mut self, mut successor: Box<Successor>) {
+        // Only the new process reports, and only its file keeps the roster.
+        self.following.abort();
+        if let Some(reporting) = self.reporting.take() {
+            reporting.abort();
+        }
+        let pid = successor.pid().unwrap_or_default();
+        self.supervisor.follow(pid).await;
+        successor.go().await;
+        self.sockets = None;
+        let Shared { inbound, outbound, admin, .. } = &self.shared;
+        for side in [inbound, outbound, admin] {
+            side.begin();
+        }
+        tracing::info!(
+            target: "Mesh",
+            "upgraded: process {pid} takes all new work; {} finish here",
+            self.shared.under_way()
+        );
+        let all = async {
+            tokio::join!(inbound.closed(), outbound.closed());
+        };
+        let successor = Some(&mut *successor);
+        wait(&self.shared, &self.config, &mut self.signals, &self.supervisor, all, None, successor).await;
+    }
+
+    /// Ends the workers; what is in flight then is cut off.
+    fn end(self) {
+        // Fails only when every worker has ended already.
+        let _ = self.end.send(true);
+        for thread in self.threads {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits until `all` has ended, `deadline` is over, or somebody insists; says now and then what it waits for.
+async fn wait(
+    shared: &Shared,
+    config: &Config,
+    signals: &mut Signals,
+    supervisor: &Supervisor,
+    all: impl Future<Output = ()>,
+    mut deadline: Option<Instant>,
+    mut successor: Option<&mut Successor>,
+) {
+    tokio::pin!(all);
+    let limit = config.proxy.timeouts.drain;
+    let upgrading = successor.is_some();
+    let mut pause = WAITING_TOLD.0;
+    let mut tell_at = Instant::now();
+    let cut = |why: String| {
+        caller::all_cut("the sidecar ended");
+        tracing::warn!(target: "Mesh", "{} {why}; they are cut off", shared.under_way());
+    };
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut all => return,
+            () = signals.stop() => match deadline {
+                Some(_) => return cut("were under way when it was told to stop once more".into()),
+                None => deadline = Some(Instant::now() + limit),
+            },
+            end = async {
+                match successor.as_mut() {
+                    Some(successor) => successor.ended().await,
+                    None => std::future::pending().await,
+                }
+            } => {
+                successor = None;
+                tracing::error!(
+                    target: "Mesh",
+                    "the process that took over has ended ({end}); this one ends too, so that the service manager \
+                     starts another"
+                );
+                deadline = Some(Instant::now() + limit);
+            }
+            () = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            } => {
+                let ms = limit.as_millis();
+                return cut(format!("after {ms} ms (proxy.timeouts.drain_ms)"));
+            }
+            () = sleep_until(tell_at) => {
+                let what = format!("stopping; {} finish first", shared.under_way());
+                tracing::info!(target: "Mesh", "{what}");
+                supervisor.waits_for(&what).await;
+                tell_at += pause;
+                if upgrading && deadline.is_none() {
+                    pause = (pause * 2).min(WAITING_TOLD.1);
+                }
+            }
+        }
+    }
+}
+
+/// What a signal asks for.
+#[derive(PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Upgrade,
+}
+
+/// The signals that this process answers to, but for SIGHUP.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    upgrade: Signal,
+}
+
+impl Signals {
+    /// SIGHUP's, and all others.
+    fn listen() -> io::Result<(Signal, Self)> {
+        let signals = Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        };
+        Ok((signal(SignalKind::hangup())?, signals))
+    }
+
+    /// Returns at the next of them.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.upgrade.recv() => Asked::Upgrade,
+        }
+    }
+
+    /// Returns at the next SIGTERM or SIGINT. There is nothing to upgrade meanwhile.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
     }
 }
 
@@ -142,67 +426,72 @@ impl Sockets {
 struct Shared {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
+    nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     admission: Arc<Admission>,
     agent: Arc<AgentSlots>,
-    /// Connections of peers, and of this host's programs.
-    peers: Connections,
+    /// Connections of this host's programs.
     locals: Connections,
+    inbound: Drain,
+    outbound: Drain,
+    admin: Drain,
+    pulse: Arc<Pulse>,
 }
 
 impl Shared {
     fn new(config: &Config, own_inbound: SocketAddr) -> Result<Self, CredentialsError> {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
         let most = proxy.limits.max_connections;
-        let peers = Connections::new(most);
+        let linger = LINGER.min(proxy.timeouts.drain / 2);
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {
-            credentials: Arc::new(CredentialStore::new(Credentials::load(config)?)),
-            roster: Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound)),
+            nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            credentials,
+            roster,
             registry: Arc::new(RegistryLink::new(config)),
-            admission: Arc::new(Admission::new(&proxy.limits, peers.clone())),
+            admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
             agent: Arc::new(AgentSlots::new(&proxy.backend)),
-            peers,
             locals: Connections::new(most),
+            inbound: Drain::new(linger),
+            outbound: Drain::new(linger),
+            admin: Drain::new(linger),
+            pulse: Arc::new(Pulse::new(proxy.threads)),
         })
     }
 
-    /// Connections open now.
-    fn open(&self) -> usize {
-        self.peers.open() + self.locals.open()
+    /// The requests under way, in words.
+    fn under_way(&self) -> String {
+        let (inbound, outbound) = (self.inbound.requests(), self.outbound.requests());
+        format!("{inbound} inbound and {outbound} outbound requests")
     }
 
-    fn worker(
-        &self,
-        config: &Config,
-        sockets: &Sockets,
-        shutdown: watch::Receiver<bool>,
-    ) -> io::Result<Worker> {
-        let worker = Worker::new(shutdown)?;
+    fn worker(&self, config: &Config, sockets: &Sockets) -> io::Result<Worker> {
+        let worker = Worker::new()?;
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
             inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
             self.admission.clone(),
+            self.inbound.clone(),
         );
-        worker.serve(sockets.inbound.try_clone()?, inbound);
-        let (timeouts, limits) = (config.proxy.timeouts.clone(), config.proxy.limits.clone());
-        let peers = Peers::new(self.credentials.clone(), self.roster.clone(), timeouts, limits);
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, self.roster.clone(), peers, self.registry.clone());
-        let outbound = Arc::new(Outbound::new(config, pipeline, self.locals.clone()));
+        worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
+        let upstream = Upstream::new(self.nodes.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
+        let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
+        let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
-        worker.serve(sockets.outbound.try_clone()?, everywhere);
+        worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
         for (socket, node) in &sockets.nodes {
             let to_node = OutboundListener { outbound: outbound.clone(), only: Some(node.clone()) };
-            worker.serve(socket.try_clone()?, to_node);
+            worker.serve(socket.try_clone()?, to_node, self.outbound.clone());
         }
         Ok(worker)
     }
 }
 
 /// New certificates are used whole or not at all. Their files may lie on a mount that hangs; nothing else waits.
-async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<CredentialStore>) {
-    let config = Arc::new(config);
+async fn reload_on(mut hangup: Signal, config: Arc<Config>, credentials: Arc<CredentialStore>) {
     while hangup.recv().await.is_some() {
         let config = config.clone();
         let loaded = tokio::task::spawn_blocking(move || Credentials::load(&config)).await;
@@ -211,10 +500,11 @@ async fn reload_on(mut hangup: Signal, config: Config, credentials: Arc<Credenti
         match loaded {
             Ok(fresh) => {
                 credentials.replace(fresh);
+                METRICS.reloaded(true);
                 tracing::info!(target: "Mesh", "certificates reloaded");
             }
             Err(error) => {
-                METRICS.credential_reload_failures.add_one();
+                METRICS.reloaded(false);
                 tracing::error!(
                     target: "Mesh",
                     "certificates not reloaded, going on with the ones in use: {error}"
@@ -237,10 +527,4 @@ fn dialable(address: SocketAddr) -> SocketAddr {
 async fn accepts_connections(backend: LoopbackAddr) -> bool {
     let attempt = TcpStream::connect(backend.socket_addr());
     matches!(tokio::time::timeout(Duration::from_secs(2), attempt).await, Ok(Ok(_)))
-}
-
-fn notify_supervisor(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(target: "Mesh", "cannot tell the service manager: {error}");
-    }
 }

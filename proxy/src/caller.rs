@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use mesh_shared::NodeName;
+
+use crate::drain::Drain;
 use crate::http::upgrade::Tunnel;
+use crate::metrics::{Direction, METRICS, PeerMetrics};
 use crate::tls::verify::PeerIdentity;
 
 /// Who sent a request.
@@ -16,22 +20,55 @@ pub enum Caller {
     Program(Option<SocketAddr>),
 }
 
+impl Caller {
+    /// Which way its requests go.
+    pub fn direction(&self) -> Direction {
+        match self {
+            Self::Peer(_) => Direction::Inbound,
+            Self::Program(_) => Direction::Outbound,
+        }
+    }
+}
+
 /// A connection on which requests come, as far as they share it.
 pub struct Connection {
     /// Who sends them.
     pub caller: Caller,
     /// What the connection carries once it has left HTTP.
     pub tunnel: Tunnel,
+    /// Whether its side still takes new work.
+    pub drain: Drain,
     /// Whether a request has come.
     begun: AtomicBool,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
+    /// Where requests are counted that were sent to no other node.
+    metrics: Arc<PeerMetrics>,
 }
 
 impl Connection {
-    /// A connection of `caller`.
-    pub fn new(caller: Caller) -> Self {
-        Self { caller, tunnel: Tunnel::default(), begun: AtomicBool::new(false), cut: OnceLock::new() }
+    /// A connection of `caller` to a side that may drain.
+    pub fn new(caller: Caller, drain: Drain) -> Self {
+        let metrics = match &caller {
+            Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
+            Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
+        };
+        Self {
+            caller,
+            tunnel: Tunnel::default(),
+            drain,
+            begun: AtomicBool::new(false),
+            cut: OnceLock::new(),
+            metrics,
+        }
+    }
+
+    /// The counters for a request that was sent to `node`, if to any.
+    pub fn metrics(&self, node: Option<&NodeName>) -> Arc<PeerMetrics> {
+        match node {
+            Some(node) => METRICS.peer(Direction::Outbound, node.as_str()),
+            None => self.metrics.clone(),
+        }
     }
 
     /// Notes that a request has come.

@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use mesh_shared::local_api::Problem;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::{Account, Subject};
 use crate::caller::Connection;
+use crate::drain;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{Ending, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
 use crate::http::upgrade::Upgrade;
-use crate::metrics::METRICS;
+use crate::metrics::{Held, METRICS};
 
 /// Whether the same request can be sent again without the work being done twice.
 const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
@@ -37,6 +38,10 @@ pub struct Exchange {
     sent: Sent,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
     held: Vec<Box<dyn Any + Send>>,
+    _in_flight: Held,
+    _under_way: drain::Held,
+    /// An HTTP/1.1 client learns from its answer that the connection ends with it.
+    http1: bool,
 }
 
 /// What the bodies of an exchange must keep to.
@@ -90,6 +95,9 @@ impl Exchange {
             rules,
             sent: Sent::Nothing,
             held: Vec::new(),
+            _in_flight: METRICS.request(connection.caller.direction()),
+            _under_way: connection.drain.request(),
+            http1: request.version() <= Version::HTTP_11,
         }
     }
 
@@ -143,21 +151,25 @@ impl Exchange {
         mut self: Box<Self>,
         outcome: Result<Response<ResponseBody>, ProxyError>,
     ) -> Response<ResponseBody> {
-        let response = match outcome {
+        let mut response = match outcome {
             Ok(response) => response,
             Err(error) => {
                 let cause = self.cause(error);
                 self.problem(cause)
             }
         };
+        if self.http1 && self.connection.drain.has_begun() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.account.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {
             // Its body is not sent, whatever the head says of it.
             self.account.traffic.answer.end(Ending::Complete);
         }
-        let (traffic, deadline, idle) =
-            (self.account.traffic.clone(), self.deadline(), self.rules.stream_idle);
+        let (traffic, idle) = (self.account.traffic.clone(), self.rules.stream_idle);
+        // An error that says that the time is over comes when it is.
+        let deadline = self.deadline().filter(|_| !response.headers().contains_key(MESH_ERROR));
         response.map(|body| body.watched(traffic, self, deadline, idle))
     }
 
@@ -195,8 +207,8 @@ impl Exchange {
 
     /// An error as the caller sees it: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
-        METRICS.sidecar_errors.add_one();
         let (status, code, title) = error.parts();
+        METRICS.error(code);
         let problem = Problem {
             code: code.into(),
             status: status.as_u16(),
@@ -266,6 +278,8 @@ pub async fn within_deadline<T>(
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.held.clear();
-        self.account.write(&self.connection.caller, self.connection.why_cut());
+        let end = self.account.end(self.connection.why_cut());
+        self.connection.metrics(self.account.node.as_ref()).ended(self.account.agent_name(), &end.figures);
+        self.account.write(&self.connection.caller, &end);
     }
 }

@@ -1,20 +1,25 @@
-//! What all listening sides share: binding, counting connections, and ending them in order.
+//! What all listening sides share: binding, accepting, counting connections, and ending them in order.
+//!
+//! The accept loop is this file's own, around pingora's listener, streams and applications: the one of pingora's
+//! `Service` waits a second after EMFILE, but after ENFILE, ENOBUFS or ENOMEM it tries again at once and for ever,
+//! with an ERROR line each time. Such an error leaves the connection in the queue, so the next try fails as well.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::protocols::Stream;
-use pingora_core::server::{Fds, ShutdownWatch};
-use pingora_core::services::listening::Service;
-use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
-use socket2::{Domain, Protocol, Socket, Type};
+use pingora_core::protocols::l4::listener::Listener as Acceptor;
+use pingora_core::server::ShutdownWatch;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
 
+use crate::drain::Drain;
 use crate::tcp;
 
 /// A socket that could not be opened.
@@ -23,7 +28,7 @@ use crate::tcp;
 pub struct BindError {
     address: SocketAddr,
     key: String,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 /// A bound socket on which nothing is accepted yet.
@@ -31,9 +36,15 @@ pub struct Listener {
     socket: std::net::TcpListener,
     /// Where it listens; a port that was left to the system is known here.
     pub address: SocketAddr,
+    /// Where the configuration wants it.
+    pub configured: SocketAddr,
 }
 
 const BACKLOG: i32 = 4096;
+/// How long the accept loop waits after an error that the next try would meet again; doubled each time.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How often such an error is told.
+const ACCEPT_WARNING: Duration = Duration::from_secs(10);
 
 impl Listener {
     /// Binds to `address`; `key` is the configuration key to name when that fails. `::` takes IPv4 too, and
@@ -48,46 +59,115 @@ impl Listener {
                 socket.set_only_v6(false)?;
             }
             socket.set_reuse_address(true)?;
-            // Accepted connections inherit it.
-            socket.set_tcp_keepalive(&tcp::keepalive())?;
-            socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
-            let socket = std::net::TcpListener::from(socket);
-            socket.local_addr().map(|address| Self { socket, address })
+            Ok(std::net::TcpListener::from(socket))
         };
         open(address)
-            .or_else(|error| match address.ip() {
-                IpAddr::V6(ip) if ip.is_unspecified() && error.kind() != std::io::ErrorKind::AddrInUse => {
+            .or_else(|error: io::Error| match address.ip() {
+                IpAddr::V6(ip) if ip.is_unspecified() && error.kind() != ErrorKind::AddrInUse => {
                     open(SocketAddr::from(([0, 0, 0, 0], address.port())))
                 }
                 _ => Err(error),
             })
+            .and_then(|socket| Self::prepared(socket, address))
             .map_err(|source| BindError { address, key: key.to_owned(), source })
+    }
+
+    /// Takes a socket that listens already, for the place that the configuration calls `key` and `configured`.
+    ///
+    /// # Errors
+    /// The system refuses an option.
+    pub fn adopt(
+        socket: std::net::TcpListener,
+        configured: SocketAddr,
+        key: &str,
+    ) -> Result<Self, BindError> {
+        Self::prepared(socket, configured).map_err(|source| BindError {
+            address: configured,
+            key: key.to_owned(),
+            source,
+        })
+    }
+
+    fn prepared(socket: std::net::TcpListener, configured: SocketAddr) -> io::Result<Self> {
+        // Accepted connections inherit it.
+        SockRef::from(&socket).set_tcp_keepalive(&tcp::keepalive())?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address, configured })
     }
 
     /// The same socket once more: whoever is free first accepts a connection.
     ///
     /// # Errors
     /// No file descriptor is left.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, address: self.address })
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, ..*self })
     }
 
-    /// Hands the socket to a pingora service that gives each connection to `app`, until `shutdown`.
-    pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, shutdown: ShutdownWatch) {
-        // pingora limits its part of an accept by a clock of its own, a thread that wakes a hundred times a second for
-        // as long as the process lives. tokio's timer does as well and sleeps.
-        set_fast_timeout_to_tokio_threshold(Some(Duration::ZERO));
-        let name = self.address.to_string();
-        let mut service = Service::new(name.clone(), app);
-        // Buffers that hold memory for every idle connection; whoever needs one has its own.
-        service.add_listener(ListenerConfig::tcp(&name).l4_buffer(L4BufferSettings::unbuffered()));
-        let mut sockets = Fds::new();
-        sockets.add(name, self.socket.into_raw_fd());
-        let sockets = Some(Arc::new(parking_lot::Mutex::new(sockets)));
-        pingora_core::services::Service::start_service(&mut service, sockets, shutdown, 1).await;
+    /// Gives each connection to `app`, until `drain` begins. What is in the socket's queue then stays there for
+    /// whoever else has the socket; if nobody has, the system resets it.
+    pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, drain: Drain) {
+        let _open = drain.connection();
+        let Self { socket, address, .. } = self;
+        let acceptor = match tokio::net::TcpListener::from_std(socket) {
+            Ok(socket) => Acceptor::from(socket),
+            Err(error) => {
+                tracing::error!(target: "Mesh", "cannot accept connections on {address}: {error}");
+                return;
+            }
+        };
+        let (app, mut shutdown) = (Arc::new(app), drain.watch());
+        let mut pause = ACCEPT_PAUSE.0;
+        let mut told: Option<Instant> = None;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|begun| *begun) => return,
+                accepted = acceptor.accept() => accepted,
+            };
+            let error = match accepted {
+                Ok(mut stream) => {
+                    pause = ACCEPT_PAUSE.0;
+                    // A connection that is gone already shows with its first use.
+                    let _ = stream.set_nodelay();
+                    let (app, shutdown, open) = (app.clone(), shutdown.clone(), drain.connection());
+                    tokio::spawn(async move {
+                        let _open = open;
+                        app.process_new(Box::new(stream), &shutdown).await;
+                    });
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if is_of_one_connection(&error) {
+                continue;
+            }
+            if told.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING) {
+                told = Some(Instant::now());
+                tracing::warn!(target: "Mesh", "cannot accept connections on {address}: {error}; trying again");
+            }
+            tokio::select! {
+                _ = shutdown.wait_for(|begun| *begun) => return,
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(ACCEPT_PAUSE.1);
+        }
     }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether an error of accept(2) came with the connection that it took from the queue, so that the next one may do
+/// better. Anything else, such as a lack of descriptors or memory, is met again at once.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use ErrorKind as E;
+    matches!(error.kind(), E::ConnectionAborted | E::ConnectionReset | E::Interrupted)
 }
 
 /// The remote address of an accepted connection, IPv4 in its plain form.
@@ -120,21 +200,10 @@ impl Connections {
     pub fn most(&self) -> usize {
         self.most
     }
-
-    /// Connections open now.
-    pub fn open(&self) -> usize {
-        self.most - self.slots.available_permits()
-    }
-
-    /// Returns once no connection is open.
-    pub async fn all_closed(&self) {
-        // Fails only on a closed semaphore, and nothing closes this one.
-        let _ = self.slots.acquire_many(u32::try_from(self.most).unwrap_or(u32::MAX)).await;
-    }
 }
 
 /// Serves one connection to its end. After `shutdown`, `finish` tells it to take no new request; those in flight
-/// finish.
+/// finish. Right where the protocol tells the client so without a request being lost (HTTP/2).
 ///
 /// # Errors
 /// How the connection broke off.
@@ -146,10 +215,37 @@ pub async fn run_to_end<C, E>(
 where
     C: Future<Output = Result<(), E>>,
 {
+    finish_after(connection, finish, async {
+        // Fails only when nobody can begin any more.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+    })
+    .await
+}
+
+/// As [`run_to_end`], but an HTTP/1.1 client cannot be told before its next answer ([`Drain::carry`]): a request may
+/// be on its way on a connection that is idle, so such a one is kept for a little while.
+///
+/// # Errors
+/// How the connection broke off.
+pub async fn linger_to_end<C, E>(connection: C, finish: fn(Pin<&mut C>), drain: &Drain) -> Result<(), E>
+where
+    C: Future<Output = Result<(), E>>,
+{
+    finish_after(connection, finish, drain.lingered()).await
+}
+
+async fn finish_after<C, E>(
+    connection: C,
+    finish: fn(Pin<&mut C>),
+    told: impl Future<Output = ()>,
+) -> Result<(), E>
+where
+    C: Future<Output = Result<(), E>>,
+{
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        _ = shutdown.wait_for(|stop| *stop) => finish(connection.as_mut()),
+        () = told => finish(connection.as_mut()),
     }
     connection.await
 }

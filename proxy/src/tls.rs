@@ -1,4 +1,5 @@
-//! Credentials, and who a peer is.
+//! Credentials, who a peer is, and for how long it is trusted.
 
 pub mod credentials;
+pub mod trust;
 pub mod verify;

@@ -1,6 +1,562 @@
-//! From "which node" to "which connection".
+//! From "which node" to "which connection": [`Upstream::send`] is the entry.
+//!
+//! [`choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
+//! [`pool`] has connections to it, which [`connect`] makes; [`in_flight`] is the request on one of them. When that fails,
+//! [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
 
+pub mod choose;
 pub mod connect;
+pub mod endpoint;
+pub mod health;
+pub mod in_flight;
 pub mod io;
-pub mod peers;
 pub mod pool;
+pub mod replay;
+pub mod retry;
+pub mod session;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::Guard;
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::Scheme;
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use hyper::body::Incoming;
+use mesh_shared::config::{Config, Proxy};
+use mesh_shared::registry::Status;
+use mesh_shared::{AgentName, NodeName};
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::error::{ProxyError, Sent};
+use crate::http::body::{RequestBody, root_cause};
+use crate::http::headers::absolute;
+use crate::metrics::{METRICS, RetryReason, RetryRefusal};
+use crate::roster::store::RosterStore;
+use crate::roster::table::Route;
+use crate::tls::credentials::{CredentialStore, Credentials};
+use crate::upstream::choose::{Candidate, Readiness, choose};
+use crate::upstream::connect::list;
+use crate::upstream::endpoint::{Endpoint, RESERVE, RequestSlot};
+use crate::upstream::in_flight::InFlight;
+use crate::upstream::io::link::Link;
+use crate::upstream::pool::{Connection, Pool, StreamSlot};
+use crate::upstream::replay::{Replay, Source};
+use crate::upstream::retry::{Again, Budget, again};
+use crate::upstream::session::{Issued, rank};
+
+/// How long a request waits for a connection where another node could do the work.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// So many connections in a row may turn out to have ended just when a request was given to them.
+const STALE: u32 = 4;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// The session that a server of the Model Context Protocol hands out.
+const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// To whom.
+    pub to: Recipient,
+    /// The session that the caller names; requests of one session go to one node.
+    pub session: Option<HeaderValue>,
+    /// Whether the path is one of the mesh's own, which also reach a node that is offline or busy.
+    pub own_path: bool,
+    /// Whether it asks for another protocol, which needs HTTP/1.1.
+    pub upgrade: bool,
+}
+
+/// Who gets a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recipient {
+    /// This node.
+    Node(NodeName),
+    /// A node that hosts this agent.
+    Agent(AgentName),
+}
+
+/// A request that was answered.
+pub struct Delivered {
+    /// The answer.
+    pub response: Response<Incoming>,
+    /// Who answered.
+    pub node: NodeName,
+    /// How often the request was sent or about to be.
+    pub attempts: u32,
+    /// How long it waited for a connection; `None`: there was one.
+    pub connect: Option<Duration>,
+    /// To be held until the answer has ended.
+    pub slot: Slot,
+}
+
+/// A request that got no answer.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: ProxyError,
+    /// Who was tried last.
+    pub node: Option<NodeName>,
+    /// How often the request was sent or about to be.
+    pub attempts: u32,
+}
+
+/// The places that a request takes, given back on drop.
+pub struct Slot {
+    /// Its stream on a shared connection.
+    #[allow(dead_code, reason = "held")]
+    stream: Option<StreamSlot>,
+    request: RequestSlot,
+}
+
+/// What all threads know together of the nodes.
+pub struct Nodes {
+    credentials: Arc<CredentialStore>,
+    roster: Arc<RosterStore>,
+    proxy: Proxy,
+    endpoints: Mutex<HashMap<NodeName, Arc<Endpoint>>>,
+    budget: Mutex<Budget>,
+    issued: Mutex<Issued>,
+    random: (RandomState, AtomicU64),
+}
+
+impl Nodes {
+    /// Nothing is known yet of the nodes of `roster`.
+    pub fn new(config: &Config, credentials: Arc<CredentialStore>, roster: Arc<RosterStore>) -> Self {
+        let now = Instant::now();
+        Self {
+            credentials,
+            roster,
+            proxy: config.proxy.clone(),
+            endpoints: Mutex::default(),
+            budget: Mutex::new(Budget::new(now)),
+            issued: Mutex::new(Issued::new(now)),
+            random: (RandomState::new(), AtomicU64::new(0)),
+        }
+    }
+
+    /// What is observed of the node that `route` leads to. Of one that has moved, nothing is yet.
+    fn endpoint(&self, route: &Arc<Route>) -> Arc<Endpoint> {
+        let endpoints = &mut *self.endpoints.lock();
+        if let Some(endpoint) = endpoints.get(&route.node)
+            && endpoint.is_reached_by(route)
+        {
+            return endpoint.clone();
+        }
+        // Those that left the mesh go with it.
+        endpoints.retain(|node, _| self.roster.node(node).is_ok());
+        let endpoint = Arc::new(Endpoint::new(route.clone()));
+        endpoints.insert(route.node.clone(), endpoint.clone());
+        endpoint
+    }
+
+    fn random(&self) -> u64 {
+        self.random.0.hash_one(self.random.1.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Most requests to a node at once.
+    fn most(&self, own_path: bool) -> usize {
+        let most = self.proxy.outbound.max_requests_per_node;
+        if own_path { most + RESERVE } else { most }
+    }
+}
+
+/// One thread's way to the nodes.
+pub struct Upstream {
+    nodes: Arc<Nodes>,
+    pools: Mutex<Pools>,
+}
+
+/// The connections made with one set of credentials, by node.
+struct Pools {
+    made_with: Arc<Credentials>,
+    by_node: HashMap<NodeName, (Arc<Endpoint>, Arc<Pool>)>,
+}
+
+/// A node that could get a request.
+struct Choice {
+    route: Arc<Route>,
+    endpoint: Arc<Endpoint>,
+}
+
+/// The node that gets a request next.
+struct Picked<'c> {
+    choice: &'c Choice,
+    /// Whether others are ready as well.
+    others: bool,
+    /// Whether the request's session was issued there.
+    at_home: bool,
+}
+
+/// A request that one node did not answer.
+struct Unanswered {
+    error: ProxyError,
+    /// What proves that nothing of it was processed, if it was sent.
+    reason: Option<RetryReason>,
+}
+
+impl From<ProxyError> for Unanswered {
+    fn from(error: ProxyError) -> Self {
+        Self { error, reason: None }
+    }
+}
+
+/// A request as it is sent, as often as need be.
+struct Message<'r> {
+    parts: &'r Parts,
+    source: &'r Source,
+    target: &'r Target,
+}
+
+impl Upstream {
+    /// Without connections; they are made when requests need them.
+    pub fn new(nodes: Arc<Nodes>) -> Self {
+        let made_with = nodes.credentials.load_full();
+        Self { nodes, pools: Mutex::new(Pools { made_with, by_node: HashMap::new() }) }
+    }
+
+    /// Sends a request to a node, whose name its connection has proved.
+    ///
+    /// Where that fails and it is certain that nobody processed any byte of it, it is sent again, to another node first.
+    ///
+    /// # Errors
+    /// Nobody can be reached, or whoever was failed before the answer.
+    pub async fn send(&self, target: Target, request: Request<RequestBody>) -> Result<Delivered, Failed> {
+        let (mut parts, body) = request.into_parts();
+        parts.headers.remove(HOST);
+        let source = Source::new(body);
+        let session_id = match target.to {
+            Recipient::Agent(_) => parts.headers.get(SESSION_ID).cloned(),
+            Recipient::Node(_) => None,
+        };
+        self.nodes.budget.lock().deposit();
+        let message = Message { parts: &parts, source: &source, target: &target };
+        let mut tried: Vec<NodeName> = Vec::new();
+        let mut last = None;
+        let failed = |error, tried: &[NodeName]| Failed {
+            error,
+            node: tried.last().cloned(),
+            attempts: tried.len() as u32,
+        };
+        loop {
+            let choices = self.choices(&target).map_err(|error| failed(error, &tried))?;
+            let chosen = self.pick(&choices, &target, session_id.as_ref(), &tried);
+            let Picked { choice: chosen, others, at_home } = match (chosen, last) {
+                (Some(picked), _) => picked,
+                (None, Some(error)) => return Err(failed(error, &tried)),
+                (None, None) => return Err(failed(self.nobody(&target, &choices), &tried)),
+            };
+            tried.push(chosen.route.node.clone());
+            let outcome = self.attempt(chosen, &message, others).await;
+            let Unanswered { error, reason } = match outcome {
+                Ok((response, connect, slot)) => {
+                    let node = chosen.route.node.clone();
+                    self.remember(&target, &response, &node);
+                    let attempts = tried.len() as u32;
+                    return Ok(Delivered { response, node, attempts, connect, slot });
+                }
+                Err(unanswered) => unanswered,
+            };
+            let elsewhere = choices.iter().any(|each| !tried.contains(&each.route.node));
+            let refusal = match again(&error) {
+                Again::Nowhere => return Err(failed(error, &tried)),
+                // The session lives there and nowhere else.
+                _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => {
+                    Some(RetryRefusal::NoEndpoint)
+                }
+                Again::Elsewhere if !elsewhere => Some(RetryRefusal::NoEndpoint),
+                _ if tried.len() >= self.nodes.proxy.outbound.max_attempts as usize => {
+                    Some(RetryRefusal::Attempts)
+                }
+                _ if !source.can_repeat() => Some(RetryRefusal::Body),
+                _ if !self.nodes.budget.lock().withdraw(Instant::now()) => Some(RetryRefusal::Budget),
+                _ => None,
+            };
+            if let Some(refusal) = refusal {
+                METRICS.not_retried(refusal);
+                return Err(failed(error, &tried));
+            }
+            METRICS.retried(reason.unwrap_or_else(|| retry::reason(&error)));
+            last = Some(error);
+        }
+    }
+
+    /// The nodes that could get the request, as the roster knows them.
+    fn choices(&self, target: &Target) -> Result<Vec<Choice>, ProxyError> {
+        let roster = &self.nodes.roster;
+        let choice = |route: Arc<Route>| Choice { endpoint: self.nodes.endpoint(&route), route };
+        match &target.to {
+            Recipient::Node(name) => {
+                let route = roster.node(name)?;
+                match route.status {
+                    // The mesh's own paths are how one learns that a node is back.
+                    Status::Offline if !target.own_path => Err(ProxyError::NodeOffline(name.clone())),
+                    _ => Ok(vec![choice(route)]),
+                }
+            }
+            Recipient::Agent(agent) => {
+                let routes = roster.agent(agent)?;
+                let takes_tasks =
+                    |route: &&Arc<Route>| matches!(route.status, Status::Online | Status::Degraded);
+                let choices: Vec<Choice> = routes.iter().filter(takes_tasks).cloned().map(choice).collect();
+                if choices.is_empty() {
+                    let nodes =
+                        routes.iter().map(|route| format!("{} ({})", route.node, route.status.as_str()));
+                    let nodes = nodes.collect::<Vec<_>>().join(", ");
+                    return Err(ProxyError::AgentOffline { agent: agent.clone(), nodes });
+                }
+                Ok(choices)
+            }
+        }
+    }
+
+    /// The node to try next. Those that were `tried` come last.
+    fn pick<'c>(
+        &self,
+        choices: &'c [Choice],
+        target: &Target,
+        session_id: Option<&HeaderValue>,
+        tried: &[NodeName],
+    ) -> Option<Picked<'c>> {
+        let (now, most) = (Instant::now(), self.nodes.most(target.own_path));
+        if let Recipient::Agent(agent) = &target.to
+            && let Some(id) = session_id
+            && let Some(issuer) = self.nodes.issued.lock().issuer(agent.as_str(), id.as_bytes(), now)
+            && !tried.contains(&issuer)
+            && let Some(home) = choices.iter().find(|each| each.route.node == issuer)
+        {
+            return Some(Picked { choice: home, others: choices.len() > 1, at_home: true });
+        }
+        let session = target.session.as_ref().or(session_id).map(HeaderValue::as_bytes);
+        let consider = |fresh: bool| -> (Vec<&Choice>, Vec<Candidate>) {
+            let considered = choices.iter().filter(|each| !fresh || !tried.contains(&each.route.node));
+            considered.map(|each| (each, self.candidate(each, session, most, now))).unzip()
+        };
+        let (mut considered, mut candidates) = consider(true);
+        if considered.is_empty() {
+            (considered, candidates) = consider(false);
+        }
+        let chosen = choose(&candidates, self.nodes.random())?;
+        let others = candidates
+            .iter()
+            .enumerate()
+            .any(|(i, candidate)| i != chosen && candidate.readiness == Readiness::Ready);
+        Some(Picked { choice: considered[chosen], others, at_home: false })
+    }
+
+    fn candidate(&self, choice: &Choice, session: Option<&[u8]>, most: usize, now: Instant) -> Candidate {
+        let endpoint = &choice.endpoint;
+        let readiness = endpoint.readiness(most, now);
+        if matches!(readiness, Readiness::Ejected(_)) && endpoint.begin_probe() {
+            self.pool(choice).probe();
+        }
+        Candidate {
+            own: self.nodes.roster.is_own(&choice.route.node),
+            degraded: choice.route.status == Status::Degraded,
+            readiness,
+            in_flight: endpoint.in_flight(),
+            latency: endpoint.latency(now),
+            rank: session.map(|session| rank(session, &choice.route.node)),
+        }
+    }
+
+    /// Why no node can be chosen: all that could be are full.
+    fn nobody(&self, target: &Target, choices: &[Choice]) -> ProxyError {
+        let most = self.nodes.most(target.own_path);
+        match (choices.first(), &target.to) {
+            (Some(choice), _) => ProxyError::PeerBusy { node: choice.route.node.clone(), most },
+            (None, Recipient::Node(node)) => ProxyError::UnknownNode(node.clone()),
+            (None, Recipient::Agent(agent)) => ProxyError::UnknownAgent(agent.clone()),
+        }
+    }
+
+    /// Remembers the session that a server handed out.
+    fn remember(&self, target: &Target, response: &Response<Incoming>, node: &NodeName) {
+        if let Recipient::Agent(agent) = &target.to
+            && let Some(id) = response.headers().get(SESSION_ID)
+        {
+            self.nodes.issued.lock().remember(agent.as_str(), id.as_bytes(), node, Instant::now());
+        }
+    }
+
+    /// The connections to a node. After a reload of the credentials or a move of the node, those of before end when
+    /// their requests have ended.
+    fn pool(&self, choice: &Choice) -> Arc<Pool> {
+        let Pools { made_with, by_node } = &mut *self.pools.lock();
+        let nodes = &self.nodes;
+        let credentials = nodes.credentials.load();
+        if !Arc::ptr_eq(made_with, &credentials) {
+            *made_with = Guard::into_inner(credentials);
+            by_node.clear();
+        }
+        if let Some((endpoint, pool)) = by_node.get(&choice.route.node)
+            && Arc::ptr_eq(endpoint, &choice.endpoint)
+        {
+            return pool.clone();
+        }
+        by_node.retain(|node, _| nodes.roster.node(node).is_ok());
+        let pool = Arc::new(Pool::new(
+            choice.endpoint.clone(),
+            nodes.roster.clone(),
+            nodes.credentials.clone(),
+            &nodes.proxy.timeouts,
+            &nodes.proxy.limits,
+            nodes.proxy.outbound.max_requests_per_node,
+        ));
+        by_node.insert(choice.route.node.clone(), (choice.endpoint.clone(), pool.clone()));
+        pool
+    }
+
+    /// Sends the request to one node. Where there are `others`, it does not wait for long to be connected.
+    async fn attempt(
+        &self,
+        choice: &Choice,
+        message: &Message<'_>,
+        others: bool,
+    ) -> Result<(Response<Incoming>, Option<Duration>, Slot), Unanswered> {
+        let most = self.nodes.most(message.target.own_path);
+        let busy = || ProxyError::PeerBusy { node: choice.route.node.clone(), most };
+        let mut request_slot = choice.endpoint.enter(most).ok_or_else(busy)?;
+        let pool = self.pool(choice);
+        let begun = Instant::now();
+        let mut stale = 0;
+        loop {
+            let (connection, connect) = self.connect(&pool, choice, message.target, others).await?;
+            let (mut error, link) = match connection {
+                Connection::Http2(mut sender, link, stream) => {
+                    let request = message.for_http2(&choice.route, &link);
+                    let slot = Slot { stream: Some(stream), request: request_slot };
+                    let sent = InFlight::send(&mut sender, link.clone(), request, slot);
+                    let (answer, slot) = sent.await;
+                    match answer {
+                        Ok(answer) => {
+                            choice.endpoint.answered(begun.elapsed());
+                            return Ok((answer, connect, slot));
+                        }
+                        Err(error) => {
+                            request_slot = slot.request;
+                            (error, link)
+                        }
+                    }
+                }
+                Connection::Http1(mut sender, link) => {
+                    let request = message.for_http1(&choice.route, &link);
+                    match sender.try_send_request(request).await {
+                        Ok(answer) => {
+                            choice.endpoint.answered(begun.elapsed());
+                            pool.give_back(sender, link, keep_alive(&answer));
+                            return Ok((answer, connect, Slot { stream: None, request: request_slot }));
+                        }
+                        Err(error) => (error, link),
+                    }
+                }
+            };
+            // Given back: the connection had ended before it took the request.
+            let untouched = error.take_message().is_some();
+            stale += 1;
+            if !untouched || stale > STALE || link.refusal().is_some() {
+                return Err(explain(choice, &error.into_error(), &link, untouched));
+            }
+        }
+    }
+
+    /// A connection to one node, and how long it took if none was there.
+    async fn connect(
+        &self,
+        pool: &Arc<Pool>,
+        choice: &Choice,
+        target: &Target,
+        others: bool,
+    ) -> Result<(Connection, Option<Duration>), ProxyError> {
+        let handshake = self.nodes.proxy.timeouts.handshake;
+        let patience = if others { PATIENCE.min(handshake) } else { handshake };
+        let begun = Instant::now();
+        let connection = if target.upgrade {
+            pool.connection_for_upgrade(patience).await?
+        } else if let Some(connection) = pool.try_connection(target.own_path) {
+            return Ok((connection, None));
+        } else if others {
+            match timeout(patience, pool.connection(target.own_path)).await {
+                Ok(connection) => connection?,
+                Err(_) => return Err(slow(pool, choice, patience)),
+            }
+        } else {
+            pool.connection(target.own_path).await?
+        };
+        Ok((connection, Some(begun.elapsed())))
+    }
+}
+
+/// A request waited as long for a connection as it may where another node can do the work.
+fn slow(pool: &Pool, choice: &Choice, patience: Duration) -> ProxyError {
+    let node = choice.route.node.clone();
+    match pool.busy() {
+        Some(most) => ProxyError::PeerBusy { node, most },
+        None => {
+            let addresses = list(&choice.route.addresses);
+            let error = ProxyError::PeerTimeout { node, limit_ms: patience.as_millis(), addresses };
+            choice.endpoint.unreachable(&error.to_string());
+            error
+        }
+    }
+}
+
+/// What it means that a connection failed with a request on it. `untouched`: hyper had not begun with the request.
+fn explain(choice: &Choice, error: &hyper::Error, link: &Link, untouched: bool) -> Unanswered {
+    let node = choice.route.node.clone();
+    if let Some(reason) = link.refusal() {
+        choice.endpoint.unreachable("it refuses this node's certificate");
+        return ProxyError::PeerRefusedUs { node, reason: reason.into() }.into();
+    }
+    if error.is_timeout() {
+        choice.endpoint.unreachable("it has requests and answers no ping");
+    }
+    let unprocessed = if untouched { Some(RetryReason::StaleConnection) } else { retry::unprocessed(error) };
+    let sent = unprocessed.map_or(Sent::Perhaps, |_| Sent::Nothing);
+    let error = ProxyError::PeerFailed { node, reason: root_cause(error).to_string(), sent };
+    Unanswered { error, reason: unprocessed }
+}
+
+/// For how long the peer keeps an http/1.1 connection that is not used, if it says so.
+fn keep_alive(answer: &Response<Incoming>) -> Option<Duration> {
+    let value = answer.headers().get(KEEP_ALIVE)?.to_str().ok()?;
+    let timeout = value.split(',').find_map(|part| {
+        let (name, seconds) = part.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("timeout").then_some(seconds)
+    });
+    timeout?.trim().parse().ok().map(Duration::from_secs)
+}
+
+impl Message<'_> {
+    fn for_http2(&self, route: &Route, link: &Arc<Link>) -> Request<Replay> {
+        let mut request = self.once_more(link);
+        let path = self.parts.uri.path_and_query().cloned();
+        *request.uri_mut() = absolute(Scheme::HTTPS, route.authority.clone(), path);
+        request
+    }
+
+    fn for_http1(&self, route: &Route, link: &Arc<Link>) -> Request<Replay> {
+        let mut request = self.once_more(link);
+        let path = self.parts.uri.path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+        // An authority is always a valid value.
+        if let Ok(host) = HeaderValue::from_str(route.authority.as_str()) {
+            request.headers_mut().insert(HOST, host);
+        }
+        request
+    }
+
+    fn once_more(&self, link: &Arc<Link>) -> Request<Replay> {
+        let mut request = Request::new(self.source.attempt(link));
+        *request.method_mut() = self.parts.method.clone();
+        *request.headers_mut() = self.parts.headers.clone();
+        request
+    }
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mesh_shared::certificate::{self, MaterialError};
 use mesh_shared::config::{Config, Discovery};
+use mesh_shared::service_manager;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,11 @@ const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
 /// How long the goodbyes to the registry and to peers may take, at the same time.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+/// How often in the time that it allows the service manager hears that all is well.
+const WATCHDOG_SHARE: u32 = 4;
+/// How often, and after which pause, a service manager is told again that has too much to read.
+const TELL_TRIES: u32 = 50;
+const TELL_AGAIN: Duration = Duration::from_millis(20);
 /// How long a sidecar may stay silent after the start.
 const SIDECAR_LIMIT: Duration = Duration::from_secs(20);
 
@@ -134,6 +140,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     parts.spawn(addresses::run(state.clone(), resolver.clone()));
     parts.spawn(discovery::run(state.clone(), client.clone(), sighted));
     parts.spawn(watch_sidecar(state.clone()));
+    tokio::spawn(quiet_watchdog(state.clone()));
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
         parts.spawn(dns.run(zone));
@@ -151,14 +158,14 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
         config.mesh.registry_path().display(),
         config.registryd.socket.display()
     );
-    notify(NotifyState::Ready);
+    notify(NotifyState::Ready).await;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all anew.
         Some(_) = parts.join_next() => return Err(AppError::Part),
     }
-    notify(NotifyState::Stopping);
+    notify(NotifyState::Stopping).await;
     drop(stop_mdns);
     leave(&state, &writer, &client).await;
     if let Some(announcing) = announcing {
@@ -200,9 +207,28 @@ async fn watch_sidecar(state: Arc<State>) {
     }
 }
 
-/// Tells the service manager, where one started this process.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(target: "Registry", "cannot tell the service manager: {error}");
+/// Keeps the service manager's watchdog quiet for as long as this runtime turns and the state can be had; returns at
+/// once where there is none.
+async fn quiet_watchdog(state: Arc<State>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        state.with(|_, _| ());
+        notify(NotifyState::Watchdog).await;
+        tokio::time::sleep(limit / WATCHDOG_SHARE).await;
     }
+}
+
+/// Tells the service manager, where one started this process.
+async fn notify(state: NotifyState<'_>) {
+    for _ in 0..TELL_TRIES {
+        match service_manager::notify(&format!("{state}\n")) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(TELL_AGAIN).await,
+            Err(error) => {
+                tracing::warn!(target: "Registry", "cannot tell the service manager: {error}");
+                return;
+            }
+        }
+    }
+    tracing::warn!(target: "Registry", "the service manager does not read what it is told");
 }

@@ -9,6 +9,7 @@ mod nodes;
 pub mod output;
 mod ping;
 mod status;
+mod upgrade;
 mod watch;
 
 use std::io;
@@ -66,6 +67,8 @@ enum Command {
     Agents(Global),
     /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
     Ping(Asking<ping::PingArgs>),
+    /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
+    Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
     Watch(Global),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
@@ -108,6 +111,8 @@ pub enum Failure {
     #[error("{0}")]
     Hosts(String),
     #[error("{0}")]
+    Upgrade(String),
+    #[error("{0}")]
     Usage(String),
 }
 
@@ -118,7 +123,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
-            Self::Ca(_) | Self::Client(_) | Self::Hosts(_) | Self::Output(_) => 1,
+            Self::Ca(_) | Self::Client(_) | Self::Hosts(_) | Self::Output(_) | Self::Upgrade(_) => 1,
         }
     }
 }
@@ -147,6 +152,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
         Command::Agents(global) => nodes::agents(&global).await,
         Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
+        Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Ca(args) => ca::command::run(args),

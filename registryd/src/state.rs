@@ -418,7 +418,9 @@ impl Inner {
         };
         match () {
             () if self.leaving => Status::Offline,
-            () if self.members.updating() => Status::Updating,
+            () if self.members.updating() || self.sidecar(now).is_some_and(|report| report.draining) => {
+                Status::Updating
+            }
             () if no_way_to_the_agent => Status::Degraded,
             () => Status::Online,
         }

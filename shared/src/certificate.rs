@@ -379,6 +379,18 @@ pub fn revoked(lists: &[CertificateRevocationListDer<'_>]) -> (usize, Option<i64
     })
 }
 
+/// When each of the lists ends, in epoch seconds; those without an end are left out.
+pub fn next_updates(lists: &[CertificateRevocationListDer<'_>]) -> Vec<i64> {
+    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
+    parsed.filter_map(|(_, list)| Some(list.next_update()?.timestamp())).collect()
+}
+
+/// When a certificate's validity ends, in epoch seconds; `None` for what is no certificate.
+pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 /// Reads a private key: PKCS#8, PKCS#1 or SEC1 in PEM.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The command line of both daemons: `[run|check] [--config FILE]`, and the exit codes.
+//! The command line of both daemons: `[run|check] [--config FILE] [--log-format text|json]`, and the exit codes.
 //!
 //! 0: well; 1: something cannot work, such as a certificate; [`config::EXIT_CODE`]: the configuration cannot work.
 
@@ -18,6 +18,9 @@ struct Arguments {
     /// The configuration file
     #[arg(long, short, global = true, value_name = "FILE", env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+    /// The form of log lines
+    #[arg(long, global = true, value_name = "FORMAT", env = logging::FORMAT_VARIABLE, default_value = "text")]
+    log_format: logging::Format,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -51,7 +54,13 @@ pub fn main(
     match arguments.command.unwrap_or(Command::Run) {
         Command::Check => show(&check(&config)),
         Command::Run => {
-            logging::init();
+            let _log = match logging::init(arguments.log_format) {
+                Ok(log) => log,
+                Err(error) => {
+                    let _ = writeln!(io::stderr(), "{name}: cannot start the log: {error}");
+                    return ExitCode::FAILURE;
+                }
+            };
             for warning in &config.warnings {
                 tracing::warn!(target: "Config", "{warning}");
             }

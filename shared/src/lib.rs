@@ -15,6 +15,7 @@ pub mod logging;
 pub mod message;
 pub mod name;
 pub mod registry;
+pub mod service_manager;
 
 pub use address::LoopbackAddr;
 pub use identity::Identity;

@@ -91,6 +91,25 @@ pub struct SidecarReport {
     pub backend_up: Option<bool>,
     /// When the node's certificate ends, epoch seconds.
     pub certificate_not_after: i64,
+    /// The sidecar's process id, as its own namespace counts; `None`: an older sidecar, which does not say.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Whether it was told to stop: it takes no new work from peers, and finishes what it has.
+    #[serde(default)]
+    pub draining: bool,
+    /// The last upgrade that was asked of this process and did not come about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_upgrade: Option<FailedUpgrade>,
+}
+
+/// An upgrade of the sidecar that did not come about; it goes on as before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedUpgrade {
+    /// How many have failed in this process, to tell this one from an earlier one.
+    pub count: u32,
+    /// Why, in words for a person.
+    pub reason: String,
 }
 
 /// registryd's answer to `GET /v1/status`.

@@ -1,94 +1,96 @@
-//! One log line format for all programs: `<time> <LEVEL> [<Part>] <message> <key>=<value>…`, the form of
-//! the reference document, so that its `grep` recipes work.
+//! Logging, the same for all programs: the text form `<time> <LEVEL> [<Part>] <message> <key>=<value>…`, which is that
+//! of the reference document, so that its `grep` recipes work, or one JSON object a line.
+//!
+//! A line never waits for whoever reads the log. Lines are queued, within a limit, and written by a thread of their
+//! own; what does not fit is dropped and counted.
 
-use std::fmt;
-use std::io::IsTerminal;
+mod line;
+mod outside_text;
+mod repeats;
+mod writer;
 
-use tracing::{Event, Level, Subscriber};
+use std::io::{self, IsTerminal};
+use std::panic;
+use std::sync::OnceLock;
+use std::time::Duration;
+
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
 
-/// Starts logging to stdout; stdout belongs to nothing else in a daemon.
+use line::Line;
+pub use outside_text::{Excerpt, Quoted};
+pub use repeats::{Repeats, Summary};
+use writer::Queue;
+
+/// Chooses the form of log lines, as `--log-format` does.
+pub const FORMAT_VARIABLE: &str = "MESH_LOG_FORMAT";
+/// How long a process waits at its end until its last lines are written.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+static QUEUE: OnceLock<&'static Queue> = OnceLock::new();
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// `<time> <LEVEL> [<Part>] <message> <key>=<value>…`
+    #[default]
+    Text,
+    /// A JSON object with time, level, target, message, and each further field under its own name
+    Json,
+}
+
+/// A log that was started. Lines that wait are written when it is dropped, within a limit.
+#[must_use = "the last lines are written when it is dropped"]
+pub struct Log(());
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// Starts logging to stdout; stdout belongs to nothing else in a daemon. Panics are logged too.
 ///
 /// `MESH_LOG` chooses what is shown (`info` by default, e.g. `debug` or `Outbound=debug`). Under systemd
-/// the time is left to the journal.
-pub fn init() {
+/// the time is left to the journal, except in JSON.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn init(format: Format) -> io::Result<Log> {
     let filter = EnvFilter::try_from_env("MESH_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,mdns_sd=warn,hickory_resolver=warn"));
-    let line = Line { time: std::env::var_os("JOURNAL_STREAM").is_none() || std::io::stdout().is_terminal() };
-    // A log that nobody reads any more is no reason to fail; the default tells stderr, and panics if that is gone too.
-    let log = tracing_subscriber::fmt().log_internal_errors(false);
+    let time = std::env::var_os("JOURNAL_STREAM").is_none() || io::stdout().is_terminal();
+    let line = Line { format, time };
+    let queue = Queue::start(writer::stdout(), line)?;
+    let log = tracing_subscriber::fmt().log_internal_errors(false).with_writer(queue);
     // Fails only when logging was started already, as tests in one process may do.
-    let _ = log.with_env_filter(filter).event_format(line).try_init();
-}
-
-struct Line {
-    time: bool,
-}
-
-impl<S, N> FormatEvent<S, N> for Line
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        if self.time {
-            SystemTime.format_time(&mut writer)?;
-            writer.write_char(' ')?;
+    if log.with_env_filter(filter).event_format(line).try_init().is_ok() {
+        let _ = QUEUE.set(queue);
+        // A backtrace that somebody asked for goes to stderr.
+        if std::env::var_os("RUST_BACKTRACE").is_none() {
+            panic::set_hook(Box::new(log_panic));
         }
-        let level = match *event.metadata().level() {
-            Level::ERROR => "ERROR",
-            Level::WARN => "WARN",
-            Level::INFO => "INFO",
-            Level::DEBUG => "DEBUG",
-            Level::TRACE => "TRACE",
-        };
-        write!(writer, "{level} [{}] ", event.metadata().target())?;
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+    }
+    Ok(Log(()))
+}
+
+/// Returns once all lines so far are written, or after a second: whoever reads the log may have stopped doing so.
+pub fn flush() {
+    repeats::sum_up_all();
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(FLUSH_LIMIT);
     }
 }
 
-/// Text from outside on its way into a log line: one line, no control or direction-changing characters,
-/// at most `max_chars` characters, with `...` where something was cut.
-pub struct Excerpt<'a> {
-    /// The text as it came.
-    pub text: &'a str,
-    /// Characters to show.
-    pub max_chars: usize,
+/// Lines of the log that were dropped because nobody read them fast enough.
+pub fn dropped_lines() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.dropped())
 }
 
-impl fmt::Display for Excerpt<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use fmt::Write;
-        let mut chars = self.text.chars();
-        for c in chars.by_ref().take(self.max_chars) {
-            let hidden = c.is_control()
-                || matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                    | '\u{2060}'..='\u{2069}' | '\u{feff}');
-            f.write_char(if hidden { ' ' } else { c })?;
-        }
-        if chars.next().is_some() { f.write_str("...") } else { Ok(()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_excerpt_is_one_short_line() {
-        let show = |text, max_chars| Excerpt { text, max_chars }.to_string();
-        assert_eq!(show("a\nb\u{202e}c\u{1b}[0m\u{61c}", 100), "a b c [0m ");
-        assert_eq!(show("äöü!", 3), "äöü...");
-        assert_eq!(show("äöü", 3), "äöü");
-    }
+/// On stderr, a panic could wait for ever for somebody to read it, and hold up whatever the thread does.
+fn log_panic(info: &panic::PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("no message");
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    tracing::error!(target: "Panic", "thread {thread} panicked at {place}: {message}");
 }

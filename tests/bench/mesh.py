@@ -28,7 +28,8 @@ proxy:
   inbound: {{address: 127.0.0.1}}
   outbound: {{listen: 127.0.0.1:{outbound}}}
   backend: {{address: 127.0.0.1:{ctx.backend_port}}}
-  limits: {{max_body_bytes: 1073741824}}
+  # The load is one peer that sends as fast as it can.
+  limits: {{max_body_bytes: 1073741824, max_requests_per_second_per_peer: 0}}
   state_dir: {ctx.dir}/b
 registryd: {{socket: {ctx.dir}/b/registryd.sock}}
 """

@@ -17,13 +17,14 @@ async fn hosts_outside_the_mesh_are_refused() {
         ("/nodes/ct110/", Some("example.org")),
         ("/mesh/nodes", Some("rebound.example.org:3001")),
         ("/", Some("169.254.169.254")),
-        ("http://ct110.mesh/", Some("example.org")),
     ] {
         let headers: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
         let answer = web::send(node.outbound(), web::get_with(target, &headers)).await;
         let detail = answer.problem(403, "not_in_mesh");
         assert!(detail.contains("mesh"), "{detail}");
     }
+    let two = web::get_with("http://ct110.mesh/", &[("host", "example.org")]);
+    web::send(node.outbound(), two).await.problem(400, "bad_request");
     assert!(node.agent().requests().is_empty());
 }
 
@@ -53,6 +54,36 @@ async fn requests_of_web_pages_are_refused() {
     let typed = web::send(node.outbound(), web::get_with("/mesh/nodes", &[("sec-fetch-site", "none")])).await;
     assert_eq!(typed.status, 200);
     assert!(node.agent().requests().is_empty());
+}
+
+/// As Chromium 148 sends them where the sidecar is its proxy: for `http://ct110.mesh` there is no Sec-Fetch-Site.
+#[tokio::test]
+async fn a_browser_whose_proxy_is_the_sidecar_does_not_use_the_node() {
+    const CHROMIUM: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/148.0.0.0 Safari/537.36";
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let image = [("accept", "image/avif,image/webp,*/*;q=0.8"), ("referer", "http://page.test/")];
+    let link = [("upgrade-insecure-requests", "1"), ("accept", "text/html,application/xhtml+xml")];
+    let fetch = [("accept", "*/*"), ("accept-language", "en-US,en;q=0.9")];
+    let prefetch = [("sec-purpose", "prefetch"), ("accept", "text/html")];
+    for headers in [image, link, fetch, prefetch] {
+        let headers = [&headers[..], &[("user-agent", CHROMIUM)]].concat();
+        let request = web::get_with("http://ct110.mesh/x", &headers);
+        let detail = web::send(node.outbound(), request).await.problem(403, "browser_request");
+        assert!(
+            detail.contains("http://127.0.0.1:3001/nodes/"),
+            "the way for a person is not told: {detail}"
+        );
+    }
+    // A second line does not make the first one true.
+    for sites in [["none", "cross-site"], ["cross-site", "none"]] {
+        let request = web::get_with("/mesh/nodes", &sites.map(|site| ("sec-fetch-site", site)));
+        web::send(node.outbound(), request).await.problem(403, "browser_request");
+    }
+    assert!(node.agent().requests().is_empty());
+    let typed = [("user-agent", CHROMIUM), ("sec-fetch-site", "none"), ("upgrade-insecure-requests", "1")];
+    let answer = web::send(node.outbound(), web::get_with("/mesh/nodes", &typed)).await;
+    assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]

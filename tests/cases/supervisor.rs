@@ -66,3 +66,33 @@ async fn whoever_has_nothing_to_do_sleeps() {
     let woke = (wakeups(node.proxy()) - before.0, wakeups(node.registryd()) - before.1);
     assert!(woke.0 < 90 && woke.1 < 90, "in 3 s mesh-proxy woke {} times, registryd {}", woke.0, woke.1);
 }
+
+/// One that hangs must not hang what it manages.
+#[tokio::test]
+async fn a_service_manager_that_reads_nothing_stops_nobody() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    let listen = format!("{}:3002", plan.ip());
+    let plan = plan.with(|config| config["proxy"]["admin"] = serde_json::json!({"listen": listen}));
+    let mut node = plan.prepare().await;
+    let mut managers = Vec::new();
+    for binary in ["registryd", "mesh-proxy"] {
+        let path = node.folder().join(format!("{binary}.notify"));
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let full = UnixDatagram::unbound().unwrap();
+        full.set_nonblocking(true).unwrap();
+        while full.send_to(b"x", &path).is_ok() {}
+        let mut command = node.command(binary);
+        let daemon =
+            Daemon::start(binary, command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000"));
+        let slot = if binary == "registryd" { &mut node.registryd } else { &mut node.proxy };
+        *slot = Some(daemon);
+        managers.push(manager);
+    }
+    node.proxy().wait_log(&["WARN [Mesh] the service manager does not read what it is told"]).await;
+    node.registryd().wait_log(&["WARN [Registry] the service manager does not read what it is told"]).await;
+    node.has_roster().await;
+    let healthy = mesh_tests::web::get(node.port(3002), "/healthz").await;
+    assert_eq!(healthy.status, 200);
+    assert!(node.proxy().stop().await.success() && node.registryd().stop().await.success());
+}

@@ -13,6 +13,7 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request};
+use mesh_proxy::http::message;
 use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::certificate::Leaf;
@@ -226,6 +227,9 @@ pub fn certificate(data: &[u8]) {
 /// from a host name of the mesh or of this host, and takes no prefix along.
 pub fn destination(data: &[u8]) {
     let Some(request) = request(data) else { return };
+    if message::check_request(&request, false).is_err() {
+        return;
+    }
     let own: NodeName = "ct111".parse().expect("a name");
     for only in [None, Some(&own)] {
         let mut left = request.clone();

@@ -1,9 +1,12 @@
-//! Minutes of chaos with one registry file; the short forms of the same are among the cases.
+//! Minutes of chaos with one registry file, and sidecars that are replaced under load time and again; the short forms
+//! of the same are among the cases.
 //! `tests/soak.sh` runs it.
 
 use std::time::Duration;
 
 use mesh_tests::chaos::{self, Chaos};
+use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::supervised::{self, Supervised};
 
 const LASTING: Duration = Duration::from_secs(120);
 /// What the reader reaches by far, even on a busy machine.
@@ -52,4 +55,50 @@ async fn nothing_is_lost_where_some_have_the_file_through_a_mount_that_hangs() {
     let report = chaos.run().await;
     println!("with a mount that hangs: {report}");
     assert!(report.hangs > 20 && report.kills > 100, "{report}");
+}
+
+/// How often a sidecar is replaced, with how many requests a second and how many event streams.
+const ROUNDS: u32 = 20;
+const PER_SECOND: u32 = 200;
+const STREAMS: usize = 20;
+
+/// Two nodes, of which one's sidecar is under a supervisor: the calling one's, or the one that is called.
+async fn pair(mesh: &Mesh, calling: bool) -> (Node, Node, Supervised) {
+    let patient = |name: &str, agent: &str| {
+        let plan = mesh.node(name).agent(agent);
+        plan.with(|config| config["proxy"]["timeouts"]["drain_ms"] = 25_000.into())
+    };
+    let (mut near, mut far) =
+        (patient("ct110", "opus").prepare().await, patient("ct111", "grok").prepare().await);
+    near.start_registryd().await;
+    far.start_registryd().await;
+    let (supervised, other) = if calling { (&mut near, &mut far) } else { (&mut far, &mut near) };
+    let sidecar = Supervised::start(supervised).await;
+    other.start_proxy().await;
+    near.has_roster().await;
+    far.has_roster().await;
+    near.reaches("ct111").await;
+    (near, far, sidecar)
+}
+
+#[tokio::test]
+async fn sidecars_are_restarted_under_load_and_nobody_is_refused() {
+    for calling in [true, false] {
+        let mesh = Mesh::new();
+        let (near, far, mut sidecar) = pair(&mesh, calling).await;
+        let sent = supervised::restarts(&near, &far, &mut sidecar, PER_SECOND, STREAMS, ROUNDS).await;
+        println!("{ROUNDS} restarts, of the calling side: {calling}: {sent} requests, none failed");
+    }
+}
+
+#[tokio::test]
+async fn sidecars_are_upgraded_under_load_and_nobody_notices() {
+    for calling in [true, false] {
+        let mesh = Mesh::new();
+        let (near, far, mut sidecar) = pair(&mesh, calling).await;
+        let sent = supervised::upgrades(&near, &far, &mut sidecar, PER_SECOND, STREAMS, ROUNDS).await;
+        println!(
+            "{ROUNDS} upgrades, of the calling side: {calling}: {sent} requests, none failed, no stream cut"
+        );
+    }
 }

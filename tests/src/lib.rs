@@ -7,8 +7,11 @@
 //! - [`resolved`]: systemd-resolved beside a node
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
+//! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
+//! - [`recorder`]: an agent that reads every byte
+//! - [`frames`]: HTTP/2 frame by frame
 //! - [`view`]: a mount that can be made to hang
 //! - [`web`]: plain HTTP requests
 //! - [`dns`]: the resolver that nodes ask
@@ -20,11 +23,14 @@ pub mod agent;
 pub mod ca;
 pub mod chaos;
 pub mod dns;
+pub mod frames;
 pub mod loopback;
 pub mod mesh;
 pub mod network;
 pub mod process;
+pub mod recorder;
 pub mod resolved;
+pub mod supervised;
 pub mod tls;
 pub mod view;
 pub mod web;

@@ -2,7 +2,8 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -49,6 +50,7 @@ pub fn command(name: &str) -> Command {
     command
         .env_remove("MESH_CONFIG")
         .env_remove("MESH_LOG")
+        .env_remove("MESH_LOG_FORMAT")
         .env_remove("JOURNAL_STREAM")
         .stdin(Stdio::null());
     command
@@ -89,6 +91,50 @@ pub fn of_threads(pid: u32, file: &str) -> Vec<String> {
         .collect()
 }
 
+/// Sends a signal to a process that this test started, or that such a one started.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    // SAFETY: a plain system call.
+    #[allow(unsafe_code, reason = "std can only send SIGKILL")]
+    let sent = unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) };
+    assert_eq!(sent, 0, "signal {signal} to process {pid}");
+}
+
+/// One thread of a child, stopped while the others run.
+pub struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// Stops the thread of this name, until the value is dropped. Belongs to the thread of the test that made it.
+    pub fn named(pid: u32, name: &str) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut threads = threads.map(|thread| thread.unwrap().path());
+        let is_it = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let path = threads.find(is_it).unwrap_or_else(|| panic!("process {pid} has no thread {name}"));
+        let thread: libc::pid_t = path.file_name().and_then(OsStr::to_str).unwrap().parse().unwrap();
+        // SAFETY: plain system calls without pointers that are followed.
+        #[allow(unsafe_code, reason = "nothing else stops a single thread of another process")]
+        unsafe {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, thread, none, none), 0, "seize {name}");
+            assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none), 0, "stop {name}");
+            let mut status = 0;
+            assert_eq!(libc::waitpid(thread, &raw mut status, libc::__WALL), thread, "wait for {name}");
+        }
+        Self(thread)
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: a plain system call without pointers that are followed.
+        #[allow(unsafe_code, reason = "see above")]
+        // The process may be gone.
+        let _ = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
+}
+
 /// Bytes as text, for assertions.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -112,19 +158,26 @@ impl Daemon {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (grow, grown) = watch::channel(0);
         let grow = Arc::new(grow);
-        let pipes: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for pipe in pipes {
-            let (lines, grow) = (lines.clone(), grow.clone());
-            thread::spawn(move || {
-                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                    let mut lines = lines.lock().unwrap();
-                    lines.push(text(&line));
-                    grow.send_replace(lines.len());
-                }
-            });
-        }
+        collect(child.stdout.take().unwrap(), lines.clone(), grow.clone());
+        collect(child.stderr.take().unwrap(), lines.clone(), grow);
         Self { name: name.into(), child, lines, grown }
+    }
+
+    /// Starts `command` with a pipe for its output that is full and that nobody reads yet: whatever writes to it waits.
+    pub fn start_blocked(name: &str, command: &mut Command) -> (Self, Unread) {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        // SAFETY: a plain system call on a descriptor that is open.
+        #[allow(unsafe_code, reason = "std does not tell how much a pipe holds")]
+        let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
+        let mut filling = vec![b'\n'; usize::try_from(size).unwrap()];
+        filling[..6].copy_from_slice(b"filled");
+        writer.write_all(&filling).unwrap();
+        command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(writer);
+        die_with_this_thread(command);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // The command keeps its copies of the pipe's end; the reader would never see the end otherwise.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        (Self { name: name.into(), child, lines: Arc::default(), grown: watch::channel(0).1 }, Unread(reader))
     }
 
     /// Starts `command` with an output that nobody reads: each write to it fails.
@@ -188,11 +241,8 @@ impl Daemon {
 
     /// Sends a signal.
     pub fn signal(&self, signal: libc::c_int) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        // SAFETY: a plain system call; the child is not reaped while `self.child` lives, so the id is its own.
-        #[allow(unsafe_code, reason = "std can only send SIGKILL")]
-        let sent = unsafe { libc::kill(pid, signal) };
-        assert_eq!(sent, 0, "signal {signal} to {}", self.name);
+        // The child is not reaped while `self.child` lives, so the id is its own.
+        self::signal(self.child.id(), signal);
     }
 
     /// Ends it as `kill -9` does.
@@ -236,6 +286,33 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The output of a program, of which nothing was read yet.
+pub struct Unread(PipeReader);
+
+impl Unread {
+    /// Reads it from now on, as the output of `daemon`.
+    pub fn drain(self, daemon: &mut Daemon) {
+        let (grow, grown) = watch::channel(0);
+        daemon.grown = grown;
+        collect(self.0, daemon.lines.clone(), Arc::new(grow));
+    }
+}
+
+/// Collects the lines of a program's output, and tells how many there are.
+fn collect(
+    pipe: impl Read + Send + 'static,
+    lines: Arc<Mutex<Vec<String>>>,
+    grow: Arc<watch::Sender<usize>>,
+) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            let mut lines = lines.lock().unwrap();
+            lines.push(text(&line));
+            grow.send_replace(lines.len());
+        }
+    });
 }
 
 fn die_with_this_thread(command: &mut Command) {

@@ -24,6 +24,11 @@ pub const SEND_BUFFER_BYTES: usize = 64 * 1024;
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// A connection whose ping is not answered within this is given up.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same on connections made from here while requests are under way, and with the first one after a pause: those that
+/// wait on a host that was suspended are told soon, and others avoid it. Without requests, nothing is sent.
+pub const CALLER_PING_INTERVAL: Duration = Duration::from_secs(4);
+/// See [`CALLER_PING_INTERVAL`].
+pub const CALLER_PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Streams that a client may have cancelled before the connection gets round to them. With h2's own 20 a burst of
 /// cancelled requests ends the connection and everybody else's requests on it. What cancels cost is bounded by their

@@ -1,10 +1,14 @@
-//! Headers that must not pass, those that the backend can trust, and targets.
+//! Headers that must not pass, those that the agent can trust, and targets.
 
+use bytes::Bytes;
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, MAX_FORWARDS, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Uri};
+use http_body::SizeHint;
 
 use crate::tls::verify::PeerIdentity;
 
@@ -14,12 +18,18 @@ pub const PEER_CN: HeaderName = HeaderName::from_static(mesh_shared::local_api::
 pub const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// The peer's address.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The host that the peer asked for.
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What the peer spoke: always https.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Which agent a request is for.
 pub const MESH_AGENT: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_AGENT);
 /// The code of an error that a sidecar or registryd made.
 pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_ERROR);
 /// Which node an answer comes from.
 pub const MESH_SERVED_BY: HeaderName = HeaderName::from_static("x-mesh-served-by");
+/// The session whose requests go to one node.
+pub const MESH_SESSION: HeaderName = HeaderName::from_static("x-mesh-session");
 /// Which node a request is for.
 pub const MESH_NODE: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_NODE);
 
@@ -70,37 +80,129 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-const IDENTITY: [HeaderName; 3] = [PEER_CN, CLIENT_CERTIFICATE, FORWARDED_FOR];
+/// Who wrote the headers of a message, which decides what they may say in the mesh's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// Whoever sends a request: a program of this host, or a peer.
+    Caller,
+    /// The agent behind this sidecar, in an answer; anybody at all, in trailers.
+    Agent,
+    /// A peer's sidecar, in an answer. What it says of its own errors passes.
+    Sidecar,
+}
 
-/// Removes what only a sidecar may say about a peer, whoever said it, and what a server could take for it: CGI,
-/// and WSGI after it, tell `-` and `_` in names not apart (RFC 3875, section 4.1.18).
-pub fn remove_identity(headers: &mut HeaderMap) {
-    let alike = |name: &HeaderName| {
-        let same = |a: u8, b: u8| a == b || (a == b'_' && b == b'-');
-        let name = name.as_str().as_bytes();
-        IDENTITY
-            .iter()
-            .map(|guarded| guarded.as_str().as_bytes())
-            .any(|guarded| name.len() == guarded.len() && name.iter().zip(guarded).all(|(a, b)| same(*a, *b)))
-    };
-    while let Some(name) = headers.keys().find(|name| alike(name)).cloned() {
+/// Removes the headers that carry identity or say how a message was forwarded (`x-forwarded-*`, `forwarded`,
+/// `x-real-ip`), and of `x-mesh-*` what their writer has no right to say.
+///
+/// Names that a server could take for one of these go too. CGI, WSGI and their like turn every byte of a name that is
+/// not a letter or digit into `_` (RFC 3875, section 4.1.18), so all such bytes count as `-`.
+pub fn remove_forged(headers: &mut HeaderMap, writer: Writer) {
+    // Allocates only if something is found.
+    let forged: Vec<HeaderName> =
+        headers.keys().filter(|name| is_forged(name.as_str().as_bytes(), writer)).cloned().collect();
+    for name in forged {
         headers.remove(name);
     }
 }
 
-/// Removes from trailers what may not be in the head either, on requests and answers alike.
-pub fn clean_trailers(trailers: &mut HeaderMap) {
-    remove_hop_by_hop(trailers);
-    remove_identity(trailers);
-    trailers.remove(MESH_ERROR);
+fn is_forged(name: &[u8], writer: Writer) -> bool {
+    match name {
+        [b'x', separator, ..] if !separator.is_ascii_alphanumeric() => {
+            starts_like(name, b"x-forwarded-")
+                || (name.len() == 9 && starts_like(name, b"x-real-ip"))
+                || (starts_like(name, b"x-mesh-") && !may_say(writer, name))
+        }
+        _ => name == b"forwarded",
+    }
 }
 
-/// Replaces whatever the peer said about itself by what its handshake proved.
+/// Whether this is the beginning of a name, where every byte that is neither letter nor digit counts as `-`.
+fn starts_like(name: &[u8], beginning: &[u8]) -> bool {
+    let alike = |(a, b): (&u8, &u8)| a == b || (*b == b'-' && !a.is_ascii_alphanumeric());
+    name.len() >= beginning.len() && name.iter().zip(beginning).all(alike)
+}
+
+/// Whether a header `x-mesh-…` may come from there. Spelled otherwise it may not, since a server could read it in
+/// place of the one that is spelled right.
+fn may_say(writer: Writer, name: &[u8]) -> bool {
+    let reserved: &[&[u8]] = match writer {
+        // The node was read by then.
+        Writer::Caller => {
+            &[b"x-mesh-peer-cn", b"x-mesh-node", b"x-mesh-error", b"x-mesh-retryable", b"x-mesh-served-by"]
+        }
+        Writer::Sidecar => &[b"x-mesh-peer-cn", b"x-mesh-served-by"],
+        Writer::Agent => return false,
+    };
+    name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-') && !reserved.contains(&name)
+}
+
+/// What has no place in trailers (RFC 9110, section 6.5.1): they come after what it would change.
+const NOT_IN_TRAILERS: [HeaderName; 11] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    COOKIE,
+    HOST,
+    MAX_FORWARDS,
+    SET_COOKIE,
+    TRAILER,
+];
+
+/// Removes from trailers what may not be in the head either, or only there, on requests and answers alike.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    remove_forged(trailers, Writer::Agent);
+    for name in NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// Replaces whatever the peer said about itself by what its handshake proved. `Host` is as the peer said it.
 pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
-    remove_identity(headers);
+    remove_forged(headers, Writer::Caller);
+    let host = headers.get(HOST).cloned();
+    let address = peer.address_header();
     headers.insert(PEER_CN, peer.cn_header());
     headers.insert(CLIENT_CERTIFICATE, peer.certificate_header());
-    headers.insert(FORWARDED_FOR, peer.address_header());
+    if let Some(forwarded) = forwarded(address.as_bytes(), host.as_ref().map(HeaderValue::as_bytes)) {
+        headers.insert(FORWARDED, forwarded);
+    }
+    headers.insert(FORWARDED_FOR, address);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    if let Some(host) = host {
+        headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+/// The value of `Forwarded` (RFC 7239, section 4) for a request that came over TLS. Hosts were checked and cannot end
+/// a quoted text.
+fn forwarded(address: &[u8], host: Option<&[u8]>) -> Option<HeaderValue> {
+    let host = host.unwrap_or_default();
+    let mut value = Vec::with_capacity(40 + address.len() + host.len());
+    // An IPv6 address stands in brackets, and these in quotes (section 6).
+    let (open, close): (&[u8], &[u8]) =
+        if address.contains(&b':') { (b"for=\"[", b"]\"") } else { (b"for=", b"") };
+    for part in [open, address, close] {
+        value.extend_from_slice(part);
+    }
+    if !host.is_empty() {
+        for part in [b";host=\"", host, b"\""] {
+            value.extend_from_slice(part);
+        }
+    }
+    value.extend_from_slice(b";proto=https");
+    HeaderValue::from_maybe_shared(Bytes::from(value)).ok()
+}
+
+/// Tells hyper's HTTP/1.1 client of a body whose length is not known. It would leave that of a GET or HEAD out
+/// otherwise. HTTP/2 drops the header again.
+pub fn announce_body(headers: &mut HeaderMap, size: &SizeHint) {
+    if size.exact().is_none() {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Says in `Host` what a request says in `:authority` or in an absolute target, which win over `Host`, for the
@@ -133,22 +235,37 @@ pub fn absolute(scheme: Scheme, authority: Authority, path: Option<PathAndQuery>
     Uri::from_parts(parts).unwrap_or_default()
 }
 
-/// The protocol a client wants to change to (RFC 9110, section 7.8), if `Connection` asks for it too.
-pub fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let protocol = headers.get(UPGRADE)?;
-    let asked = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade")));
-    // h2c by upgrade was dropped by RFC 9113, section 3.1; such a request is served as HTTP/1.1.
-    (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+/// Spells the path of a target otherwise; its query stays.
+pub fn set_path(uri: &mut Uri, path: &'static str) {
+    if uri.path() == path {
+        return;
+    }
+    let spelled = match uri.query() {
+        Some(query) => format!("{path}?{query}").parse().ok(),
+        None => None,
+    };
+    *uri = Uri::from(spelled.unwrap_or_else(|| PathAndQuery::from_static(path)));
 }
 
-/// Asks the next hop for the same change of protocol.
-pub fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+/// Whether `Connection` has this option.
+pub fn connection_says(headers: &HeaderMap, option: &str) -> bool {
+    let mut lines = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lines.any(|line| line.split(',').any(|each| each.trim_ascii().eq_ignore_ascii_case(option)))
+}
+
+/// Whether these headers speak of a change to the WebSocket protocol and to nothing else (RFC 6455, section 4.1).
+pub fn name_websocket(headers: &HeaderMap) -> bool {
+    let mut named = headers.get_all(UPGRADE).iter();
+    let (first, second) = (named.next(), named.next());
+    first.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && second.is_none()
+        && connection_says(headers, "upgrade")
+}
+
+/// Says that the connection is to become a WebSocket, or has become one.
+pub fn set_websocket(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, protocol);
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
 #[cfg(test)]
@@ -178,18 +295,89 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_server_could_take_for_an_identity_do_not_pass() {
-        let mut headers = map(&[
+    fn names_that_a_server_could_take_for_ours_do_not_pass() {
+        let forged = [
             ("x-mesh-peer-cn", "a"),
             ("x_mesh_peer_cn", "b"),
-            ("x-mesh_peer-cn", "c"),
+            ("x.mesh~peer!cn", "c"),
+            ("x-mesh+peer-cn", "c"),
             ("x_forwarded_client_cert", "d"),
             ("x_forwarded-for", "e"),
-            ("x_mesh_peer", "kept"),
+            ("x-forwarded-proto", "f"),
+            ("x.forwarded.host", "g"),
+            ("x-forwarded-port", "h"),
+            ("x-forwarded-prefix", "i"),
+            ("x-forwarded-user", "j"),
+            ("forwarded", "k"),
+            ("x-real-ip", "l"),
+            ("x_real_ip", "m"),
+            ("x_mesh_agent", "n"),
+            ("x.mesh.error", "o"),
+            ("x_mesh_session", "p"),
+            ("x-mesh-served-by", "q"),
+        ];
+        let kept = [
+            ("x-real-ipv6", "kept"),
+            ("x-meshed", "kept"),
             ("x_trace_id", "kept"),
+            ("xx-mesh-peer-cn", "kept"),
+            ("forwarded-by", "kept"),
+            ("host", "kept"),
+        ];
+        for writer in [Writer::Caller, Writer::Agent, Writer::Sidecar] {
+            let mut headers = map(&[&forged[..], &kept[..]].concat());
+            remove_forged(&mut headers, writer);
+            assert_eq!(headers, map(&kept), "{writer:?}");
+        }
+    }
+
+    #[test]
+    fn each_writer_may_say_its_own() {
+        let all = [
+            ("x-mesh-agent", "grok"),
+            ("x-mesh-session", "7"),
+            ("x-mesh-node", "ct111"),
+            ("x-mesh-error", "peer_busy"),
+            ("x-mesh-retryable", "true"),
+            ("x-mesh-served-by", "ct111"),
+        ];
+        for (writer, left) in [
+            (Writer::Caller, vec![all[0], all[1]]),
+            (Writer::Agent, vec![]),
+            (Writer::Sidecar, vec![all[0], all[1], all[2], all[3], all[4]]),
+        ] {
+            let mut headers = map(&all);
+            remove_forged(&mut headers, writer);
+            assert_eq!(headers, map(&left), "{writer:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_the_message_that_they_end() {
+        let mut trailers = map(&[
+            ("x-checksum", "7"),
+            ("grpc-status", "0"),
+            ("content-length", "5"),
+            ("host", "x"),
+            ("transfer-encoding", "chunked"),
+            ("x-mesh-agent", "grok"),
+            ("x!forwarded!for", "1.2.3.4"),
         ]);
-        remove_identity(&mut headers);
-        assert_eq!(headers, map(&[("x_mesh_peer", "kept"), ("x_trace_id", "kept")]));
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("x-checksum", "7"), ("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn forwarded_has_the_standard_form() {
+        let made = |address: &str, host: Option<&str>| {
+            let value = forwarded(address.as_bytes(), host.map(str::as_bytes)).unwrap();
+            value.to_str().unwrap().to_owned()
+        };
+        assert_eq!(
+            made("10.0.0.7", Some("ct110.mesh:3000")),
+            "for=10.0.0.7;host=\"ct110.mesh:3000\";proto=https"
+        );
+        assert_eq!(made("2001:db8::7", None), "for=\"[2001:db8::7]\";proto=https");
     }
 
     #[test]
@@ -200,12 +388,24 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_needs_both_headers() {
-        assert!(wanted_upgrade(&map(&[("upgrade", "websocket")])).is_none());
-        assert!(wanted_upgrade(&map(&[("upgrade", "h2c"), ("connection", "upgrade")])).is_none());
-        assert!(
-            wanted_upgrade(&map(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]))
-                .is_some()
-        );
+    fn only_a_websocket_is_an_upgrade() {
+        let asked = |pairs: &[(&'static str, &'static str)]| name_websocket(&map(pairs));
+        assert!(asked(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]));
+        assert!(asked(&[("upgrade", "WebSocket"), ("connection", "keep-alive"), ("connection", "upgrade")]));
+        for pairs in [
+            vec![("upgrade", "websocket")],
+            vec![("upgrade", "websocket"), ("connection", "keep-alive")],
+            vec![("upgrade", "h2c"), ("connection", "upgrade")],
+            vec![("upgrade", "websocket, h2c"), ("connection", "upgrade")],
+            vec![("upgrade", "websocket/13"), ("connection", "upgrade")],
+            vec![("upgrade", "websocket"), ("upgrade", "h2c"), ("connection", "upgrade")],
+            vec![("connection", "upgrade")],
+        ] {
+            assert!(!asked(&pairs), "{pairs:?}");
+        }
+        let odd = HeaderValue::from_bytes(b"websocket\xa0").unwrap();
+        let mut headers = map(&[("connection", "upgrade")]);
+        headers.insert(UPGRADE, odd);
+        assert!(!name_websocket(&headers));
     }
 }

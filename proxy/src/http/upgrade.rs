@@ -1,12 +1,13 @@
-//! Connections that leave HTTP after `101 Switching Protocols` (RFC 9110, section 7.8), such as WebSockets:
-//! bytes both ways.
+//! Connections that become WebSockets after `101 Switching Protocols` (RFC 6455): bytes both ways.
+//!
+//! No other change of protocol passes. In HTTP/2, say, which a server may offer to change to, requests would follow that
+//! no sidecar sees, with any identity in them.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use http::header::HeaderValue;
-use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -34,22 +35,38 @@ impl Tunnel {
     }
 }
 
-/// A client's wish to change the protocol.
+/// A client's wish to make its connection a WebSocket.
 pub struct Upgrade {
-    protocol: HeaderValue,
     downstream: OnUpgrade,
 }
 
 impl Upgrade {
-    /// The wish, if the request has one.
+    /// The wish, if the request has this one and nothing else. Without it the request is served as any other, and its
+    /// `Upgrade` goes no further, as RFC 9110 allows.
     pub fn wanted(request: &mut Request<Incoming>) -> Option<Self> {
-        let protocol = headers::wanted_upgrade(request.headers())?;
-        Some(Self { protocol, downstream: hyper::upgrade::on(request) })
+        let wanted = headers::name_websocket(request.headers())
+            && request.method() == Method::GET
+            && request.version() == Version::HTTP_11
+            && request.body().is_end_stream();
+        wanted.then(|| Self { downstream: hyper::upgrade::on(request) })
     }
 
     /// Passes the wish on to the next hop.
     pub fn ask(&self, headers: &mut HeaderMap) {
-        headers::set_upgrade(headers, self.protocol.clone());
+        headers::set_websocket(headers);
+    }
+
+    /// Whether the next hop's answer, as it came, changes the protocol only as it was `asked` to.
+    ///
+    /// # Errors
+    /// What is wrong with it. What follows it must not be read.
+    pub fn check<B>(asked: Option<&Self>, answer: &Response<B>) -> Result<(), &'static str> {
+        match (answer.status() == StatusCode::SWITCHING_PROTOCOLS, asked) {
+            (false, _) => Ok(()),
+            (true, None) => Err("it changed the protocol (101) although nobody had asked it to"),
+            (true, Some(_)) if headers::name_websocket(answer.headers()) => Ok(()),
+            (true, Some(_)) => Err("it changed the protocol (101) to another one than websocket"),
+        }
     }
 
     /// Once the next hop agreed, joins both sides in `tunnel` as soon as the client has the answer, until both have
@@ -61,7 +78,7 @@ impl Upgrade {
         ended: impl FnOnce(io::Result<(u64, u64)>) + Send + 'static,
     ) {
         let upstream = hyper::upgrade::on(&mut *response);
-        headers::set_upgrade(response.headers_mut(), self.protocol);
+        headers::set_websocket(response.headers_mut());
         let downstream = self.downstream;
         tunnel.carry(async move {
             let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else { return };

@@ -13,9 +13,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::certificate::{Role, describe};
 use mesh_shared::config::{Config, Timeouts};
+use mesh_shared::logging::Repeats;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use rustls::HandshakeKind;
 use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -25,13 +27,15 @@ use tokio_rustls::server::TlsStream;
 use crate::caller::{Caller, Connection};
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
+use crate::drain::Drain;
 use crate::http::h2;
 use crate::http::unread::Streams;
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
-use crate::listener::{remote_address, run_to_end};
-use crate::metrics::METRICS;
-use crate::tls::credentials::{ALPN_H2, CredentialStore};
+use crate::listener::{linger_to_end, remote_address, run_to_end};
+use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
+use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
@@ -44,6 +48,7 @@ pub struct Inbound {
     credentials: Arc<CredentialStore>,
     pipeline: Pipeline,
     admission: Arc<Admission>,
+    drain: Drain,
     timeouts: Timeouts,
     http1: http1::Builder,
     http2: http2::Builder<Streams>,
@@ -56,6 +61,7 @@ impl Inbound {
         credentials: Arc<CredentialStore>,
         pipeline: Pipeline,
         admission: Arc<Admission>,
+        drain: Drain,
     ) -> Self {
         let proxy = &config.proxy;
         let mut http1 = http1::Builder::new();
@@ -76,7 +82,7 @@ impl Inbound {
             .max_local_error_reset_streams(None)
             .keep_alive_interval(h2::PING_INTERVAL)
             .keep_alive_timeout(h2::PING_TIMEOUT);
-        Self { credentials, pipeline, admission, timeouts: proxy.timeouts.clone(), http1, http2 }
+        Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1, http2 }
     }
 }
 
@@ -97,68 +103,86 @@ impl ServerApp for Inbound {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 if refusal.is_news() {
-                    warn(format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name()));
+                    let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
+                    warn("all places are taken", address, line);
                 }
                 return None;
             }
         };
-        let from = Arc::new(Connection::new(Caller::Peer(peer.clone())));
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
         let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
+        let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        });
         tokio::select! {
             () = serve => if let Some(reason) = from.why_cut() {
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
+                warn(reason, address, line);
             },
-            reason = self.distrusted(&peer, replaced) => {
+            reason = lost => {
                 from.cut("the peer is trusted no more");
                 let reason = describe(&reason, Role::Client);
-                warn(format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name()));
+                // One for each connection of a peer that was revoked, however many they are.
+                tracing::warn!(target: "AgentChannel", "cutting off peer.cn={} from {address}: {reason}", peer.name());
             }
         }
         None
     }
 }
 
-/// A line about a connection of a peer that does not go well. Others can cause as many as they like.
-fn warn(line: fmt::Arguments<'_>) {
-    tracing::warn!(target: "AgentChannel", "{line}");
+/// Handshakes that failed, of which anybody who reaches the port can cause as many as they like.
+static HANDSHAKES: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "TLS handshakes failed: {more}");
+});
+
+/// Connections of peers that were refused or cut off, by reason.
+static REFUSALS: Repeats = Repeats::new(|more| {
+    tracing::warn!(target: "AgentChannel", "connections of peers ended: {more}");
+});
+
+/// A line about a connection of a peer that does not go well.
+fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) {
+    if REFUSALS.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "{line}");
+    }
 }
 
 impl Inbound {
     /// Mutual TLS: who is it? `None` after a handshake that failed, which is one WARN line.
     async fn handshake(&self, stream: Stream, address: IpAddr) -> Option<(PeerStream, PeerIdentity)> {
         let place = self.admission.handshake(address);
+        let credentials = self.credentials.load_full();
         let limit = self.timeouts.handshake;
         let shake = async {
             let mut socket = Socket::new(stream, self.timeouts.unread);
             socket.readable().await?;
             place.speaks();
-            TlsAcceptor::from(self.credentials.load().server.clone()).accept(socket).await
+            TlsAcceptor::from(credentials.server.clone()).accept(socket).await
         };
         let outcome = tokio::select! {
             outcome = timeout(limit, shake) => outcome,
             () = place.displaced() => {
-                self.handshake_failed(address, "too many handshakes are under way");
+                let reason = "too many handshakes are under way";
+                handshake_failed(address, HandshakeFailure::Limit, reason);
                 return None;
             }
+            // Whoever connected just before the side drained is still let in, to be told so or to be served once.
+            () = self.drain.lingered() => return None,
         };
-        let reason = match outcome {
-            Ok(Ok(tls)) => match PeerIdentity::of_client(tls.get_ref().1, address, UnixTime::now()) {
+        let (why, reason) = match outcome {
+            Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
-                    METRICS.inbound_connections.add_one();
+                    let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
+                    METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));
                 }
-                Err(error) => describe(&error, Role::Client),
+                Err(error) => (HandshakeFailure::of_tls(&error), describe(&error, Role::Client)),
             },
-            Ok(Err(error)) => handshake_reason(&error),
-            Err(_) => format!("timed out after {} ms", limit.as_millis()),
+            Ok(Err(error)) => (HandshakeFailure::of(&error), handshake_reason(&error)),
+            Err(_) => (HandshakeFailure::Timeout, format!("timed out after {} ms", limit.as_millis())),
         };
-        self.handshake_failed(address, &reason);
+        handshake_failed(address, why, &reason);
         None
-    }
-
-    fn handshake_failed(&self, address: IpAddr, reason: &str) {
-        METRICS.inbound_handshake_failures.add_one();
-        warn(format_args!("TLS handshake failed from {address}: {reason}"));
     }
 
     /// Answers requests until the connection ends; after `shutdown`, those that are under way.
@@ -191,7 +215,7 @@ impl Inbound {
             false => {
                 let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
-                Box::pin(run_to_end(connection, finish, shutdown.clone())).await
+                Box::pin(linger_to_end(connection, finish, &self.drain)).await
             }
         };
         match ended {
@@ -210,7 +234,7 @@ impl Inbound {
         address: IpAddr,
         shutdown: &ShutdownWatch,
     ) {
-        let from = Arc::new(Connection::new(Caller::Peer(peer.clone())));
+        let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
         if let Some((_place, share)) = self.admission.denied(peer.name()) {
             // Its requests are logged as those of others are; the connection ends in order if it can.
             let (end, ended) = watch::channel(false);
@@ -227,29 +251,33 @@ impl Inbound {
             }
         }
         if !from.has_begun() {
-            warn(format_args!(
-                "refusing peer.cn={} from {address}: it is not allowed in by proxy.policy",
-                peer.name()
-            ));
+            let reason = "not allowed in by proxy.policy";
+            let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
+            warn(reason, address, line);
         }
     }
+}
 
-    /// Returns why `peer` is trusted no more, once it is not: its certificate has ended, or the files that were
-    /// read since say so. `replaced` tells of those.
-    async fn distrusted(&self, peer: &PeerIdentity, mut replaced: watch::Receiver<()>) -> rustls::Error {
-        loop {
-            let now = UnixTime::now();
-            let left = Duration::from_secs(
-                (peer.not_after() + 1).saturating_sub_unsigned(now.as_secs()).max(1) as u64,
-            );
-            tokio::select! {
-                _ = replaced.changed() => {}
-                () = tokio::time::sleep(left) => {}
-            }
-            if let Err(reason) = self.credentials.load().clients.still_trusts(peer, UnixTime::now()) {
-                return reason;
-            }
-        }
+/// Who the peer is. A resumed session says who it was, which is judged anew.
+fn identify(
+    credentials: &Credentials,
+    tls: &PeerStream,
+    address: IpAddr,
+) -> Result<PeerIdentity, rustls::Error> {
+    let session = tls.get_ref().1;
+    let peer = PeerIdentity::of_client(session, address)?;
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        trust::judge_resumed(credentials, peer.chain(), |credentials| {
+            credentials.clients.still_trusts(&peer, UnixTime::now())
+        })?;
+    }
+    Ok(peer)
+}
+
+fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
+    METRICS.handshake_failed(Direction::Inbound, why);
+    if HANDSHAKES.admits(reason, Some(address)) {
+        tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
     }
 }
 

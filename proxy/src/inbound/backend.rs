@@ -184,11 +184,10 @@ impl Backend {
         *request.version_mut() = Version::HTTP_11;
         let only_reads = request.method() == Method::GET && request.body().is_end_stream();
         let response = self.client.request(request).await.map_err(|error| {
-            let address = self.address.clone();
             let reason = root_cause(&error).to_string();
             match error.is_connect() {
-                true => ProxyError::BackendUnreachable { address, reason },
-                false => ProxyError::BackendFailed { address, reason },
+                true => ProxyError::BackendUnreachable { address: self.address.clone(), reason },
+                false => self.failed(reason),
             }
         })?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -196,6 +195,11 @@ impl Backend {
             slot.becomes_stream()?;
         }
         Ok((response, slot))
+    }
+
+    /// The error for a backend that took the request and did not answer as it should.
+    pub fn failed(&self, reason: impl Into<String>) -> ProxyError {
+        ProxyError::BackendFailed { address: self.address.clone(), reason: reason.into() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The paths that belong to the mesh and not to the agent (reference document, "Endpoints").
 
+use std::borrow::Cow;
+
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
@@ -8,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
+use crate::http::message;
 use crate::tls::verify::PeerIdentity;
 
 /// Liveness probe of a node.
@@ -24,31 +27,43 @@ pub enum Endpoint {
     Registry,
 }
 
-/// Whether a request hands a task to the agent.
+/// Whether a request hands a task to the agent, however its path is spelled.
 pub fn is_delegation<B>(request: &Request<B>) -> bool {
-    request.uri().path() == MESSAGE && request.method() == Method::POST
+    request.method() == Method::POST && known(request.uri().path()) == Some(MESSAGE)
 }
 
-/// Who answers; `None`: the agent.
+/// Who answers, and the endpoint's path as it is usually spelled; `None`: the agent.
+///
+/// Another spelling of such a path is answered as the path itself is. The agent never sees it: it could take a request
+/// for one that the sidecar has checked.
 ///
 /// # Errors
 /// A path of the mesh with another method than its own.
-pub fn endpoint(request: &Parts) -> Result<Option<Endpoint>, ProxyError> {
-    let path = request.uri.path();
-    let (endpoint, path, allowed) = match path {
-        PING => (Endpoint::Ping, PING, Method::GET),
-        local_api::MESH => (Endpoint::Registry, local_api::MESH, Method::GET),
-        local_api::JOIN => (Endpoint::Registry, local_api::JOIN, Method::POST),
-        local_api::AGENTS => (Endpoint::Registry, local_api::AGENTS, Method::GET),
+pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, ProxyError> {
+    let Some(path) = known(request.uri.path()) else { return Ok(None) };
+    let (endpoint, allowed) = match path {
+        PING => (Endpoint::Ping, Method::GET),
+        local_api::MESH | local_api::AGENTS => (Endpoint::Registry, Method::GET),
+        local_api::JOIN => (Endpoint::Registry, Method::POST),
         _ => return Ok(None),
     };
     let head = request.method == Method::HEAD && allowed == Method::GET;
     match request.method == allowed || head {
-        true => Ok(Some(endpoint)),
+        true => Ok(Some((endpoint, path))),
         false => Err(ProxyError::MethodNotAllowed {
             path,
             allowed: if allowed == Method::GET { "GET" } else { "POST" },
         }),
+    }
+}
+
+/// Which of the paths that mean something here a server would take this one for.
+fn known(path: &str) -> Option<&'static str> {
+    const KNOWN: [&str; 5] = [MESSAGE, PING, local_api::MESH, local_api::JOIN, local_api::AGENTS];
+    let find = |path: &str| KNOWN.into_iter().find(|known| *known == path);
+    match message::usual_path(path) {
+        Cow::Borrowed(path) => find(path),
+        Cow::Owned(path) => find(&path),
     }
 }
 
@@ -68,4 +83,63 @@ pub fn ping(node: &str, peer: &PeerIdentity) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::full(serde_json::to_vec(&answer).unwrap_or_default()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: Method, path: &str) -> Parts {
+        Request::builder().method(method).uri(path).body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn no_spelling_of_a_delegation_is_overlooked() {
+        for path in [
+            "/api/message",
+            "/api/message?x=1",
+            "/api/message/",
+            "//api/message",
+            "/api//message",
+            "/api/./message",
+            "/x/../api/message",
+            "/api/m%65ssage",
+            "/api%2fmessage",
+            "/api/%6D%65ssage/",
+            "/api/m%2565ssage",
+            "/API/Message",
+            "/api\\message",
+            "/api;v=1/message;x",
+            "/api/message/%2e",
+            "/../api/message",
+        ] {
+            assert!(is_delegation(&Request::post(path).body(()).unwrap()), "{path}");
+        }
+        for path in ["/api/message2", "/api/messages/", "/api/message/x", "/api", "/", "/x/api/message"] {
+            assert!(!is_delegation(&Request::post(path).body(()).unwrap()), "{path}");
+        }
+        assert!(!is_delegation(&Request::get("/api/message").body(()).unwrap()));
+    }
+
+    #[test]
+    fn every_spelling_of_an_endpoint_is_that_endpoint() {
+        for path in [
+            "/api/mesh/ping",
+            "/api/mesh/ping/",
+            "//api/mesh/ping",
+            "/api/mesh/%70ing",
+            "/API/mesh/x/../ping",
+        ] {
+            let found = endpoint(&parts(Method::GET, path)).unwrap();
+            assert_eq!(found, Some((Endpoint::Ping, PING)), "{path}");
+        }
+        for path in ["/api/mesh/join/", "/api/mesh;x/join", "/api/./mesh/join"] {
+            let found = endpoint(&parts(Method::POST, path)).unwrap();
+            assert_eq!(found, Some((Endpoint::Registry, local_api::JOIN)), "{path}");
+            assert!(endpoint(&parts(Method::GET, path)).is_err(), "{path}");
+        }
+        for path in ["/api/mesh/other", "/api/mesh/pings", "/api/mesh/ping/x", "*"] {
+            assert_eq!(endpoint(&parts(Method::OPTIONS, path)).unwrap(), None, "{path}");
+        }
+    }
 }

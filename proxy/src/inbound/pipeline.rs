@@ -1,10 +1,10 @@
 //! A peer's request on its way to the agent. The steps, in order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use http::header::HOST;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::AgentName;
 use mesh_shared::config::{Config, Policy};
 
@@ -13,14 +13,14 @@ use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
+use crate::http::headers::{self, Writer};
+use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::{AgentSlots, Backend};
 use crate::inbound::mesh_api::{self, Endpoint};
-use crate::metrics::METRICS;
 use crate::policy;
-use crate::roster::sync::RegistryLink;
+use crate::roster::registryd::RegistryLink;
 use crate::tls::verify::PeerIdentity;
 
 /// What a peer's request passes.
@@ -30,6 +30,8 @@ pub struct Pipeline {
     policy: Policy,
     rules: Rules,
     node: String,
+    /// The agents that live here; others are not told apart.
+    agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
     default_agent: String,
     preview_chars: usize,
@@ -49,6 +51,7 @@ impl Pipeline {
             policy: proxy.policy.clone(),
             rules: Rules::new(proxy),
             node,
+            agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
             default_agent,
             preview_chars: proxy.task_preview_chars,
         }
@@ -67,7 +70,6 @@ impl Pipeline {
         share: &Arc<Peer>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.inbound_requests.add_one();
         let mut exchange = self.begin(connection, &request);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
@@ -93,7 +95,7 @@ impl Pipeline {
             false => Subject::Request,
         };
         let mut exchange = Box::new(Exchange::begin(connection, request, subject, self.rules));
-        exchange.account().agent = named;
+        exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
         exchange
     }
 
@@ -107,14 +109,12 @@ impl Pipeline {
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        message::check_request(&parts, !body.is_end_stream())?;
         let body =
             RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
                 .paced(self.rules.body);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
-        }
-        if parts.headers.get_all(HOST).iter().nth(1).is_some() {
-            return Err(ProxyError::BadRequest("it has more than one Host header".into()));
         }
         if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
@@ -125,25 +125,29 @@ impl Pipeline {
         }
         let body = body.tapped(exchange.account().tap());
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::set_identity(&mut parts.headers, peer);
         headers::set_host(&mut parts);
+        headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body.size_hint());
         exchange.pass_deadline(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
-        if let Some(Endpoint::Ping) = endpoint {
+        if let Some((Endpoint::Ping, _)) = endpoint {
             return Ok(mesh_api::ping(&self.node, peer));
         }
         exchange.sending();
         let mut response = match endpoint {
-            Some(_) => self.registry.send(Request::from_parts(parts, body)).await?,
+            Some((_, path)) => {
+                headers::set_path(&mut parts.uri, path);
+                self.registry.send(Request::from_parts(parts, body)).await?
+            }
             None => {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
                 let (mut response, slot) = self.backend.send(share, Request::from_parts(parts, body)).await?;
                 exchange.hold(slot);
-                // Only a sidecar's or registryd's errors have it.
-                response.headers_mut().remove(headers::MESH_ERROR);
+                Upgrade::check(upgrade, &response).map_err(|reason| self.backend.failed(reason))?;
+                headers::remove_forged(response.headers_mut(), Writer::Agent);
                 response
             }
         };

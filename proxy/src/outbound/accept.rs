@@ -17,15 +17,17 @@ use pingora_core::server::ShutdownWatch;
 
 use crate::caller::{Caller, Connection};
 use crate::downstream::socket::Socket;
+use crate::drain::Drain;
 use crate::http::h2;
 use crate::http::unread::Streams;
-use crate::listener::{Connections, remote_address, run_to_end};
+use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
 pub struct Outbound {
     pipeline: Pipeline,
     connections: Connections,
+    drain: Drain,
     unread: Option<Duration>,
     /// Whether it was said already that all places are taken.
     full: AtomicBool,
@@ -42,7 +44,7 @@ pub struct OutboundListener {
 
 impl Outbound {
     /// The outbound side as configured, which gives each request to `pipeline`.
-    pub fn new(config: &Config, pipeline: Pipeline, connections: Connections) -> Self {
+    pub fn new(config: &Config, pipeline: Pipeline, connections: Connections, drain: Drain) -> Self {
         let (limits, unread) = (&config.proxy.limits, config.proxy.timeouts.unread);
         let mut http = auto::Builder::new(Streams::new(unread));
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
@@ -56,13 +58,13 @@ impl Outbound {
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None);
-        Self { pipeline, connections, unread, full: AtomicBool::new(false), http }
+        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http }
     }
 }
 
 #[async_trait]
 impl ServerApp for OutboundListener {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let outbound = &self.outbound;
         let Some(_place) = outbound.connections.enter() else {
             if !outbound.full.swap(true, Ordering::Relaxed) {
@@ -76,7 +78,7 @@ impl ServerApp for OutboundListener {
         };
         outbound.full.store(false, Ordering::Relaxed);
         let caller = Caller::Program(remote_address(&stream));
-        let from = Arc::new(Connection::new(caller));
+        let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
         let service = service_fn(|request| {
             let (this, from) = (self.clone(), from.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
@@ -87,7 +89,7 @@ impl ServerApp for OutboundListener {
         let io = Socket::new(stream, outbound.unread);
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(io), service);
         if let Err(error) =
-            run_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, shutdown.clone()).await
+            linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await
         {
             tracing::debug!(target: "Outbound", "a local connection ended: {error}");
         }

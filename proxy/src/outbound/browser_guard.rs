@@ -1,47 +1,85 @@
 //! Keeps web pages from using this node's identity. Pure.
 //!
-//! A browser on this host can reach loopback, and any page in it can make it send requests there. Browsers
-//! mark such requests (Fetch standard, `Origin` and `Sec-Fetch-Site`), programs have no reason to.
+//! A browser on this host can reach loopback, and any page in it can make it send requests there. Browsers mark such
+//! requests (Fetch standard, `Origin` and `Sec-Fetch-Site`), programs have no reason to.
+//!
+//! They mark them less where the sidecar is the browser's proxy. `Sec-Fetch-Site` is for https and loopback only, so
+//! an image, a script, a form or a link to `http://ct111.mesh` arrives like an address that a person typed, without
+//! any mark but the browser's name. Such a request is refused, whoever asked for it.
 
 use http::HeaderMap;
-use http::header::{HeaderName, ORIGIN};
+use http::header::{HeaderName, ORIGIN, USER_AGENT};
 
 use crate::error::ProxyError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// Every browser's `User-Agent` begins like this, and no page can change it without a preflight.
+const BROWSER: &[u8] = b"Mozilla/";
+
 /// Lets pass what no web page can have sent. `Sec-Fetch-Site: none` is a person who typed the address.
 ///
 /// # Errors
-/// A request that a page made. Fails closed: an unknown value of `Sec-Fetch-Site` is refused.
+/// A request that a page made, or may have made. Fails closed: an unknown value of `Sec-Fetch-Site` is refused.
 pub fn check(headers: &HeaderMap) -> Result<(), ProxyError> {
     if headers.contains_key(ORIGIN) {
         return Err(ProxyError::BrowserRequest("it has an Origin header".into()));
     }
-    match headers.get(SEC_FETCH_SITE) {
-        None => Ok(()),
-        Some(site) if site == "none" => Ok(()),
-        Some(site) => Err(ProxyError::BrowserRequest(format!(
-            "Sec-Fetch-Site: {}",
-            String::from_utf8_lossy(site.as_bytes())
-        ))),
+    let mut typed = false;
+    for site in headers.get_all(SEC_FETCH_SITE) {
+        if site != "none" {
+            let site = String::from_utf8_lossy(site.as_bytes()).into_owned();
+            return Err(ProxyError::BrowserRequest(format!("Sec-Fetch-Site: {site}")));
+        }
+        typed = true;
     }
+    let browser = headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(BROWSER));
+    if browser && !typed {
+        return Err(ProxyError::BrowserRequest(
+            "its User-Agent is a browser's, and nothing says that a person typed the address; browsers say that only \
+             for addresses such as http://127.0.0.1:3001/nodes/<node>/"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn verdict(headers: &[(&'static str, &'static str)]) -> bool {
+        let pairs =
+            headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        check(&HeaderMap::from_iter(pairs)).is_ok()
+    }
+
     #[test]
     fn pages_are_refused_programs_and_typed_addresses_are_not() {
-        let with = |name: &'static str, value: &'static str| {
-            HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())])
-        };
-        assert!(check(&HeaderMap::new()).is_ok());
-        assert!(check(&with("sec-fetch-site", "none")).is_ok());
-        assert!(check(&with("origin", "null")).is_err());
-        for site in ["cross-site", "same-site", "same-origin", "whatever"] {
-            assert!(check(&with("sec-fetch-site", site)).is_err(), "{site}");
+        const CHROMIUM: (&str, &str) = ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36");
+        for headers in [
+            vec![],
+            vec![("user-agent", "curl/8.0")],
+            // Node.js says this of itself.
+            vec![("user-agent", "node"), ("sec-fetch-mode", "cors")],
+            vec![("sec-fetch-site", "none")],
+            vec![CHROMIUM, ("sec-fetch-site", "none")],
+        ] {
+            assert!(verdict(&headers), "{headers:?}");
+        }
+        for headers in [
+            vec![("origin", "null")],
+            vec![("origin", "")],
+            vec![("sec-fetch-site", "cross-site")],
+            vec![("sec-fetch-site", "same-site")],
+            vec![("sec-fetch-site", "same-origin")],
+            vec![("sec-fetch-site", "whatever")],
+            vec![("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")],
+            vec![("sec-fetch-site", "none, cross-site")],
+            vec![CHROMIUM],
+            vec![CHROMIUM, ("upgrade-insecure-requests", "1")],
+        ] {
+            assert!(!verdict(&headers), "{headers:?}");
         }
     }
 }

@@ -30,18 +30,14 @@ pub enum Destination {
 const NODE_PREFIX: &str = "/nodes/";
 const AGENT_PREFIX: &str = "/agents/";
 
-/// Reads the destination, and takes a prefix that names it out of the path.
+/// Reads the destination, and takes a prefix that names it out of the path. The request was checked
+/// ([`crate::http::message`]).
 ///
 /// # Errors
 /// None named, one that is no name, or a host outside the mesh.
 pub fn read(request: &mut Parts, only: Option<&NodeName>) -> Result<Destination, ProxyError> {
     if request.method == Method::CONNECT {
         return Err(ProxyError::ConnectNotSupported);
-    }
-    // The other two forms of a target are for CONNECT and OPTIONS only (RFC 9112, section 3.2).
-    let path = request.uri.path();
-    if !path.starts_with('/') && (path != "*" || request.method != Method::OPTIONS) {
-        return Err(ProxyError::BadRequest("its target is neither a path nor a URL".into()));
     }
     let named = host(request)?;
     if let Some(node) = only {
@@ -89,21 +85,10 @@ fn host(request: &Parts) -> Result<Option<NodeName>, ProxyError> {
             "{scheme}:// cannot be used towards the sidecar; use http://, it makes the TLS itself"
         )));
     }
-    // The absolute form wins over Host (RFC 9112, section 3.2.2); both must be allowed.
-    let target = request.uri.host().map(judge).transpose()?;
-    let mut lines = request.headers.get_all(HOST).iter();
-    let line = lines.next();
-    if lines.next().is_some() {
-        return Err(ProxyError::BadRequest("it has more than one Host header".into()));
-    }
-    let line = match line.map(|line| line.to_str().map(without_port)) {
-        None => None,
-        Some(Ok("")) if target.is_some() => None,
-        Some(Ok(host)) => Some(judge(host)?),
-        Some(Err(_)) => return Err(ProxyError::BadRequest("its Host header is no text".into())),
-    };
-    match target.or(line) {
-        Some(named) => Ok(named),
+    // Where there are both, they are the same.
+    let line = || request.headers.get(HOST).and_then(|line| line.to_str().ok()).map(without_port);
+    match request.uri.host().or_else(line) {
+        Some(host) => judge(host),
         None => Err(ProxyError::BadRequest("it has no Host".into())),
     }
 }
@@ -162,6 +147,7 @@ mod tests {
     use http::Request;
 
     use super::*;
+    use crate::http::message::check_request;
 
     /// The destination and the path that is left, or the error's code.
     fn read_from(target: &str, headers: &[(&str, &str)]) -> Result<(String, String), &'static str> {
@@ -170,6 +156,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
+        check_request(&parts, false).map_err(|error| error.parts().1)?;
         let destination = read(&mut parts, None).map_err(|error| error.parts().1)?;
         let text = match destination {
             Destination::Node(node) => node.to_string(),
@@ -184,7 +171,7 @@ mod tests {
         let here = ("host", "127.0.0.1:3001");
         for (target, headers, destination, path) in [
             ("http://ct111.mesh/a?b", vec![("host", "ct111.mesh")], "ct111", "/a?b"),
-            ("http://CT111.mesh:3000/a", vec![], "ct111", "/a"),
+            ("http://CT111.mesh:3000/a", vec![("host", "ct111.mesh:3000")], "ct111", "/a"),
             ("/a", vec![("host", "ct111.mesh:80")], "ct111", "/a"),
             ("/nodes/ct111/a/b?c=/d", vec![here], "ct111", "/a/b?c=/d"),
             ("/nodes/ct111", vec![here], "ct111", "/"),
@@ -208,13 +195,14 @@ mod tests {
     fn everything_else_is_refused() {
         let here = ("host", "127.0.0.1:3001");
         for (target, headers, code) in [
-            ("http://example.org/", vec![], "not_in_mesh"),
+            ("http://example.org/", vec![("host", "example.org")], "not_in_mesh"),
             ("/", vec![("host", "example.org")], "not_in_mesh"),
             ("/", vec![("host", "ct111.mesh.example.org")], "not_in_mesh"),
             ("/", vec![("host", "192.168.1.1")], "not_in_mesh"),
             ("/", vec![("host", "127.0.0.1.example.org")], "not_in_mesh"),
-            ("http://ct111.mesh/", vec![("host", "example.org")], "not_in_mesh"),
-            ("https://ct111.mesh/", vec![], "bad_destination"),
+            ("https://ct111.mesh/", vec![("host", "ct111.mesh")], "bad_destination"),
+            ("http://ct111.mesh/", vec![("host", "example.org")], "bad_request"),
+            ("http://ct111.mesh/", vec![], "bad_request"),
             ("/", vec![], "bad_request"),
             ("ct111.mesh:80", vec![here], "bad_request"),
             ("*", vec![here], "bad_request"),

@@ -3,38 +3,36 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::logging::Excerpt;
 
 use crate::access_log::Subject;
 use crate::caller::Connection;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::{RequestBody, ResponseBody};
-use crate::http::headers;
+use crate::http::headers::{self, Writer};
+use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::mesh_api;
-use crate::metrics::METRICS;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination};
-use crate::roster::sync::RegistryLink;
-use crate::roster::table::RosterStore;
-use crate::upstream::peers::Peers;
+use crate::roster::registryd::RegistryLink;
+use crate::upstream::{Recipient, Target, Upstream};
 
 /// What a request of this host passes.
 pub struct Pipeline {
-    roster: Arc<RosterStore>,
-    peers: Peers,
+    upstream: Upstream,
     registry: Arc<RegistryLink>,
     rules: Rules,
 }
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, roster: Arc<RosterStore>, peers: Peers, registry: Arc<RegistryLink>) -> Self {
-        Self { roster, peers, registry, rules: Rules::new(&config.proxy) }
+    pub fn new(config: &Config, upstream: Upstream, registry: Arc<RegistryLink>) -> Self {
+        Self { upstream, registry, rules: Rules::new(&config.proxy) }
     }
 
     /// Takes a request of this host to the head of its answer; its body takes the exchange to its end. `only`: where
@@ -45,7 +43,6 @@ impl Pipeline {
         only: Option<&NodeName>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        METRICS.outbound_requests.add_one();
         let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
@@ -71,6 +68,7 @@ impl Pipeline {
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        message::check_request(&parts, !body.is_end_stream())?;
         let body =
             RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
                 .paced(self.rules.body);
@@ -81,40 +79,56 @@ impl Pipeline {
             return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
         }
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::remove_identity(&mut parts.headers);
+        headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
+        headers::announce_body(&mut parts.headers, &body.size_hint());
         exchange.pass_deadline(&mut parts.headers);
-        let route = match destination {
+        let to = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
-            Destination::Node(node) => match mesh_api::endpoint(&parts) {
-                Ok(None) => self.roster.node(&node)?,
-                // The mesh's own paths are how one learns that a node is back.
-                _ => self.roster.node_in_any_state(&node)?,
-            },
+            Destination::Node(node) => Recipient::Node(node),
             Destination::Agent(agent) => {
-                let route = self.roster.agent(&agent)?;
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
                     parts.headers.insert(headers::MESH_AGENT, agent);
                 }
-                exchange.account().agent = Some(agent);
-                route
+                exchange.account().agent = Some(agent.clone());
+                Recipient::Agent(agent)
             }
         };
-        exchange.account().node = Some(route.node.clone());
-        exchange.account().attempts = 1;
-        parts.headers.remove(headers::MESH_NODE);
+        let own_path = !matches!(mesh_api::endpoint(&parts), Ok(None));
+        let session = parts.headers.get(headers::MESH_SESSION).cloned();
+        let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
         exchange.sending();
-        let (mut response, place) =
-            self.peers.send(&route, Request::from_parts(parts, body), upgrade.is_some()).await?;
-        exchange.hold(place);
+        let delivered = self.upstream.send(target, Request::from_parts(parts, body)).await;
+        let account = exchange.account();
+        let delivered = delivered.map_err(|failed| {
+            account.node = failed.node;
+            account.attempts = failed.attempts;
+            if let ProxyError::UnknownAgent(_) = failed.error {
+                // Not to be counted under a name that anybody may make up.
+                account.agent = None;
+            }
+            failed.error
+        })?;
+        account.node = Some(delivered.node.clone());
+        account.attempts = delivered.attempts;
+        account.connect = delivered.connect;
+        exchange.hold(delivered.slot);
+        let (mut response, node) = (delivered.response, delivered.node);
+        Upgrade::check(upgrade, &response).map_err(|reason| ProxyError::PeerFailed {
+            node: node.clone(),
+            reason: reason.into(),
+            sent: Sent::Perhaps,
+        })?;
         headers::remove_hop_by_hop(response.headers_mut());
-        if let Ok(node) = HeaderValue::from_str(route.node.as_str()) {
+        headers::remove_forged(response.headers_mut(), Writer::Sidecar);
+        exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
+        if let Ok(node) = HeaderValue::from_str(node.as_str()) {
             response.headers_mut().insert(headers::MESH_SERVED_BY, node);
         }
         Ok(response.map(ResponseBody::passing))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Material, MaterialError, provider};
+use mesh_shared::certificate::{Material, MaterialError, next_updates, provider};
 use mesh_shared::config::Config;
 use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
@@ -30,6 +30,10 @@ pub struct Credentials {
     pub client_http1: Arc<ClientConfig>,
     /// Judges peers that call in, also those that are connected already.
     pub clients: Arc<ClientVerifier>,
+    /// Judges peers that are called, also those that are connected already.
+    pub servers: Arc<ServerVerifier>,
+    /// When each revocation list ends, epoch seconds.
+    pub crl_ends: Vec<i64>,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
@@ -69,11 +73,12 @@ impl Credentials {
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| tls(&error))?;
         server.send_tls13_tickets = 1;
 
+        let servers = Arc::new(ServerVerifier::new(material.server_verifier()?));
         let mut client = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
-            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(material.server_verifier()?)))
+            .with_custom_certificate_verifier(servers.clone())
             .with_client_cert_resolver(key);
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         let mut client_http1 = client.clone();
@@ -84,6 +89,8 @@ impl Credentials {
             client: Arc::new(client),
             client_http1: Arc::new(client_http1),
             clients,
+            servers,
+            crl_ends: next_updates(&material.crls),
             not_after: material.leaf.not_after,
         })
     }
@@ -104,6 +111,11 @@ impl CredentialStore {
     /// The snapshot in use.
     pub fn load(&self) -> Guard<Arc<Credentials>> {
         self.current.load()
+    }
+
+    /// The snapshot in use, for longer than a moment.
+    pub fn load_full(&self) -> Arc<Credentials> {
+        self.current.load_full()
     }
 
     /// Uses `credentials` from now on.

@@ -22,8 +22,6 @@ pub struct PeerIdentity {
     identity: Identity,
     /// As it was presented, leaf first.
     chain: Vec<CertificateDer<'static>>,
-    /// End of the certificate's validity, epoch seconds.
-    not_after: i64,
     name: String,
     cn_header: HeaderValue,
     certificate_header: HeaderValue,
@@ -34,19 +32,12 @@ impl PeerIdentity {
     /// The client of a connection whose handshake is complete.
     ///
     /// # Errors
-    /// No certificate or an unusable one. Fails closed: a resumed session whose certificate has ended since
-    /// is refused too.
-    pub fn of_client(
-        connection: &rustls::ServerConnection,
-        address: IpAddr,
-        now: UnixTime,
-    ) -> Result<Self, rustls::Error> {
+    /// No certificate or an unusable one. Fails closed. Whether it is still trusted, which a resumed session does not
+    /// say, is for [`ClientVerifier::still_trusts`].
+    pub fn of_client(connection: &rustls::ServerConnection, address: IpAddr) -> Result<Self, rustls::Error> {
         let chain = connection.peer_certificates().ok_or(rustls::Error::NoCertificatesPresented)?;
         let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
         let leaf = Leaf::parse(certificate).map_err(refused)?;
-        if leaf.not_after < now.as_secs() as i64 {
-            return Err(CertificateError::Expired.into());
-        }
         let name = leaf.identity.to_string();
         // Identities hold none but visible ASCII characters, and no quotes.
         let header = |text: &str| HeaderValue::from_str(text).map_err(|_| unusable());
@@ -60,7 +51,6 @@ impl PeerIdentity {
             address_header: header(&address.to_string())?,
             chain: chain.to_vec(),
             identity: leaf.identity,
-            not_after: leaf.not_after,
             name,
         })
     }
@@ -75,9 +65,9 @@ impl PeerIdentity {
         &self.name
     }
 
-    /// End of the certificate's validity, epoch seconds.
-    pub fn not_after(&self) -> i64 {
-        self.not_after
+    /// The certificates that it presented, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// Value of `x-mesh-peer-cn`.
@@ -190,6 +180,20 @@ impl ServerVerifier {
     /// Adds the mesh's demands to a verifier that knows the trust bundle.
     pub fn new(inner: Arc<WebPkiServerVerifier>) -> Self {
         Self { inner }
+    }
+
+    /// Whether a connected peer, dialled as `name`, would be accepted now as well.
+    ///
+    /// # Errors
+    /// Its certificate or the revocation list has ended, it was revoked since, or its CA is trusted no more. Fails closed.
+    pub fn still_trusts(
+        &self,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verify_server_cert(leaf, intermediates, name, &[], now).map(drop)
     }
 }
 

@@ -1,33 +1,45 @@
-//! One connection to a peer: TCP to the first address that answers, then mutual TLS with the right node.
+//! One connection to a peer: TCP to the first address that answers, then mutual TLS with the right node. It ends when the
+//! peer is no longer trusted.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use mesh_shared::NodeName;
 use mesh_shared::certificate::{Role, describe};
-use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError, ClientConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind};
 use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::peers::Refusals;
 use crate::error::ProxyError;
+use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
-use crate::tls::credentials::ALPN_H2;
+use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::WrongPeer;
+use crate::upstream::io::link::{Link, Linked};
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// A verified connection to a peer.
+pub type PeerStream = Linked<TlsStream<TcpStream>>;
+
+/// Which protocols a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocols {
+    /// The peer chooses.
+    Any,
+    /// HTTP/1.1 only, as protocol upgrades need it.
+    Http1,
+}
 
 /// Connects and verifies, within `limit` in all.
 ///
@@ -35,9 +47,9 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// Everything that can keep a connection from being made, each as its own error. Fails closed.
 pub async fn dial(
     route: &Route,
-    tls: Arc<ClientConfig>,
+    credentials: &Arc<CredentialStore>,
+    protocols: Protocols,
     limit: Duration,
-    refusals: Arc<Refusals>,
 ) -> Result<PeerStream, ProxyError> {
     let node = &route.node;
     if route.addresses.is_empty() {
@@ -46,23 +58,111 @@ pub async fn dial(
             reason.unwrap_or_else(|| "the name does not resolve, and its entry names no usable host".into());
         return Err(ProxyError::PeerUnresolved { node: node.clone(), reason });
     }
-    let attempt = async {
-        let tcp = connect(&route.addresses)
-            .await
-            .map_err(|reason| ProxyError::PeerUnreachable { node: node.clone(), reason })?;
-        let name = ServerName::try_from(node.mesh_host())
-            .map_err(|error| ProxyError::BadDestination(format!("{node}.mesh: {error}")))?;
-        let tls =
-            TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| tls_error(node, &error))?;
-        Ok(PeerStream { tls, node: node.clone(), refusals })
-    };
-    timeout(limit, attempt).await.unwrap_or_else(|_| {
+    timeout(limit, handshake(route, credentials, protocols)).await.unwrap_or_else(|_| {
         Err(ProxyError::PeerTimeout {
             node: node.clone(),
             limit_ms: limit.as_millis(),
             addresses: list(&route.addresses),
         })
     })
+}
+
+async fn handshake(
+    route: &Route,
+    credentials: &Arc<CredentialStore>,
+    protocols: Protocols,
+) -> Result<PeerStream, ProxyError> {
+    let node = &route.node;
+    let name = ServerName::try_from(node.mesh_host())
+        .map_err(|error| ProxyError::BadDestination(format!("{node}.mesh: {error}")))?;
+    // Before the handshake, so that no new files are missed after it.
+    let replaced = credentials.replacements();
+    let snapshot = credentials.load_full();
+    let config = match protocols {
+        Protocols::Any => &snapshot.client,
+        Protocols::Http1 => &snapshot.client_http1,
+    };
+    let mut tls = connect_tls(route, config, &name).await?;
+    let resumed = tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    let still_trusts = |credentials: &Credentials| judge(credentials, &chain(&tls), &name);
+    if resumed && trust::judge_resumed(&snapshot, &chain(&tls), still_trusts).is_err() {
+        // The session's certificate has ended, or the revocation list. The peer may have another certificate by now.
+        let mut anew = ClientConfig::clone(config);
+        anew.resumption = rustls::client::Resumption::disabled();
+        tls = connect_tls(route, &Arc::new(anew), &name).await?;
+    }
+    tcp::prepare_peer(tls.get_ref().0, tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
+    let chain = chain(&tls);
+    let (stream, is_gone) = Linked::new(tls);
+    tokio::spawn(end_with_trust(
+        stream.link().clone(),
+        is_gone,
+        node.clone(),
+        name,
+        chain,
+        credentials.clone(),
+        replaced,
+    ));
+    Ok(stream)
+}
+
+/// Whether an earlier session was resumed.
+pub fn resumption(stream: &PeerStream) -> Resumption {
+    Resumption::of(stream.get_ref().get_ref().1.handshake_kind())
+}
+
+/// Whether the peer chose h2.
+pub fn speaks_h2(stream: &PeerStream) -> bool {
+    stream.get_ref().get_ref().1.alpn_protocol() == Some(ALPN_H2)
+}
+
+fn chain(tls: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+    tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec()
+}
+
+fn judge(
+    credentials: &Credentials,
+    chain: &[CertificateDer<'static>],
+    name: &ServerName<'_>,
+) -> Result<(), rustls::Error> {
+    credentials.servers.still_trusts(chain, name, UnixTime::now())
+}
+
+/// Ends a connection once its peer would be refused.
+async fn end_with_trust(
+    link: Arc<Link>,
+    is_gone: oneshot::Receiver<()>,
+    node: NodeName,
+    name: ServerName<'static>,
+    chain: Vec<CertificateDer<'static>>,
+    credentials: Arc<CredentialStore>,
+    replaced: watch::Receiver<()>,
+) {
+    let lost = trust::lost(&credentials, replaced, &chain, |credentials| judge(credentials, &chain, &name));
+    tokio::select! {
+        _ = is_gone => {}
+        reason = lost => {
+            tracing::warn!(
+                target: "Outbound",
+                "cutting off the connection to {node}: {}",
+                describe(&reason, Role::Server)
+            );
+            link.cut();
+        }
+    }
+}
+
+async fn connect_tls(
+    route: &Route,
+    config: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+) -> Result<TlsStream<TcpStream>, ProxyError> {
+    let node = &route.node;
+    let tcp = connect(&route.addresses)
+        .await
+        .map_err(|reason| ProxyError::PeerUnreachable { node: node.clone(), reason })?;
+    let connector = TlsConnector::from(config.clone());
+    connector.connect(name.clone(), tcp).await.map_err(|error| tls_error(node, &error))
 }
 
 /// Tries the addresses in order, each as soon as the one before failed or took too long.
@@ -95,7 +195,8 @@ async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
     Err(failures.join("; "))
 }
 
-fn list(addresses: &[SocketAddr]) -> String {
+/// Addresses as text.
+pub fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -120,79 +221,5 @@ fn tls_error(node: &NodeName, error: &io::Error) -> ProxyError {
             node,
             reason: format!("it does not speak TLS as the mesh does: {reason}"),
         },
-    }
-}
-
-/// A verified connection to a peer.
-///
-/// In TLS 1.3 a server refuses a client's certificate only after the client has finished; the alert then
-/// arrives in place of the first answer. It is noted here, because HTTP reports no more than a lost connection.
-pub struct PeerStream {
-    tls: TlsStream<TcpStream>,
-    node: NodeName,
-    refusals: Arc<Refusals>,
-}
-
-impl PeerStream {
-    /// Whether the peer chose h2.
-    pub fn speaks_h2(&self) -> bool {
-        self.tls.get_ref().1.alpn_protocol() == Some(ALPN_H2)
-    }
-
-    fn note(&self, error: &io::Error) {
-        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::AlertReceived(alert)) = cause {
-            self.refusals.note(&self.node, format!("alert {alert:?}"));
-        }
-    }
-}
-
-impl AsyncRead for PeerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.tls).poll_read(context, buffer);
-        if let Poll::Ready(Err(error)) = &polled {
-            self.note(error);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for PeerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(context, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(context, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(context)
-    }
-}
-
-impl Connection for PeerStream {
-    fn connected(&self) -> Connected {
-        Connected::new()
     }
 }

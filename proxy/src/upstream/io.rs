@@ -2,3 +2,4 @@
 
 pub mod early_answer;
 pub mod gathering;
+pub mod link;

@@ -117,6 +117,10 @@ fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
                     "the agent's server (proxy.backend.address) does not answer: start the agent".into(),
                 );
             }
+            if let Some(failed) = &sidecar.failed_upgrade {
+                let reason = &failed.reason;
+                problems.push(format!("mesh-proxy's upgrade failed, and it goes on as before: {reason}"));
+            }
         }
     }
     problems
@@ -142,7 +146,9 @@ fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String
     match &status.sidecar {
         None => lines.push(("sidecar", "away".into())),
         Some(sidecar) => {
-            lines.push(("sidecar", format!("inbound {}, outbound {}", sidecar.inbound, sidecar.outbound)));
+            let draining = if sidecar.draining { " (stopping: it finishes what it has)" } else { "" };
+            let (inbound, outbound) = (sidecar.inbound, sidecar.outbound);
+            lines.push(("sidecar", format!("inbound {inbound}, outbound {outbound}{draining}")));
             let backend = match sidecar.backend_up {
                 Some(true) => "answers",
                 Some(false) => "does not answer",
@@ -167,7 +173,7 @@ fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String
 
 #[cfg(test)]
 mod tests {
-    use mesh_shared::local_api::SidecarReport;
+    use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
 
     use super::*;
 
@@ -188,6 +194,9 @@ mod tests {
                 outbound: ([127, 0, 0, 1], 3001).into(),
                 backend_up: Some(true),
                 certificate_not_after: 1_000_000 + 14 * 86_400,
+                pid: Some(1),
+                draining: false,
+                failed_upgrade: None,
             }),
             last_heartbeat_age_ms: None,
         };
@@ -195,9 +204,11 @@ mod tests {
         if let Some(sidecar) = &mut status.sidecar {
             sidecar.certificate_not_after -= 1;
             sidecar.backend_up = Some(false);
+            sidecar.failed_upgrade = Some(FailedUpgrade { count: 1, reason: "no such file".into() });
         }
         let said = problems(&status, now);
         assert!(said[0].contains("ends in 13 days") && said[1].contains("backend"), "{said:?}");
+        assert!(said[2].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
         status.sidecar = None;
         assert!(problems(&status, now)[0].contains("mesh-proxy does not report"));
     }

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use mesh_shared::NodeName;
 use mesh_shared::registry::{Node, Registry, Status};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Membership, Now, after, same_claims, successor};
 
 /// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
-/// `status`, which says `offline` while the node is down for the update.
+/// `status`, which says `offline` while the node is down for the update, and `updating` also while a sidecar stops.
 const UPDATING_SINCE: &str = "updatingSince";
 
-/// Whether an entry says that its node is being updated, even if the node is down now.
+/// Whether an entry says that the operator updates its node, even if the node is down now.
 pub(super) fn says_updating(entry: &Node) -> bool {
-    entry.status == Status::Updating || entry.extra.get(UPDATING_SINCE).is_some_and(Value::is_number)
+    match entry.extra.get(UPDATING_SINCE) {
+        Some(since) => since.is_number(),
+        // As another program writes it.
+        None => entry.status == Status::Updating,
+    }
 }
 
 impl Membership {
@@ -74,7 +78,7 @@ impl Membership {
                 own.registered_at = now.epoch_ms;
             }
             own.last_seen = own.last_seen.max(own.registered_at);
-            mark_updating(&mut own.extra, updating, now);
+            mark_updating(own, updating, now);
             registry.nodes.insert(own.id.clone(), own.clone().into());
             return true;
         };
@@ -85,7 +89,7 @@ impl Membership {
         let registered = (1..=last_seen).contains(&held.registered_at);
         own.registered_at = if registered { held.registered_at } else { now.epoch_ms };
         own.extra = held.extra.clone();
-        mark_updating(&mut own.extra, updating, now);
+        mark_updating(own, updating, now);
         let mut wanted = Node { name: held.name.clone(), ..own.clone() };
         if own.metadata.is_none() {
             wanted.metadata = held.metadata.clone();
@@ -106,12 +110,14 @@ impl Membership {
     }
 }
 
-fn mark_updating(extra: &mut Map<String, Value>, updating: bool, now: Now) {
+fn mark_updating(own: &mut Node, updating: bool, now: Now) {
+    let extra = &mut own.extra;
     match (updating, extra.get(UPDATING_SINCE)) {
-        (true, Some(Value::Number(_))) | (false, None | Some(Value::Null)) => {}
+        (true, Some(Value::Number(_))) | (false, Some(Value::Null)) => {}
         (true, _) => drop(extra.insert(UPDATING_SINCE.into(), now.epoch_ms.into())),
+        (false, None) if own.status != Status::Updating => {}
         // Not removed: peers that keep what they do not know would bring it back.
-        (false, Some(_)) => drop(extra.insert(UPDATING_SINCE.into(), Value::Null)),
+        (false, _) => drop(extra.insert(UPDATING_SINCE.into(), Value::Null)),
     }
 }
 

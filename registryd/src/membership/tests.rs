@@ -436,3 +436,17 @@ fn an_update_lasts_until_the_operator_ends_it() {
     other.mesh.read(&registry(&[held]), other.now);
     assert!(!other.mesh.updating());
 }
+
+#[test]
+fn a_sidecar_that_stops_makes_no_update_that_lasts() {
+    let mut reader = Reader::new();
+    let mut file = registry(&[]);
+    reader.mesh.read(&file, reader.now);
+    reader.mesh.set_own_status(Status::Updating);
+    assert!(reader.mesh.amend(&mut file, true, reader.now));
+    let own = file.named(&named("ct110")).map(|(_, own)| own.status);
+    assert_eq!(own, Some(Status::Updating));
+    let mut again = Reader::new();
+    again.mesh.read(&file, again.now);
+    assert!(!again.mesh.updating(), "registryd was restarted at the same time");
+}

@@ -1,0 +1,128 @@
+//! The way to registryd on its unix socket: questions about the registry pass through, and the sidecar tells it about
+//! itself. Requests between agents never wait for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, Response, Uri, Version};
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use mesh_shared::config::Config;
+use mesh_shared::local_api::{JOIN, SIDECAR, SidecarReport};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+use crate::error::ProxyError;
+use crate::http::body::{RequestBody, root_cause};
+use crate::upstream::io::early_answer::EarlyAnswer;
+
+/// How often registryd hears from the sidecar.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long registryd may take to answer.
+pub const ANSWER: Duration = Duration::from_secs(10);
+/// registryd itself ends a join that arrives too slowly, after 30 s, and says so.
+const JOIN_ANSWER: Duration = Duration::from_secs(40);
+
+/// Why registryd gave no answer.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The way to registryd.
+pub struct RegistryLink {
+    socket: PathBuf,
+}
+
+impl RegistryLink {
+    /// The way to the configured socket. Nothing is connected yet.
+    pub fn new(config: &Config) -> Self {
+        Self { socket: config.registryd.socket.clone() }
+    }
+
+    /// Asks registryd what a peer or the local agent asked, on the same path.
+    ///
+    /// # Errors
+    /// registryd is not there.
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
+        parts.version = Version::HTTP_11;
+        let limit = if parts.uri.path() == JOIN { JOIN_ANSWER } else { ANSWER };
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        parts.uri = path.parse().unwrap_or_default();
+        timeout(limit, self.exchange(Request::from_parts(parts, body)))
+            .await
+            .map_err(|_| self.unavailable(&format!("no answer within {} s", limit.as_secs())))?
+            .map_err(|error| self.unavailable(&root_cause(&*error).to_string()))
+    }
+
+    fn unavailable(&self, reason: &str) -> ProxyError {
+        ProxyError::RegistryUnavailable { socket: self.socket.display().to_string(), reason: reason.into() }
+    }
+
+    /// The socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// One request on a connection of its own; they are rare, and the socket is local.
+    ///
+    /// # Errors
+    /// registryd is not there, or breaks off.
+    pub async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, BoxError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let stream = UnixStream::connect(&self.socket).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
+        tokio::spawn(connection);
+        Ok(sender.send_request(request).await?)
+    }
+
+    /// Tells registryd about this sidecar, for ever. `look` finds out what to say.
+    pub async fn report(self: Arc<Self>, look: impl AsyncFn() -> SidecarReport) {
+        let mut last = None;
+        loop {
+            let report = look().await;
+            let told = self.report_once(&report).await;
+            if let Err(error) = &told {
+                // That registryd is away is logged where the roster is followed.
+                tracing::debug!(target: "Mesh", "cannot report to registryd: {error}");
+            }
+            let changed = last.as_ref() != Some(&report);
+            last = told.is_ok().then_some(report);
+            sleep(if changed || last.is_none() { REPORT_INTERVAL / 5 } else { REPORT_INTERVAL }).await;
+        }
+    }
+
+    /// Tells registryd once, if it is there.
+    pub async fn tell(&self, report: &SidecarReport) {
+        // That registryd is away is logged where the roster is followed.
+        let _ = self.report_once(report).await;
+    }
+
+    async fn report_once(&self, report: &SidecarReport) -> Result<(), BoxError> {
+        let request = request(Method::PUT, SIDECAR, serde_json::to_vec(report)?.into())?;
+        let response = timeout(ANSWER, self.exchange(request)).await??;
+        match response.status().is_success() {
+            true => Ok(()),
+            false => Err(format!("it answered {}", response.status()).into()),
+        }
+    }
+}
+
+/// A request of this sidecar.
+///
+/// # Errors
+/// None with a valid path.
+pub fn request(method: Method, path: &'static str, body: Bytes) -> Result<Request<Full<Bytes>>, http::Error> {
+    Request::builder()
+        .method(method)
+        .uri(Uri::from_static(path))
+        .header(HOST, "registryd")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+}

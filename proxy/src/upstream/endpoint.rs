@@ -1,0 +1,149 @@
+//! What this host observes of one node, on all its threads together: requests under way, how long its answers take, and
+//! whether it can be reached.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use mesh_shared::NodeName;
+use parking_lot::Mutex;
+
+use crate::metrics::{Direction, Held, Limit, METRICS, PeerMetrics};
+use crate::roster::table::Route;
+use crate::upstream::choose::{Latency, Readiness};
+use crate::upstream::health::{Health, Standing};
+
+/// The mesh's own paths, such as the ping, find these places when all others are taken.
+pub const RESERVE: usize = 16;
+
+/// One node as it is observed at its present addresses.
+pub struct Endpoint {
+    node: NodeName,
+    in_flight: AtomicUsize,
+    metrics: Arc<PeerMetrics>,
+    observed: Mutex<Observed>,
+}
+
+struct Observed {
+    /// The route by which it was last used.
+    route: Arc<Route>,
+    latency: Latency,
+    health: Health,
+}
+
+impl Endpoint {
+    /// Nothing is known yet.
+    pub fn new(route: Arc<Route>) -> Self {
+        let observed =
+            Observed { route: route.clone(), latency: Latency::default(), health: Health::default() };
+        Self {
+            node: route.node.clone(),
+            in_flight: AtomicUsize::new(0),
+            metrics: METRICS.peer(Direction::Outbound, route.node.as_str()),
+            observed: Mutex::new(observed),
+        }
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Whether `route` leads to what was observed here, and not to another address.
+    pub fn is_reached_by(&self, route: &Arc<Route>) -> bool {
+        let observed = &mut *self.observed.lock();
+        if Arc::ptr_eq(&observed.route, route) {
+            return true;
+        }
+        let continues = route.continues(&observed.route);
+        if continues {
+            observed.route = route.clone();
+        }
+        continues
+    }
+
+    /// Whether it can take a request.
+    pub fn readiness(&self, most: usize, now: Instant) -> Readiness {
+        match self.observed.lock().health.standing(now) {
+            _ if self.in_flight() >= most => Readiness::Full,
+            Standing::Well => Readiness::Ready,
+            Standing::Ejected(until) | Standing::Due(until) => Readiness::Ejected(until),
+        }
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How long its answers took lately.
+    pub fn latency(&self, now: Instant) -> Duration {
+        self.observed.lock().latency.at(now)
+    }
+
+    /// A place for one more request; `None` when `most` are under way.
+    pub fn enter(self: &Arc<Self>, most: usize) -> Option<RequestSlot> {
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) < most {
+            return Some(RequestSlot(self.clone(), METRICS.slot(Limit::RequestsPerNode)));
+        }
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        METRICS.refused(Limit::RequestsPerNode);
+        None
+    }
+
+    /// An answer's head came after `took`.
+    pub fn answered(&self, took: Duration) {
+        self.observed.lock().latency.observe(took, Instant::now());
+    }
+
+    /// A connection was made.
+    pub fn reached(&self) {
+        if self.observed.lock().health.succeeded() {
+            self.metrics.returned();
+            tracing::info!(target: "Outbound", "{} can be reached again", self.node);
+        }
+    }
+
+    /// A connection could not be made, or turned out to be dead.
+    pub fn unreachable(&self, reason: &str) {
+        let random = RandomState::new().hash_one(0);
+        let (before, ejected) = {
+            let health = &mut self.observed.lock().health;
+            (health.is_ejected(), health.failed(Instant::now(), random))
+        };
+        if let Some(lasting) = ejected {
+            if !before {
+                self.metrics.ejected();
+            }
+            tracing::warn!(
+                target: "Outbound",
+                "{} is passed over for {} ms where another node can do the work: {reason}",
+                self.node,
+                lasting.as_millis()
+            );
+        }
+    }
+
+    /// Whether whoever asks is to find out if it can be reached again.
+    pub fn begin_probe(&self) -> bool {
+        self.observed.lock().health.begin_probe(Instant::now())
+    }
+}
+
+/// A request's place at a node, given back on drop.
+pub struct RequestSlot(Arc<Endpoint>, #[allow(dead_code, reason = "counts it while it is held")] Held);
+
+impl Drop for RequestSlot {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if self.observed.lock().health.is_ejected() {
+            self.metrics.returned();
+        }
+    }
+}

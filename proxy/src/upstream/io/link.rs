@@ -1,0 +1,255 @@
+//! What passes on one connection to a peer, seen from beside: whether anything came, how the peer refused this node, and
+//! a way to end it in the middle of what it does.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+
+/// How many streams may be reset, before their answers began, since something was last received. Servers end the
+/// whole connection, and with it the streams of bystanders, when more than some 20 streams are reset that they have not
+/// accepted yet: those of a peer that was held up. What comes from it says that it reads again.
+const RESETS: u32 = 8;
+/// As many reads may bring the peer's first SETTINGS.
+const FIRST_READS: u64 = 4;
+
+/// One connection, seen from beside.
+#[derive(Debug, Default)]
+pub struct Link {
+    reads: AtomicU64,
+    resets: AtomicU32,
+    all_resets: AtomicU32,
+    reset_waits: AtomicBool,
+    waiting_to_reset: Mutex<Vec<Waker>>,
+    first_reads: AtomicWaker,
+    is_cut: AtomicBool,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    refusal: OnceLock<String>,
+}
+
+impl Link {
+    /// Whether the peer has sent anything.
+    pub fn has_received(&self) -> bool {
+        self.reads.load(Ordering::Relaxed) > 0
+    }
+
+    /// Wakes the task of `context` when the peer's first bytes arrive.
+    pub fn wake_on_first_reads(&self, context: &Context<'_>) {
+        if self.reads.load(Ordering::Relaxed) < FIRST_READS {
+            self.first_reads.register(context.waker());
+        }
+    }
+
+    /// Counts a stream that is to be reset before its answer has begun; false: not now, or a peer that is held up
+    /// would end the connection.
+    pub fn try_reset(&self) -> bool {
+        let granted = self.resets.fetch_add(1, Ordering::Relaxed) < RESETS;
+        if granted {
+            self.all_resets.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.resets.fetch_sub(1, Ordering::Relaxed);
+        }
+        granted
+    }
+
+    /// Waits until a stream may be reset, and counts it.
+    pub fn poll_reset(&self, context: &Context<'_>) -> Poll<()> {
+        if self.try_reset() {
+            return Poll::Ready(());
+        }
+        self.waiting_to_reset.lock().push(context.waker().clone());
+        self.reset_waits.store(true, Ordering::Release);
+        Poll::Pending
+    }
+
+    /// How many streams were reset in all.
+    pub fn resets(&self) -> u32 {
+        self.all_resets.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection: whoever reads or writes gets an error.
+    pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.reader.wake();
+        self.writer.wake();
+    }
+
+    /// How the peer refused this node's certificate on this connection, if it did.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.get().map(String::as_str)
+    }
+
+    fn received(&self) {
+        let before = self.reads.fetch_add(1, Ordering::Relaxed);
+        self.resets.store(0, Ordering::Relaxed);
+        if before < FIRST_READS {
+            self.first_reads.wake();
+        }
+        if self.reset_waits.swap(false, Ordering::Acquire) {
+            for waiting in std::mem::take(&mut *self.waiting_to_reset.lock()) {
+                waiting.wake();
+            }
+        }
+    }
+
+    /// In TLS 1.3 a server refuses a client's certificate only after the client has finished; the alert then arrives in
+    /// place of the first answer. HTTP reports no more than a lost connection. An alert behind an answer is about
+    /// something else.
+    fn failed(&self, error: &io::Error) {
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = cause
+            && !self.has_received()
+        {
+            // The first counts.
+            let _ = self.refusal.set(format!("alert {alert:?}"));
+        }
+    }
+}
+
+/// A connection with its [`Link`].
+pub struct Linked<S> {
+    inner: S,
+    link: Arc<Link>,
+    /// Tells on drop that the connection is gone.
+    _gone: oneshot::Sender<()>,
+}
+
+impl<S> Linked<S> {
+    /// Wraps a connection. The receiver ends when it is gone.
+    pub fn new(inner: S) -> (Self, oneshot::Receiver<()>) {
+        let (gone, is_gone) = oneshot::channel();
+        (Self { inner, link: Arc::default(), _gone: gone }, is_gone)
+    }
+
+    /// Its link.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// What it wraps.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Replaces what a cut connection would do.
+    fn judge<T>(
+        &self,
+        polled: Poll<io::Result<T>>,
+        waker: &AtomicWaker,
+        context: &Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_pending() {
+            waker.register(context.waker());
+        }
+        match self.link.is_cut.load(Ordering::Acquire) {
+            true => Poll::Ready(Err(cut())),
+            false => polled,
+        }
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the peer is no longer trusted")
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Linked<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        match &polled {
+            Poll::Ready(Ok(())) if buffer.filled().len() > before => self.link.received(),
+            Poll::Ready(Err(error)) => self.link.failed(error),
+            _ => {}
+        }
+        self.judge(polled, &self.link.reader, context)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Linked<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(context, data);
+        self.judge(polled, &self.link.writer, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, data);
+        self.judge(polled, &self.link.writer, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(context);
+        self.judge(polled, &self.link.writer, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.judge(polled, &self.link.writer, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn resets_are_few_until_something_is_received() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let (mut ours, _is_gone) = Linked::new(ours);
+        let link = ours.link().clone();
+        assert_eq!((0..100).filter(|_| link.try_reset()).count(), RESETS as usize);
+        let waiting = tokio::spawn({
+            let link = link.clone();
+            async move { poll_fn(|context| link.poll_reset(context)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished() && !link.has_received());
+        theirs.write_all(b"x").await.unwrap();
+        ours.read_u8().await.unwrap();
+        waiting.await.unwrap();
+        assert_eq!((0..100).filter(|_| link.try_reset()).count(), RESETS as usize - 1);
+        assert_eq!(link.resets(), 2 * RESETS);
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_ends_for_reader_and_writer() {
+        let (ours, _theirs) = tokio::io::duplex(1);
+        let (ours, is_gone) = Linked::new(ours);
+        let link = ours.link().clone();
+        let (mut reader, mut writer) = tokio::io::split(ours);
+        let reading = tokio::spawn(async move { reader.read_u8().await.unwrap_err().kind() });
+        let writing = tokio::spawn(async move { writer.write_all(b"too long").await.unwrap_err().kind() });
+        tokio::task::yield_now().await;
+        link.cut();
+        assert_eq!(reading.await.unwrap(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(writing.await.unwrap(), io::ErrorKind::ConnectionAborted);
+        assert!(is_gone.await.is_err(), "both halves are gone");
+    }
+}

@@ -1,0 +1,155 @@
+//! When a request that failed may be sent again. Pure: an error and the time in, a verdict out.
+//!
+//! It may only where it is certain that nobody processed any byte of it:
+//! - no connection came about;
+//! - the peer reset its stream with REFUSED_STREAM (RFC 9113, section 8.7);
+//! - the peer ended the connection with a GOAWAY of NO_ERROR whose last stream is an earlier one (section 6.8). The h2
+//!   crate gives such an error to no other stream: those that the peer took fail with an I/O error;
+//! - hyper gave the request back, because the connection had ended before it began to write it.
+
+use std::error::Error;
+use std::time::Instant;
+
+use h2::Reason;
+
+use crate::error::{ProxyError, Sent};
+use crate::metrics::RetryReason;
+
+/// What proves that nobody processed any byte of a request whose sending failed with `error`; `None`: nothing does.
+pub fn unprocessed(error: &(dyn Error + 'static)) -> Option<RetryReason> {
+    let mut cause = Some(error);
+    while let Some(each) = cause {
+        if let Some(h2) = each.downcast_ref::<h2::Error>() {
+            return match h2.reason() {
+                Some(Reason::REFUSED_STREAM) if h2.is_reset() && h2.is_remote() => {
+                    Some(RetryReason::RefusedStream)
+                }
+                Some(Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => Some(RetryReason::GoAway),
+                _ => None,
+            };
+        }
+        cause = each.source();
+    }
+    None
+}
+
+/// What a retry counts as, where no connection came about.
+pub fn reason(error: &ProxyError) -> RetryReason {
+    match error {
+        ProxyError::PeerBusy { .. } => RetryReason::Busy,
+        ProxyError::PeerIdentityMismatch { .. } | ProxyError::PeerUntrusted { .. } => RetryReason::Handshake,
+        _ => RetryReason::Connect,
+    }
+}
+
+/// Where a request may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Nowhere: it may have been processed, or it would fail everywhere.
+    Nowhere,
+    /// To another node.
+    Elsewhere,
+    /// To another node, or else to the same one.
+    Anywhere,
+}
+
+/// Where a request that failed with `error` may be sent again.
+pub fn again(error: &ProxyError) -> Again {
+    match error {
+        ProxyError::PeerFailed { sent: Sent::Nothing, .. } => Again::Anywhere,
+        ProxyError::PeerUnreachable { .. }
+        | ProxyError::PeerUnresolved { .. }
+        | ProxyError::PeerTimeout { .. }
+        | ProxyError::PeerIdentityMismatch { .. }
+        | ProxyError::PeerUntrusted { .. }
+        | ProxyError::PeerBusy { .. } => Again::Elsewhere,
+        // The fault lies in this node's certificate; the next peer would refuse it as well.
+        _ => Again::Nowhere,
+    }
+}
+
+/// Requests add this much to the budget.
+const SHARE: f64 = 0.2;
+/// So does each second.
+const PER_SECOND: f64 = 3.0;
+/// What is saved at most: nodes fail with all that is under way to them at once.
+const MOST: f64 = 100.0;
+
+/// How many requests may be sent again: a fifth of all, and a few each second. Without it, requests that are sent again
+/// would be most of the load on a mesh that is failing.
+#[derive(Debug)]
+pub struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    /// A full one.
+    pub fn new(now: Instant) -> Self {
+        Self { left: MOST, at: now }
+    }
+
+    /// Counts a request.
+    pub fn deposit(&mut self) {
+        self.left = (self.left + SHARE).min(MOST);
+    }
+
+    /// Whether one more may be sent again; it is counted.
+    pub fn withdraw(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(std::mem::replace(&mut self.at, now));
+        self.left = (self.left + PER_SECOND * passed.as_secs_f64()).min(MOST);
+        let granted = self.left >= 1.0;
+        if granted {
+            self.left -= 1.0;
+        }
+        granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_budget_is_a_fifth_of_the_requests_and_three_a_second() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let granted = |budget: &mut Budget, now| (0..1000).filter(|_| budget.withdraw(now)).count();
+        assert_eq!(granted(&mut budget, start), 100);
+        assert_eq!(granted(&mut budget, start), 0);
+        for _ in 0..251 {
+            budget.deposit();
+        }
+        assert_eq!(granted(&mut budget, start), 50);
+        assert_eq!(granted(&mut budget, start + Duration::from_secs(4)), 12);
+        assert_eq!(granted(&mut budget, start + Duration::from_secs(4000)), 100);
+    }
+
+    #[test]
+    fn only_what_is_certain_counts_as_not_sent() {
+        // What the h2 crate makes itself is no word of the peer's.
+        for reason in [Reason::REFUSED_STREAM, Reason::NO_ERROR, Reason::CANCEL] {
+            assert_eq!(unprocessed(&h2::Error::from(reason)), None);
+        }
+        assert_eq!(unprocessed(&std::io::Error::other("reset")), None);
+    }
+
+    #[test]
+    fn a_fault_of_this_node_is_not_tried_on_others() {
+        let node: mesh_shared::NodeName = "ct111".parse().unwrap();
+        let reason = String::new;
+        let failed = |sent| ProxyError::PeerFailed { node: node.clone(), reason: reason(), sent };
+        assert_eq!(again(&failed(Sent::Nothing)), Again::Anywhere);
+        assert_eq!(again(&failed(Sent::Perhaps)), Again::Nowhere);
+        assert_eq!(
+            again(&ProxyError::PeerUnreachable { node: node.clone(), reason: reason() }),
+            Again::Elsewhere
+        );
+        assert_eq!(
+            again(&ProxyError::PeerRefusedUs { node: node.clone(), reason: reason() }),
+            Again::Nowhere
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Text from outside on its way into a log line.
+
+use std::fmt::{self, Write};
+
+/// Characters that move the cursor, change the direction of writing, or cannot be seen.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Whether all of `text` is visible ASCII or spaces, as nearly all text is.
+pub fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// Text without a form of its own: one line, no control or direction-changing characters,
+/// at most `max_chars` characters, with `...` where something was cut.
+///
+/// It can contain what looks like a field, ` peer.cn=ct110`; use [`Quoted`] for what anybody may write.
+pub struct Excerpt<'a> {
+    /// The text as it came.
+    pub text: &'a str,
+    /// Characters to show.
+    pub max_chars: usize,
+}
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Visible::new(f, self.max_chars).write_str(self.text)
+    }
+}
+
+/// Text between double quotes, with `"` and `\` in it escaped: nothing in it passes for a field of the line. One
+/// line, no control or direction-changing characters, at most `max_chars` characters, with `...` where something was
+/// cut.
+pub struct Quoted<'a> {
+    /// The text as it came.
+    pub text: &'a str,
+    /// Characters to show, escapes not counted.
+    pub max_chars: usize,
+}
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        Visible::new(Escaped(&mut *f), self.max_chars).write_str(self.text)?;
+        f.write_char('"')
+    }
+}
+
+/// Passes on what can be seen, with a space for each other character, and no more than a number of characters.
+pub struct Visible<W> {
+    inner: W,
+    /// `None`: the text was cut.
+    left: Option<usize>,
+}
+
+impl<W: Write> Visible<W> {
+    /// Passes at most `max_chars` characters to `inner`.
+    pub fn new(inner: W, max_chars: usize) -> Self {
+        Self { inner, left: Some(max_chars) }
+    }
+}
+
+impl<W: Write> Write for Visible<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let Some(left) = self.left else { return Ok(()) };
+        if text.len() <= left && is_plain(text) {
+            self.left = Some(left - text.len());
+            return self.inner.write_str(text);
+        }
+        let mut chars = text.chars();
+        let mut shown = 0;
+        for c in chars.by_ref().take(left) {
+            shown += 1;
+            self.inner.write_char(if is_hidden(c) { ' ' } else { c })?;
+        }
+        self.left = Some(left - shown);
+        if chars.next().is_some() {
+            self.left = None;
+            self.inner.write_str("...")?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts a backslash before each `"` and `\`.
+struct Escaped<W>(W);
+
+impl<W: Write> Write for Escaped<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for piece in text.split_inclusive(['"', '\\']) {
+            match piece.strip_suffix(['"', '\\']) {
+                Some(before) => {
+                    self.0.write_str(before)?;
+                    self.0.write_char('\\')?;
+                    self.0.write_str(&piece[before.len()..])?;
+                }
+                None => self.0.write_str(piece)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_one_short_line() {
+        let show = |text, max_chars| Excerpt { text, max_chars }.to_string();
+        assert_eq!(show("a\nb\u{202e}c\u{1b}[0m\u{61c}", 100), "a b c [0m ");
+        assert_eq!(show("äöü!", 3), "äöü...");
+        assert_eq!(show("äöü", 3), "äöü");
+        assert_eq!(show("abcd", 3), "abc...");
+        assert_eq!(show("", 0), "");
+    }
+
+    #[test]
+    fn nothing_leaves_its_quotes() {
+        let show = |text, max_chars| Quoted { text, max_chars }.to_string();
+        assert_eq!(show("news peer.cn=ct110", 100), r#""news peer.cn=ct110""#);
+        assert_eq!(show(r#"" peer.cn=ct110 ""#, 100), r#""\" peer.cn=ct110 \"""#);
+        assert_eq!(show(r#"\" peer.cn=ct110"#, 100), r#""\\\" peer.cn=ct110""#);
+        assert_eq!(show("\\", 1), r#""\\""#);
+        assert_eq!(show("a\"bc", 2), r#""a\"...""#);
+        assert_eq!(show("a\nb\u{202e}c\u{7f}", 100), "\"a b c \"");
+        assert_eq!(show("", 10), "\"\"");
+    }
+}

@@ -1,0 +1,122 @@
+//! The log: it holds up nobody, its lines are whole, and it can be JSON.
+
+use std::time::Duration;
+
+use mesh_tests::eventually_within;
+use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::process::{Daemon, Unread};
+use mesh_tests::web;
+use serde_json::{Value, json};
+
+/// Starts a daemon whose log goes to a pipe that is full already.
+fn start_blocked(node: &Node, binary: &str) -> (Daemon, Unread) {
+    let mut command = node.command(binary);
+    // Each request leaves many lines.
+    Daemon::start_blocked(binary, command.env("MESH_LOG", "trace"))
+}
+
+async fn registryd_answers(node: &Node) {
+    mesh_tests::eventually("registryd answers", async || {
+        node.local("/v1/status").await.filter(|answer| answer.status == 200)
+    })
+    .await;
+}
+
+async fn dropped(node: &Node) -> u64 {
+    let metrics = web::get(node.port(3002), "/metrics").await.text();
+    let count = metrics.lines().find_map(|line| line.strip_prefix("mesh_proxy_log_lines_dropped_total "));
+    count.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_no_request_and_tells_later_what_is_missing() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    let admin = format!("{}:3002", plan.ip());
+    let plan = plan.with(|config| config["proxy"]["admin"] = json!({"listen": admin}));
+    let mut node = plan.prepare().await;
+    let (registryd, _unread) = start_blocked(&node, "registryd");
+    node.registryd = Some(registryd);
+    registryd_answers(&node).await;
+    let (proxy, unread) = start_blocked(&node, "mesh-proxy");
+    node.proxy = Some(proxy);
+    node.has_roster().await;
+    let (node, limit) = (&mut node, Duration::from_secs(120));
+    eventually_within(limit, "more lines than there is room for", async || {
+        assert_eq!(node.get("/nodes/ct110/x").await.status, 200);
+        (dropped(node).await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(node.get("/mesh/nodes").await.status, 200);
+
+    unread.drain(node.proxy());
+    let told = node.proxy().wait_log(&["WARN [Log] ", " lines were dropped here"]).await;
+    let (_, count) = told.split_once("dropped=").unwrap();
+    assert!(count.parse::<u64>().unwrap() > 0, "{told}");
+    assert_eq!(node.get("/nodes/ct110/y").await.status, 200);
+    assert!(node.proxy().stop().await.success());
+    // What was told at the end was still written.
+    node.proxy().wait_log(&["INFO [Mesh] stopping"]).await;
+    // Between the dropped lines, all are whole.
+    let whole = |line: &String| line.is_empty() || line.contains(" [") || line.starts_with("filled");
+    let broken: Vec<_> = node.proxy().log().into_iter().filter(|line| !whole(line)).collect();
+    assert!(broken.is_empty(), "{broken:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_does_not_keep_a_daemon_from_ending() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let (registryd, _unread) = start_blocked(&node, "registryd");
+    node.registryd = Some(registryd);
+    registryd_answers(&node).await;
+    let (proxy, _unread) = start_blocked(&node, "mesh-proxy");
+    node.proxy = Some(proxy);
+    node.has_roster().await;
+    assert!(node.proxy().stop().await.success());
+    assert!(node.registryd().stop().await.success());
+}
+
+#[tokio::test]
+async fn json_has_an_object_with_the_same_names_on_each_line() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let registryd = Daemon::start("registryd", node.command("registryd").env("MESH_LOG_FORMAT", "json"));
+    node.registryd = Some(registryd);
+    registryd_answers(&node).await;
+    let proxy = Daemon::start("mesh-proxy", node.command("mesh-proxy").args(["--log-format", "json"]));
+    node.proxy = Some(proxy);
+    node.has_roster().await;
+    node.get_from_peer(&mesh, "ct111", "/x\u{202e}\"").await;
+    node.proxy().wait_log(&["AgentChannel", "ct111"]).await;
+    assert!(node.proxy().stop().await.success());
+    assert!(node.registryd().stop().await.success());
+    for (daemon, target, ready) in [
+        (node.proxy.unwrap(), "Mesh", "mesh-proxy ready"),
+        (node.registryd.unwrap(), "Registry", "registryd ready"),
+    ] {
+        let lines: Vec<Value> =
+            daemon.log().iter().map(|line| serde_json::from_str(line).expect(line)).collect();
+        for line in &lines {
+            let text = |name: &str| line[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}"));
+            let time = text("time");
+            assert!(time.len() > 20 && &time[10..11] == "T" && time.ends_with('Z'), "{line}");
+            assert!(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&text("level")), "{line}");
+            assert!(!text("target").is_empty() && !text("message").is_empty(), "{line}");
+        }
+        let is_ready =
+            |line: &&Value| line["message"].as_str().is_some_and(|message| message.starts_with(ready));
+        assert_eq!(lines.iter().find(is_ready).expect("a ready line")["target"], target);
+    }
+}
+
+#[tokio::test]
+async fn a_form_that_does_not_exist_is_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.node("ct110").prepare().await;
+    for binary in ["mesh-proxy", "registryd"] {
+        let output = mesh_tests::process::run(node.command(binary).args(["run", "--log-format", "xml"]));
+        let told = mesh_tests::process::text(&output.stderr);
+        assert!(!output.status.success() && told.contains("text, json"), "{told}");
+    }
+}
