@@ -78,7 +78,7 @@ impl Inbound {
             .initial_connection_window_size(h2::connection_window_bytes(proxy.limits.max_streams))
             .max_frame_size(h2::FRAME_BYTES)
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(proxy.limits.max_streams))
+            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None)
             .keep_alive_interval(h2::PING_INTERVAL)
             .keep_alive_timeout(h2::PING_TIMEOUT);

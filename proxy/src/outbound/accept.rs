@@ -57,7 +57,7 @@ impl Outbound {
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams))
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(limits.max_streams))
+            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None);
         Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http }
     }
