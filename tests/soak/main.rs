@@ -2,6 +2,8 @@
 //! of the same are among the cases.
 //! `tests/soak.sh` runs it.
 
+mod floods;
+
 use std::time::Duration;
 
 use mesh_tests::chaos::{self, Chaos};
