@@ -119,6 +119,31 @@ async fn json_has_an_object_with_the_same_names_on_each_line() {
     }
 }
 
+/// A flood of failures is a few lines, which say how many there were.
+#[tokio::test]
+async fn junk_on_the_port_fills_no_log() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    node.start_proxy().await;
+    for _ in 0..500 {
+        web::raw(node.inbound(), b"GET / HTTP/1.1\r\n\r\n").await;
+    }
+    let failed = ["WARN [AgentChannel] TLS handshake failed from 127.0.0.1: not a TLS client"];
+    assert!(!node.proxy().lines_with(&failed).is_empty());
+    // What was not written one by one is told at the end at the latest.
+    assert!(node.proxy().stop().await.success());
+    node.proxy().wait_log(&["INFO [Mesh] stopping"]).await;
+    let told: Vec<_> = node.proxy().lines_with(&["not a TLS client"]);
+    let single = node.proxy().lines_with(&failed).len();
+    let more = |line: &String| -> usize {
+        let (_, more) = line.split_once(" … and ").unwrap();
+        more.split_once(" more like it").unwrap().0.parse().unwrap()
+    };
+    let summed_up: Vec<_> = told.iter().filter(|line| line.contains(" … and ")).collect();
+    assert_eq!(single + summed_up.iter().map(|line| more(line)).sum::<usize>(), 500, "{told:?}");
+    assert!(told.len() < 100, "{told:?}");
+}
+
 #[tokio::test]
 async fn a_form_that_does_not_exist_is_refused() {
     let mesh = Mesh::new();
