@@ -77,9 +77,7 @@ impl Admin {
             "/readyz" if self.roster.is_known() => (StatusCode::OK, "ready\n".into()),
             "/readyz" => unwell("no roster yet: registryd was not reached\n".into()),
             "/metrics" => {
-                for (worker, lag) in self.pulse.lags().enumerate() {
-                    METRICS.set_worker_lag(worker, lag);
-                }
+                METRICS.set_worker_lag(self.pulse.lags().max().unwrap_or_default());
                 (StatusCode::OK, METRICS.render())
             }
             _ => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),

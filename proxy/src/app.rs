@@ -443,6 +443,7 @@ impl Shared {
         let (node, proxy) = (config.mesh.node_name.clone(), &config.proxy);
         let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
+        METRICS.set_limits(proxy);
         let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
         let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {

@@ -8,7 +8,7 @@ use mesh_shared::NodeName;
 
 use crate::drain::Drain;
 use crate::http::upgrade::Tunnel;
-use crate::metrics::{Direction, METRICS, PeerMetrics};
+use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
 use crate::tls::verify::PeerIdentity;
 
 /// Who sent a request.
@@ -44,6 +44,7 @@ pub struct Connection {
     cut: OnceLock<&'static str>,
     /// Where requests are counted that were sent to no other node.
     metrics: Arc<PeerMetrics>,
+    _open: Held,
 }
 
 impl Connection {
@@ -54,6 +55,7 @@ impl Connection {
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
         Self {
+            _open: METRICS.connection(caller.direction(), Side::Downstream),
             caller,
             tunnel: Tunnel::default(),
             drain,

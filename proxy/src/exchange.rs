@@ -22,7 +22,7 @@ use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
 use crate::http::upgrade::Upgrade;
-use crate::metrics::{Held, METRICS};
+use crate::metrics::{Held, METRICS, Side};
 
 /// Whether the same request can be sent again without the work being done twice.
 const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
@@ -39,6 +39,7 @@ pub struct Exchange {
     /// What the exchange occupies: slots of connections, of the agent, of peers.
     held: Vec<Box<dyn Any + Send>>,
     _in_flight: Held,
+    _stream: Option<Held>,
     _under_way: drain::Held,
     /// An HTTP/1.1 client learns from its answer that the connection ends with it.
     http1: bool,
@@ -96,6 +97,8 @@ impl Exchange {
             sent: Sent::Nothing,
             held: Vec::new(),
             _in_flight: METRICS.request(connection.caller.direction()),
+            _stream: (request.version() == Version::HTTP_2)
+                .then(|| METRICS.stream(connection.caller.direction(), Side::Downstream)),
             _under_way: connection.drain.request(),
             http1: request.version() <= Version::HTTP_11,
         }

@@ -7,7 +7,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +96,14 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         Ok(Self { socket, address, configured })
+    }
+
+    /// Says that peers connect here, whose answers may stay unread for `unread` ([`tcp`]).
+    ///
+    /// # Errors
+    /// The system refuses an option.
+    pub fn expect_peers(&self, unread: Option<Duration>) -> io::Result<()> {
+        tcp::prepare_listener_for_peers(&SockRef::from(&self.socket), unread)
     }
 
     /// The same socket once more: whoever is free first accepts a connection.
@@ -207,19 +215,18 @@ impl Connections {
 ///
 /// # Errors
 /// How the connection broke off.
-pub async fn run_to_end<C, E>(
+pub fn run_to_end<C, E>(
     connection: C,
     finish: fn(Pin<&mut C>),
     mut shutdown: ShutdownWatch,
-) -> Result<(), E>
+) -> impl Future<Output = Result<(), E>> + use<C, E>
 where
     C: Future<Output = Result<(), E>>,
 {
-    finish_after(connection, finish, async {
+    finish_after(Box::pin(connection), finish, async move {
         // Fails only when nobody can begin any more.
         let _ = shutdown.wait_for(|stop| *stop).await;
     })
-    .await
 }
 
 /// As [`run_to_end`], but an HTTP/1.1 client cannot be told before its next answer ([`Drain::carry`]): a request may
@@ -227,22 +234,28 @@ where
 ///
 /// # Errors
 /// How the connection broke off.
-pub async fn linger_to_end<C, E>(connection: C, finish: fn(Pin<&mut C>), drain: &Drain) -> Result<(), E>
+pub fn linger_to_end<C, E>(
+    connection: C,
+    finish: fn(Pin<&mut C>),
+    drain: &Drain,
+) -> impl Future<Output = Result<(), E>> + use<C, E>
 where
     C: Future<Output = Result<(), E>>,
 {
-    finish_after(connection, finish, drain.lingered()).await
+    let drain = drain.clone();
+    finish_after(Box::pin(connection), finish, async move { drain.lingered().await })
 }
 
+/// The connection is boxed: what an async function takes and then pins, it has room for twice, and there are thousands
+/// of connections.
 async fn finish_after<C, E>(
-    connection: C,
+    mut connection: Pin<Box<C>>,
     finish: fn(Pin<&mut C>),
     told: impl Future<Output = ()>,
 ) -> Result<(), E>
 where
     C: Future<Output = Result<(), E>>,
 {
-    let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
         () = told => finish(connection.as_mut()),

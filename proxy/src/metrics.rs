@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use mesh_shared::Identity;
+use mesh_shared::config::Proxy;
 use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::{Registry, Unit};
@@ -38,8 +39,6 @@ pub const MAX_LABEL_SETS: usize = 2000;
 const MAX_PEERS: usize = 1000;
 /// Stands for a peer or an agent beyond those.
 const OTHER: &str = "other";
-/// Workers that are told apart.
-const MAX_WORKERS: usize = 64;
 
 /// All metrics.
 pub struct Metrics {
@@ -76,7 +75,7 @@ pub struct Metrics {
     reload_time: Stamp,
     reload_successful: Level,
     roster_age: Age,
-    worker_lag: Labelled<Seconds>,
+    worker_lag: Seconds,
     peers: Peers,
 }
 
@@ -295,12 +294,11 @@ impl Metrics {
             "Time since registryd was last heard; missing before the first time",
             Age::new(),
         );
-        let worker_lag = define.family(
+        let worker_lag = define.metric(
             "worker_lag",
             Some(Unit::Seconds),
-            &["worker"],
-            "How late a worker thread was for its last turn",
-            Seconds::default,
+            "How late the latest of the worker threads is for its next turn",
+            Seconds::default(),
         );
         define.metric(
             "log_lines_dropped",
@@ -514,7 +512,10 @@ impl AgentMetrics {
 
 /// Peers and agents that are told apart.
 struct Peers {
-    by_name: [Mutex<HashMap<Arc<str>, Arc<PeerMetrics>>>; Direction::ALL.len()],
+    /// Read without a lock, as a new peer is rare.
+    by_name: [ArcSwap<HashMap<Arc<str>, Arc<PeerMetrics>>>; Direction::ALL.len()],
+    /// Held while a peer or an agent is added, so that none is added twice.
+    adding: Mutex<()>,
     /// Pairs of a peer and an agent so far.
     sets: AtomicUsize,
     /// For those beyond the cap.
@@ -524,32 +525,41 @@ struct Peers {
 impl Peers {
     fn new() -> Self {
         let other = || AgentMetrics::new(OTHER.into(), OTHER.into());
-        Self { by_name: Default::default(), sets: AtomicUsize::new(0), other: [other(), other()] }
+        Self {
+            by_name: Default::default(),
+            adding: Mutex::default(),
+            sets: AtomicUsize::new(0),
+            other: [other(), other()],
+        }
     }
 
     fn by_name(&self, metrics: &'static Metrics, direction: Direction, name: &str) -> Arc<PeerMetrics> {
-        let mut peers = self.by_name[direction.index()].lock();
-        let full = peers.len() >= MAX_PEERS;
-        let name = match peers.get(name) {
-            Some(peer) => return peer.clone(),
-            None if full => OTHER,
-            None => name,
-        };
-        let new = |name: &Arc<str>| {
-            Arc::new(PeerMetrics {
-                metrics,
-                direction,
-                name: name.clone(),
-                agents: ArcSwap::default(),
-                ejections: OnceLock::new(),
-            })
-        };
-        peers.entry(name.into()).or_insert_with_key(new).clone()
+        let by_name = &self.by_name[direction.index()];
+        if let Some(peer) = by_name.load().get(name) {
+            return peer.clone();
+        }
+        let _adding = self.adding.lock();
+        let known = by_name.load_full();
+        let name = if known.len() < MAX_PEERS { name } else { OTHER };
+        if let Some(peer) = known.get(name) {
+            return peer.clone();
+        }
+        let name = Arc::<str>::from(name);
+        let peer = Arc::new(PeerMetrics {
+            metrics,
+            direction,
+            name: name.clone(),
+            agents: ArcSwap::default(),
+            ejections: OnceLock::new(),
+        });
+        let mut peers = HashMap::clone(&known);
+        peers.insert(name, peer.clone());
+        by_name.store(Arc::new(peers));
+        peer
     }
 
     fn agent(&self, peer: &PeerMetrics, name: &str) -> Arc<AgentMetrics> {
-        // Held while an agent is added, so that none is added twice.
-        let _lock = self.by_name[peer.direction.index()].lock();
+        let _adding = self.adding.lock();
         let agents = peer.agents.load_full();
         if let Some(agent) = agents.iter().find(|agent| *agent.name == *name) {
             return agent.clone();
@@ -609,7 +619,30 @@ impl Metrics {
         self.slots_refused[limit.index()].add_one();
     }
 
-    /// What `limit` allows, as configured.
+    /// What the configured limits allow.
+    pub fn set_limits(&self, proxy: &Proxy) {
+        let (limits, backend) = (&proxy.limits, &proxy.backend);
+        for (limit, most) in [
+            (Limit::Connections, limits.max_connections),
+            (Limit::LocalConnections, limits.max_connections),
+            (Limit::ConnectionsPerPeer, limits.max_connections_per_peer),
+            (Limit::Handshakes, limits.max_handshakes),
+            (Limit::HandshakesPerAddress, limits.max_handshakes_per_address),
+            (Limit::RequestsPerPeer, limits.max_requests_per_peer),
+            (Limit::Streams, limits.max_streams as usize),
+            (Limit::BackendRequests, backend.max_requests),
+            (Limit::BackendQueue, backend.max_queue),
+            (Limit::BackendEventStreams, backend.max_event_streams),
+            (Limit::RequestsPerNode, proxy.outbound.max_requests_per_node),
+        ] {
+            self.set_limit(limit, most);
+        }
+        if let Some(most) = limits.max_requests_per_second_per_peer {
+            self.set_limit(Limit::RequestRatePerPeer, most as usize);
+        }
+    }
+
+    /// What `limit` allows.
     pub fn set_limit(&self, limit: Limit, most: usize) {
         self.slots_max.with([limit.as_str()]).set(most.try_into().unwrap_or(i64::MAX));
     }
@@ -655,10 +688,9 @@ impl Metrics {
         self.roster_age.renew();
     }
 
-    /// How late a worker thread was for its last turn.
-    pub fn set_worker_lag(&self, worker: usize, lag: Duration) {
-        let worker = if worker < MAX_WORKERS { &*worker.to_string() } else { OTHER };
-        self.worker_lag.with([worker]).set(lag);
+    /// How late the latest of the worker threads is for its next turn.
+    pub fn set_worker_lag(&self, lag: Duration) {
+        self.worker_lag.set(lag);
     }
 }
 
@@ -727,14 +759,10 @@ mod tests {
             }
             peer.ejected();
         }
-        for worker in 0..1000 {
-            metrics.set_worker_lag(worker, Duration::ZERO);
-        }
         let text = metrics.render();
         let series = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
         assert_eq!(series("mesh_proxy_requests_total{"), MAX_LABEL_SETS + 1);
         assert_eq!(series("mesh_proxy_ejections_total{"), MAX_PEERS + 1);
-        assert_eq!(series("mesh_proxy_worker_lag_seconds{"), MAX_WORKERS + 1);
         // Nothing is lost.
         let requests = text.lines().filter(|line| line.starts_with("mesh_proxy_requests_total{"));
         let sum: u64 = requests.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
@@ -783,7 +811,6 @@ mod tests {
         metrics.peer(Direction::Outbound, "ct111").ejected();
         metrics.error("peer_busy");
         metrics.set_limit(Limit::Dials, 8);
-        metrics.set_worker_lag(0, Duration::ZERO);
         metrics.set_certificate_end(1);
         metrics.set_crl_end(Some(1));
         metrics.roster_heard();
@@ -815,5 +842,17 @@ mod tests {
         for definition in metrics.definitions() {
             assert!(seen.contains(&*definition.name), "{} shows nothing", definition.name);
         }
+    }
+
+    /// deploy/docs/metrics.md has a row for each metric, and no other.
+    #[test]
+    fn the_documentation_lists_the_metrics() {
+        let rows = metrics().definitions().iter().map(|Definition { name, kind, labels, help }| {
+            format!("| `{name}` | {kind} | {} | {help} |", labels.join(", "))
+        });
+        let rows = rows.collect::<Vec<_>>().join("\n");
+        let documented = include_str!("../../deploy/docs/metrics.md").lines();
+        let documented: Vec<_> = documented.filter(|line| line.starts_with("| `mesh_proxy_")).collect();
+        assert_eq!(documented.join("\n"), rows, "the table ought to be:\n{rows}\n");
     }
 }

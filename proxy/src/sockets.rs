@@ -84,6 +84,9 @@ impl Sockets {
                 .map(|address| local(&mut given, ADMIN, address, "proxy.admin.listen"))
                 .transpose()?,
         };
+        if let Err(error) = sockets.inbound.expect_peers(proxy.timeouts.unread) {
+            tracing::warn!(target: "Mesh", "peers that vanish will be noticed late: {error}");
+        }
         match given.0.pop() {
             Some(Given { name, address, .. }) if strict => Err(SocketsError::Unasked { name, address }),
             _ => Ok(sockets),

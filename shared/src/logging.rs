@@ -56,8 +56,9 @@ impl Drop for Log {
 /// # Errors
 /// The system gives no thread.
 pub fn init(format: Format) -> io::Result<Log> {
-    let filter = EnvFilter::try_from_env("MESH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,mdns_sd=warn,hickory_resolver=warn"));
+    let filter = EnvFilter::try_from_env("MESH_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,pingora_core=warn,h2=error,mdns_sd=warn,hickory_resolver=warn")
+    });
     let time = std::env::var_os("JOURNAL_STREAM").is_none() || io::stdout().is_terminal();
     let line = Line { format, time };
     let queue = Queue::start(writer::stdout(), line)?;

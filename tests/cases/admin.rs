@@ -55,6 +55,24 @@ async fn health_readiness_and_metrics() {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(name.starts_with("mesh_") && value.parse::<f64>().is_ok(), "{line}");
     }
+    for (series, most) in [
+        ("roster_age_seconds ", 60.0),
+        ("worker_lag_seconds ", 60.0),
+        ("certificate_not_after_timestamp_seconds ", 1e10),
+        ("slots_max{limit=\"backend.max_requests\"} ", 1e6),
+        ("slots_used{limit=\"limits.max_connections\"} ", 100.0),
+        ("connections_total{direction=\"inbound\",side=\"downstream\"} ", 100.0),
+        (
+            "requests_total{direction=\"outbound\",peer=\"ct110\",agent=\"\",class=\"2xx\",outcome=\"complete\"} ",
+            100.0,
+        ),
+    ] {
+        let text = metrics.text();
+        let value = text.lines().find_map(|line| line.strip_prefix("mesh_proxy_")?.strip_prefix(series));
+        let value: f64 = value.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap();
+        assert!((0.0..=most).contains(&value), "{series}{value}");
+    }
+    assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(web::get(admin, "/").await.status, 404);
 }
 
@@ -209,7 +227,7 @@ async fn the_metrics_do_not_grow_with_what_others_say() {
     let admin = node.port(3002);
     let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
     let round = async |number: usize| {
-        let made_up = format!("name{number}");
+        let made_up = format!("zzz{number}");
         let inbound = web::get_with(&format!("/{made_up}?{made_up}"), &[("x-mesh-agent", &made_up)]);
         client.send(node.inbound(), "ct110", inbound).await;
         node.get(&format!("/nodes/{made_up}/x")).await;
@@ -230,7 +248,7 @@ async fn the_metrics_do_not_grow_with_what_others_say() {
         round(number).await;
     }
     let before = series().await;
-    assert!(!before.iter().any(|series| series.contains("name0")), "{before:?}");
+    assert!(!before.iter().any(|series| series.contains("zzz")), "{before:?}");
     for number in 3..20 {
         round(number).await;
     }

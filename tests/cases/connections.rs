@@ -94,10 +94,13 @@ async fn more_requests_than_one_h2_connection_takes_open_another() {
     let mesh = Mesh::new();
     let (peer, _address) = mesh.peer("ct150", &[]).await;
     let plan = mesh.node("ct110").agent("opus");
-    let plan = plan.with(|config| config["proxy"]["limits"] = json!({"max_streams": 10_000}));
+    let most = 16 * 100;
+    let plan = plan.with(|config| {
+        config["proxy"]["limits"] = json!({"max_streams": 10_000});
+        config["proxy"]["outbound"]["max_requests_per_node"] = json!(most);
+    });
     let node = plan.start().await;
     node.reaches("ct150").await;
-    let most = 16 * 100;
     let mut open = open_at_once(&node, "/nodes/ct150/hang", most).await;
     let hanging = || peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
     eventually("all arrive together", async || (hanging() == most).then_some(())).await;
@@ -105,6 +108,8 @@ async fn more_requests_than_one_h2_connection_takes_open_another() {
     // Beyond that nobody waits without being told.
     let detail = node.get("/nodes/ct150/x").await.problem(503, "peer_busy");
     assert!(detail.contains("1600 requests to ct150.mesh"), "{detail}");
+    // The mesh's own paths are how one learns how the node is.
+    assert_eq!(node.get("/nodes/ct150/api/mesh/ping").await.status, 200);
     open.abort_all();
     while open.join_next().await.is_some() {}
     node.comes_to("/nodes/ct150/x", None).await;

@@ -82,37 +82,39 @@ impl Target {
 
 /// A peer that sends one request after the other, on new connections and on one that it keeps.
 struct Worker {
-    task: JoinHandle<usize>,
+    task: JoinHandle<()>,
     stop: watch::Sender<bool>,
+    done: watch::Receiver<usize>,
 }
 
 impl Worker {
     fn start(mesh: &Mesh, target: &Target) -> Self {
         let client = Client::new(&mesh.ca, &mesh.ca.node("ct112")).alpn(&["http/1.1"]);
         let (stop, stopped) = watch::channel(false);
+        let (count, done) = watch::channel(0);
         let address = target.node.inbound();
         let task = tokio::spawn(async move {
             let mut kept = client.http(address, "ct111").await;
-            let mut done = 0;
             while !*stopped.borrow() {
                 let once = client.send(address, "ct111", get("/new").map(|_| web::empty())).await;
                 assert_eq!(once.status, 200, "{}", once.text());
                 let again = kept.send(get("/kept")).await;
                 assert_eq!(again.status, 200, "{}", again.text());
-                done += 2;
+                count.send_modify(|done| *done += 2);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            done
         });
-        Self { task, stop }
+        Self { task, stop, done }
     }
 
-    /// Ends it. All its requests have been answered, and there were some.
-    async fn was_served(self) {
-        self.stop.send(true).unwrap();
-        let done = within("the other peer's last request", self.task).await.unwrap();
-        println!("{done} requests of the other peer");
-        assert!(done > 4, "{done}");
+    /// Ends it after some more requests. All of them have been answered as they should.
+    async fn was_served(mut self) {
+        let enough = *self.done.borrow() + 10;
+        // Fails when its task has ended, which says why.
+        let _ = within("ten more requests", self.done.wait_for(|done| *done >= enough)).await;
+        let _ = self.stop.send(true);
+        within("the other peer's last request", self.task).await.unwrap();
+        println!("{} requests of the other peer", *self.done.borrow());
     }
 }
 
@@ -199,7 +201,7 @@ async fn requests_that_the_agent_does_not_answer() {
     let mesh = Mesh::new();
     let limits = json!({
         "backend": {"max_requests": 64, "max_queue": 64, "queue_ms": 500},
-        "limits": {"max_requests_per_peer": 300},
+        "limits": {"max_requests_per_peer": 100},
     });
     let target = Target::start(&mesh, limits).await;
     let worker = Worker::start(&mesh, &target);
@@ -214,14 +216,13 @@ async fn requests_that_the_agent_does_not_answer() {
             });
         }
     }
-    // 56 of the 64 slots are for one peer alone, and as much of the queue.
+    // 56 of the 64 slots are for one peer alone; the others may wait, or are one too many.
     let mut codes = std::collections::HashMap::<String, usize>::new();
     while codes.values().sum::<usize>() < 480 - 56 {
         let answer = within("an answer", answers.join_next()).await.unwrap().unwrap().unwrap();
         *codes.entry(answer.header("x-mesh-error").unwrap().into()).or_default() += 1;
     }
-    assert!(codes["too_many_requests"] >= 180, "{codes:?}");
-    assert!(codes["agent_busy"] > 56, "{codes:?}");
+    assert!(codes["too_many_requests"] > 100 && codes["agent_busy"] >= 44, "{codes:?}");
     let hanging = || target.node.agent().requests().iter().filter(|seen| seen.target == "/hang").count();
     assert_eq!(hanging(), 56);
     worker.was_served().await;
@@ -267,7 +268,7 @@ async fn connections_that_never_become_a_request() {
     let worker = Worker::start(&mesh, &target);
     let slow_block = {
         let mut bytes = frames::opening();
-        bytes.extend(frames::frame(1, 0, 1, &[0x82, 0x87]));
+        bytes.extend(endless_block(1));
         bytes
     };
     let openings: [(&str, Vec<u8>); 6] = [
@@ -285,8 +286,7 @@ async fn connections_that_never_become_a_request() {
             let opening = opening.clone();
             cut.spawn(async move {
                 stream.write_all(&opening).await.unwrap();
-                ends(stream, move || if alpn == "h2" { frames::frame(9, 0, 1, &[]) } else { b"x".to_vec() })
-                    .await;
+                ends(stream).await;
             });
         }
     }
@@ -295,23 +295,28 @@ async fn connections_that_never_become_a_request() {
     let mut stream = target.connect(&mesh, "ct150", "h2").await;
     stream.write_all(&[frames::opening(), frames::get(1, "/x")].concat()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    stream.write_all(&frames::frame(1, 0, 3, &[0x82, 0x87])).await.unwrap();
-    within("the end of a connection whose headers never end", ends(stream, || frames::frame(9, 0, 3, &[])))
-        .await;
+    stream.write_all(&endless_block(3)).await.unwrap();
+    within("the end of a connection whose headers never end", ends(stream)).await;
     target.node.proxy().wait_log(&["WARN", "cutting off peer.cn=ct150", "proxy.timeouts.header_ms"]).await;
     target.node.proxy().wait_log(&["WARN", "cutting off peer.cn=ct150", "first_request_ms"]).await;
     worker.was_served().await;
     target.settles().await;
 }
 
-/// Reads until the other side ends the connection, while it writes a little now and then.
-async fn ends(mut stream: TlsStream<TcpStream>, dribble: impl Fn() -> Vec<u8>) {
+/// The beginning of a block of headers whose last frame never ends.
+fn endless_block(stream: u32) -> Vec<u8> {
+    let begins = frames::frame(1, 0, stream, &[0x82, 0x87]);
+    [begins, frames::frame(9, 4, stream, &[0; 1000])[..9].to_vec()].concat()
+}
+
+/// Reads until the other side ends the connection, while it writes a byte now and then.
+async fn ends(mut stream: TlsStream<TcpStream>) {
     let mut buffer = [0; 4096];
     loop {
         tokio::select! {
             read = stream.read(&mut buffer) => if !matches!(read, Ok(1..)) { return },
             () = tokio::time::sleep(Duration::from_millis(100)) => {
-                if stream.write_all(&dribble()).await.is_err() || stream.flush().await.is_err() {
+                if stream.write_all(b"\0").await.is_err() || stream.flush().await.is_err() {
                     return;
                 }
             }

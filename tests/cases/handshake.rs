@@ -111,6 +111,9 @@ async fn every_bad_certificate_is_refused_with_one_line_that_says_why() {
     cases.push(("foreign leaf in front of our chain", Some(impostor), unknown));
 
     for (what, identity, reason) in cases {
+        // A new one each time, because lines with the same reason are grouped after the first few.
+        assert!(node.proxy().stop().await.success());
+        node.start_proxy().await;
         for version in rustls::ALL_VERSIONS {
             let seen = node.proxy().log().len();
             let client = match &identity {

@@ -22,6 +22,15 @@ async fn registryd_answers(node: &Node) {
     .await;
 }
 
+/// What says that mesh-proxy is ready is in the log.
+async fn proxy_accepts(node: &Node) {
+    mesh_tests::eventually("mesh-proxy accepts connections", async || {
+        tokio::net::TcpStream::connect(node.outbound()).await.ok()
+    })
+    .await;
+    node.has_roster().await;
+}
+
 async fn dropped(node: &Node) -> u64 {
     let metrics = web::get(node.port(3002), "/metrics").await.text();
     let count = metrics.lines().find_map(|line| line.strip_prefix("mesh_proxy_log_lines_dropped_total "));
@@ -40,7 +49,7 @@ async fn a_log_that_nobody_reads_holds_up_no_request_and_tells_later_what_is_mis
     registryd_answers(&node).await;
     let (proxy, unread) = start_blocked(&node, "mesh-proxy");
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     let (node, limit) = (&mut node, Duration::from_secs(120));
     eventually_within(limit, "more lines than there is room for", async || {
         assert_eq!(node.get("/nodes/ct110/x").await.status, 200);
@@ -72,7 +81,7 @@ async fn a_log_that_nobody_reads_does_not_keep_a_daemon_from_ending() {
     registryd_answers(&node).await;
     let (proxy, _unread) = start_blocked(&node, "mesh-proxy");
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     assert!(node.proxy().stop().await.success());
     assert!(node.registryd().stop().await.success());
 }
@@ -86,7 +95,7 @@ async fn json_has_an_object_with_the_same_names_on_each_line() {
     registryd_answers(&node).await;
     let proxy = Daemon::start("mesh-proxy", node.command("mesh-proxy").args(["--log-format", "json"]));
     node.proxy = Some(proxy);
-    node.has_roster().await;
+    proxy_accepts(&node).await;
     node.get_from_peer(&mesh, "ct111", "/x\u{202e}\"").await;
     node.proxy().wait_log(&["AgentChannel", "ct111"]).await;
     assert!(node.proxy().stop().await.success());
@@ -108,6 +117,31 @@ async fn json_has_an_object_with_the_same_names_on_each_line() {
             |line: &&Value| line["message"].as_str().is_some_and(|message| message.starts_with(ready));
         assert_eq!(lines.iter().find(is_ready).expect("a ready line")["target"], target);
     }
+}
+
+/// A flood of failures is a few lines, which say how many there were.
+#[tokio::test]
+async fn junk_on_the_port_fills_no_log() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    node.start_proxy().await;
+    for _ in 0..500 {
+        web::raw(node.inbound(), b"GET / HTTP/1.1\r\n\r\n").await;
+    }
+    let failed = ["WARN [AgentChannel] TLS handshake failed from 127.0.0.1: not a TLS client"];
+    assert!(!node.proxy().lines_with(&failed).is_empty());
+    // What was not written one by one is told at the end at the latest.
+    assert!(node.proxy().stop().await.success());
+    node.proxy().wait_log(&["INFO [Mesh] stopping"]).await;
+    let told: Vec<_> = node.proxy().lines_with(&["not a TLS client"]);
+    let single = node.proxy().lines_with(&failed).len();
+    let more = |line: &String| -> usize {
+        let (_, more) = line.split_once(" … and ").unwrap();
+        more.split_once(" more like it").unwrap().0.parse().unwrap()
+    };
+    let summed_up: Vec<_> = told.iter().filter(|line| line.contains(" … and ")).collect();
+    assert_eq!(single + summed_up.iter().map(|line| more(line)).sum::<usize>(), 500, "{told:?}");
+    assert!(told.len() < 100, "{told:?}");
 }
 
 #[tokio::test]

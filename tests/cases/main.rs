@@ -14,6 +14,7 @@ mod discovery;
 mod early_answers;
 mod events;
 mod exchanges;
+mod failover;
 mod first_view;
 mod floods;
 mod forged_answers;
@@ -39,6 +40,7 @@ mod stopping;
 mod storage;
 mod streaming;
 mod supervisor;
+mod trust_while_connected;
 mod upgrading;
 
 use std::io::Write;

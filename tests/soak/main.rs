@@ -2,9 +2,12 @@
 //! of the same are among the cases.
 //! `tests/soak.sh` runs it.
 
+mod floods;
+
 use std::time::Duration;
 
 use mesh_tests::chaos::{self, Chaos};
+use mesh_tests::failover::Failover;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::supervised::{self, Supervised};
 
@@ -55,6 +58,15 @@ async fn nothing_is_lost_where_some_have_the_file_through_a_mount_that_hangs() {
     let report = chaos.run().await;
     println!("with a mount that hangs: {report}");
     assert!(report.hangs > 20 && report.kills > 100, "{report}");
+}
+
+#[tokio::test]
+async fn of_a_thousand_tasks_only_those_on_a_stopped_node_are_lost() {
+    let report = Failover { posts: 1000, every: Duration::from_millis(20) }.run().await;
+    println!("one of three nodes killed, one stopped: {report}");
+    assert!(report.after > 300, "{report}");
+    // Nobody waits for a node that is known to be away.
+    assert!(report.p99.1 < Duration::from_millis(500).max(report.p99.0 * 3), "{report}");
 }
 
 /// How often a sidecar is replaced, with how many requests a second and how many event streams.

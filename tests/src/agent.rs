@@ -57,6 +57,7 @@ impl Recorded {
 /// - `/deaf`: nothing, and the request's body is not read
 /// - `/large`: 4 MiB
 /// - `/trailers`: the body back, with `grpc-status: 0` and `x-mesh-error: forged` behind it
+/// - `/session/<id>`: 200 with that `mcp-session-id`
 /// - an `Upgrade` request elsewhere: 101, then every byte in upper case
 /// - anything else: 200 with `method target`
 pub struct Example {
@@ -232,6 +233,9 @@ impl Example {
                 let _ = sender.send(Err("broken on purpose".into()));
                 Ok(Response::builder().header("content-length", "1000").body(body)?)
             }
+            _ if path.starts_with("/session/") => Ok(Response::builder()
+                .header("mcp-session-id", path.trim_start_matches("/session/"))
+                .body(web::empty())?),
             _ => match path.strip_prefix("/status/") {
                 Some(code) => {
                     let response = Response::builder().status(code).header("x-agent", &self.name);

@@ -172,20 +172,30 @@ impl Ca {
 
     /// A revocation list that ends with the beginning of a year.
     pub fn crl_pem_until(&self, year: i32, revoked: &[&Issued]) -> String {
+        self.list(revoked, |list| list.next_update = date_time_ymd(year, 1, 1))
+    }
+
+    /// A revocation list that ends so long from now.
+    pub fn crl_pem_ending(&self, life: Duration, revoked: &[&Issued]) -> String {
+        self.list(revoked, |list| list.next_update = (SystemTime::now() + life).into())
+    }
+
+    fn list(&self, revoked: &[&Issued], change: impl FnOnce(&mut CertificateRevocationListParams)) -> String {
         let revoked_certs = revoked.iter().map(|issued| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&issued.serial),
             revocation_time: date_time_ymd(2025, 1, 1),
             reason_code: None,
             invalidity_date: None,
         });
-        let list = CertificateRevocationListParams {
+        let mut list = CertificateRevocationListParams {
             this_update: date_time_ymd(2025, 1, 1),
-            next_update: date_time_ymd(year, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
             crl_number: SerialNumber::from_slice(&[1]),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
+        change(&mut list);
         list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 

@@ -7,6 +7,7 @@
 //! - [`resolved`]: systemd-resolved beside a node
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
+//! - [`failover`]: an agent on several nodes of which some cannot be reached
 //! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
@@ -23,6 +24,7 @@ pub mod agent;
 pub mod ca;
 pub mod chaos;
 pub mod dns;
+pub mod failover;
 pub mod frames;
 pub mod loopback;
 pub mod mesh;

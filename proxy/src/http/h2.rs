@@ -31,11 +31,9 @@ pub const CALLER_PING_INTERVAL: Duration = Duration::from_secs(4);
 pub const CALLER_PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Streams that a client may have cancelled before the connection gets round to them. With h2's own 20 a burst of
-/// cancelled requests ends the connection and everybody else's requests on it; what cancels cost is bounded by
-/// [`Frames`] instead.
-pub fn max_pending_reset_streams(max_streams: u32) -> usize {
-    4 * max_streams.max(250) as usize
-}
+/// cancelled requests ends the connection and everybody else's requests on it. What cancels cost is bounded by their
+/// rate instead, see [`crate::downstream::watch`]; this is more than it lets pass at once.
+pub const MAX_PENDING_RESET_STREAMS: usize = 5_000;
 
 const PREFACE_BYTES: u32 = 24;
 const HEADER_BYTES: usize = 9;

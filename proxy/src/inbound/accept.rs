@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ impl Inbound {
             .initial_connection_window_size(h2::connection_window_bytes(proxy.limits.max_streams))
             .max_frame_size(h2::FRAME_BYTES)
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(proxy.limits.max_streams))
+            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None)
             .keep_alive_interval(h2::PING_INTERVAL)
             .keep_alive_timeout(h2::PING_TIMEOUT);
@@ -186,42 +187,47 @@ impl Inbound {
     }
 
     /// Answers requests until the connection ends; after `shutdown`, those that are under way.
-    async fn serve(
+    ///
+    /// Not an async function: it would keep the parts of the connection besides the whole for as long as it is open.
+    fn serve(
         self: &Arc<Self>,
         tls: PeerStream,
         from: &Arc<Connection>,
         peer: &Arc<PeerIdentity>,
         share: &Arc<Peer>,
         shutdown: &ShutdownWatch,
-    ) {
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (this, from, peer, share) = (self.clone(), from.clone(), peer.clone(), share.clone());
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
         let io = Watched::new(tls, from.clone(), self.timeouts.first_request);
-        let service = service_fn(|request| {
+        let (of, name) = (from.clone(), peer.clone());
+        let service = service_fn(move |request| {
             from.begins();
-            let (this, from, peer, share) = (self.clone(), from.clone(), peer.clone(), share.clone());
+            let (this, from, peer, share) = (this.clone(), from.clone(), peer.clone(), share.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
             Box::pin(
                 async move { Ok::<_, Infallible>(this.pipeline.handle(&from, &peer, &share, request).await) },
             )
         });
-        // Each boxed, because they differ in size and only one is needed.
-        let ended = match http2 {
+        let connection: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = match http2 {
             true => {
                 let io = TokioIo::new(io.http2(self.timeouts.header));
                 let connection = self.http2.serve_connection(io, service);
                 let finish = http2::Connection::graceful_shutdown;
-                Box::pin(run_to_end(connection, finish, shutdown.clone())).await
+                Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
                 let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
-                Box::pin(linger_to_end(connection, finish, &self.drain)).await
+                Box::pin(linger_to_end(connection, finish, &self.drain))
             }
         };
-        match ended {
-            Ok(()) => from.tunnel.ended().await,
-            Err(error) => {
-                tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", peer.name());
+        async move {
+            match connection.await {
+                Ok(()) => of.tunnel.ended().await,
+                Err(error) => {
+                    tracing::debug!(target: "AgentChannel", "the connection of {} ended: {error}", name.name());
+                }
             }
         }
     }

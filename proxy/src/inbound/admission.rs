@@ -16,6 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ProxyError;
 use crate::listener::Connections;
+use crate::metrics::{Held, Limit, METRICS};
 use crate::rate::Rate;
 
 /// Connections of peers that policy keeps out and that may still ask once, in order to be told so.
@@ -87,9 +88,10 @@ impl Admission {
         let (network, ended) = (Network::of(address), Arc::<Notify>::default());
         let (id, displaced) = self.handshakes.lock().enter(network, ended.clone());
         if let Some(displaced) = displaced {
+            METRICS.refused(Limit::Handshakes);
             displaced.notify_one();
         }
-        Handshake { admission: self.clone(), network, id, ended }
+        Handshake { admission: self.clone(), network, id, ended, _slot: METRICS.slot(Limit::Handshakes) }
     }
 
     /// A place for one connection of the peer of this name.
@@ -98,6 +100,7 @@ impl Admission {
     /// It, or all peers together, have as many as they may.
     pub fn connect(self: &Arc<Self>, name: &str) -> Result<Admitted, Refusal> {
         let Some(place) = self.connections.enter() else {
+            METRICS.refused(Limit::Connections);
             let first = !self.full.swap(true, Ordering::Relaxed);
             return Err(Refusal::Full { most: self.connections.most(), first });
         };
@@ -112,12 +115,14 @@ impl Admission {
         });
         let most = self.limits.max_connections_per_peer;
         if entry.connections >= most {
+            METRICS.refused(Limit::ConnectionsPerPeer);
             return Err(Refusal::TooMany { most, first: !std::mem::replace(&mut entry.refused, true) });
         }
         (entry.connections, entry.refused) = (entry.connections + 1, false);
         let peer = entry.peer.clone();
         self.full.store(false, Ordering::Relaxed);
-        Ok(Admitted { peer, admission: self.clone(), _place: place })
+        let slot = METRICS.slot(Limit::Connections);
+        Ok(Admitted { peer, admission: self.clone(), _place: place, _slot: slot })
     }
 
     /// A place for a connection of a peer that policy keeps out, so that it can be told so. `None`: there is none left.
@@ -142,6 +147,7 @@ pub struct Handshake {
     network: Network,
     id: u64,
     ended: Arc<Notify>,
+    _slot: Held,
 }
 
 impl Handshake {
@@ -168,6 +174,7 @@ pub struct Admitted {
     pub peer: Arc<Peer>,
     admission: Arc<Admission>,
     _place: OwnedSemaphorePermit,
+    _slot: Held,
 }
 
 impl Drop for Admitted {
@@ -213,8 +220,9 @@ impl Peer {
     /// The peer has as many under way as it may, or sends them too fast.
     pub fn request(self: &Arc<Self>) -> Result<UnderWay, ProxyError> {
         let others = self.requests.fetch_add(1, Ordering::Relaxed);
-        let request = UnderWay(self.clone());
+        let request = UnderWay(self.clone(), METRICS.slot(Limit::RequestsPerPeer));
         if others >= self.max_requests {
+            METRICS.refused(Limit::RequestsPerPeer);
             return Err(ProxyError::TooManyRequests { peer: self.name.to_string(), most: self.max_requests });
         }
         let Some(rate) = self.rate else { return Ok(request) };
@@ -222,7 +230,10 @@ impl Peer {
         let taken = self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| rate.take(due, now));
         match taken {
             Ok(_) => Ok(request),
-            Err(_) => Err(ProxyError::RateLimited { peer: self.name.to_string(), most: rate.per_second() }),
+            Err(_) => {
+                METRICS.refused(Limit::RequestRatePerPeer);
+                Err(ProxyError::RateLimited { peer: self.name.to_string(), most: rate.per_second() })
+            }
         }
     }
 
@@ -233,7 +244,7 @@ impl Peer {
 }
 
 /// A request of a peer, until it has ended.
-pub struct UnderWay(Arc<Peer>);
+pub struct UnderWay(Arc<Peer>, #[allow(dead_code, reason = "counts until it is dropped")] Held);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {

@@ -26,6 +26,7 @@ use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::absolute;
 use crate::inbound::admission::Peer;
 use crate::inbound::slots::{Entered, Slots};
+use crate::metrics::{Held, Limit, METRICS};
 use crate::tcp;
 use crate::upstream::io::early_answer::EarlyAnswer;
 
@@ -57,25 +58,26 @@ impl AgentSlots {
 
     /// A slot for a request of `peer`, as soon as there is one for it.
     async fn enter(self: &Arc<Self>, peer: &Peer) -> Result<Slot, ProxyError> {
-        let mut slot = Slot { slots: self.clone(), caller: peer.id(), kind: Kind::None };
+        let mut slot = Slot { slots: self.clone(), caller: peer.id(), kind: Kind::None, counted: None };
         let mut granted = None;
         let entered = self.requests.lock().enter(slot.caller, || {
             let (grant, receiver) = oneshot::channel();
             granted = Some(receiver);
             grant
         });
-        slot.kind = match entered {
-            Entered::Taken => Kind::Request,
-            Entered::Waits(ticket) => Kind::Waiting(ticket),
-            Entered::Refused => Kind::None,
-        };
+        match entered {
+            Entered::Taken => slot.becomes(Kind::Request),
+            Entered::Waits(ticket) => slot.becomes(Kind::Waiting(ticket)),
+            Entered::Refused => METRICS.refused(Limit::BackendQueue),
+        }
         let waited = match (slot.kind, granted) {
             (Kind::Request, _) => return Ok(slot),
             (Kind::Waiting(_), Some(granted)) => {
                 if let Ok(Ok(())) = timeout(self.limits.queue, granted).await {
-                    slot.kind = Kind::Request;
+                    slot.becomes(Kind::Request);
                     return Ok(slot);
                 }
+                METRICS.refused(Limit::BackendRequests);
                 self.limits.queue
             }
             _ => Duration::ZERO,
@@ -102,6 +104,7 @@ pub struct Slot {
     slots: Arc<AgentSlots>,
     caller: u64,
     kind: Kind,
+    counted: Option<Held>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,16 +116,27 @@ enum Kind {
 }
 
 impl Slot {
+    fn becomes(&mut self, kind: Kind) {
+        let limit = match kind {
+            Kind::Request => Some(Limit::BackendRequests),
+            Kind::Stream => Some(Limit::BackendEventStreams),
+            Kind::Waiting(_) => Some(Limit::BackendQueue),
+            Kind::None => None,
+        };
+        (self.kind, self.counted) = (kind, limit.map(|limit| METRICS.slot(limit)));
+    }
+
     /// Moves to the streams, which take no slots of requests.
     fn becomes_stream(&mut self) -> Result<(), ProxyError> {
         if !self.slots.streams.lock().enter_now(self.caller) {
+            METRICS.refused(Limit::BackendEventStreams);
             return Err(ProxyError::AgentBusy {
                 most: self.slots.limits.max_event_streams,
                 waited_ms: 0,
                 key: "proxy.backend.max_event_streams",
             });
         }
-        self.kind = Kind::Stream;
+        self.becomes(Kind::Stream);
         self.slots.leave(self.caller);
         Ok(())
     }

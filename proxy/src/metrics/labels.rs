@@ -153,8 +153,6 @@ label! {
         BadCertificate = "bad_certificate",
         /// The peer refused this node's certificate or offer.
         RefusedByPeer = "refused_by_peer",
-        /// Policy denies the peer.
-        Denied = "denied",
         /// Too many handshakes or connections are under way.
         Limit = "limit",
         /// The dialled address takes no connection.

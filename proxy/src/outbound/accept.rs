@@ -21,6 +21,7 @@ use crate::drain::Drain;
 use crate::http::h2;
 use crate::http::unread::Streams;
 use crate::listener::{Connections, linger_to_end, remote_address};
+use crate::metrics::{Limit, METRICS};
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
@@ -56,7 +57,7 @@ impl Outbound {
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams))
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::max_pending_reset_streams(limits.max_streams))
+            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None);
         Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http }
     }
@@ -67,6 +68,7 @@ impl ServerApp for OutboundListener {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let outbound = &self.outbound;
         let Some(_place) = outbound.connections.enter() else {
+            METRICS.refused(Limit::LocalConnections);
             if !outbound.full.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     target: "Outbound",
@@ -77,6 +79,7 @@ impl ServerApp for OutboundListener {
             return None;
         };
         outbound.full.store(false, Ordering::Relaxed);
+        let _slot = METRICS.slot(Limit::LocalConnections);
         let caller = Caller::Program(remote_address(&stream));
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
         let service = service_fn(|request| {

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::http::body::root_cause;
+use crate::metrics::METRICS;
 use crate::roster::registryd::{ANSWER, BoxError, RegistryLink, request};
 use crate::roster::store::RosterStore;
 
@@ -61,6 +62,7 @@ async fn follow_once(
     let mut pending = BytesMut::new();
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| "it sends nothing any more")? {
         let Ok(data) = frame?.into_data() else { continue };
+        METRICS.roster_heard();
         pending.extend_from_slice(&data);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line = pending.split_to(end + 1);

@@ -13,6 +13,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
+use crate::metrics::METRICS;
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
@@ -94,6 +95,12 @@ impl Credentials {
             not_after: material.leaf.not_after,
         })
     }
+
+    /// Shows in the metrics when it ends.
+    fn show(&self) {
+        METRICS.set_certificate_end(self.not_after);
+        METRICS.set_crl_end(self.crl_ends.iter().copied().min());
+    }
 }
 
 /// The snapshot in use, and word of each new one.
@@ -105,6 +112,7 @@ pub struct CredentialStore {
 impl CredentialStore {
     /// Starts with `credentials`.
     pub fn new(credentials: Credentials) -> Self {
+        credentials.show();
         Self { current: ArcSwap::from_pointee(credentials), replaced: watch::Sender::new(()) }
     }
 
@@ -120,6 +128,7 @@ impl CredentialStore {
 
     /// Uses `credentials` from now on.
     pub fn replace(&self, credentials: Credentials) {
+        credentials.show();
         self.current.store(Arc::new(credentials));
         self.replaced.send_replace(());
     }

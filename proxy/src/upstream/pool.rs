@@ -137,6 +137,7 @@ impl Pool {
             ))
             .max_frame_size(h2::FRAME_BYTES)
             .max_header_list_size(limits.max_header_bytes)
+            .max_send_buf_size(h2::SEND_BUFFER_BYTES)
             // Until the peer has said how many, one is safe (RFC 9113, section 6.5.2).
             .initial_max_send_streams(1)
             .keep_alive_interval(h2::CALLER_PING_INTERVAL)

@@ -136,6 +136,45 @@ mod tests {
         assert_eq!(unprocessed(&std::io::Error::other("reset")), None);
     }
 
+    /// How a request fails whose peer answers it with these frames and then closes the connection.
+    async fn failed_by(frames: &[u8]) -> Option<RetryReason> {
+        use bytes::Bytes;
+        use http_body_util::Full;
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(ours));
+        let (mut sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::post("https://ct111.mesh/").body(Full::new(Bytes::from_static(b"{}")));
+        let answer = tokio::spawn(async move { sender.send_request(request.unwrap()).await });
+        // Our SETTINGS are empty.
+        theirs.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"{}") {
+            theirs.read_buf(&mut read).await.unwrap();
+        }
+        theirs.write_all(frames).await.unwrap();
+        drop(theirs);
+        unprocessed(&answer.await.unwrap().unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_says_it_has_not_processed() {
+        let reset = |code| [&b"\0\0\x04\x03\0\0\0\0\x01\0\0\0"[..], &[code]].concat();
+        assert_eq!(failed_by(&reset(7)).await, Some(RetryReason::RefusedStream));
+        for code in [0, 2, 8, 11] {
+            assert_eq!(failed_by(&reset(code)).await, None, "code {code}");
+        }
+        let go_away =
+            |last, code| [&b"\0\0\x08\x07\0\0\0\0\0\0\0\0"[..], &[last], &b"\0\0\0"[..], &[code]].concat();
+        assert_eq!(failed_by(&go_away(0, 0)).await, Some(RetryReason::GoAway));
+        assert_eq!(failed_by(&go_away(1, 0)).await, None, "it was taken");
+        assert_eq!(failed_by(&go_away(0, 11)).await, None);
+        assert_eq!(failed_by(&[]).await, None);
+    }
+
     #[test]
     fn a_fault_of_this_node_is_not_tried_on_others() {
         let node: mesh_shared::NodeName = "ct111".parse().unwrap();

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 /// How long a group lasts.
 const WINDOW: Duration = Duration::from_secs(10);
 /// How many lines of a group are written at once and in full.
-const FIRST: u32 = 3;
+const FIRST: u32 = 8;
 /// How many reasons are told apart at a time; further ones share a group.
 const MAX_REASONS: usize = 32;
 /// How many addresses of a group are told apart.
 const MAX_ADDRESSES: usize = 256;
 
 /// Lines that strangers can cause as often as they like, such as those of failed handshakes, grouped by reason: the
-/// first three of a reason in ten seconds are written, the others become one line that sums them up.
+/// first eight of a reason in ten seconds are written, the others become one line that sums them up.
 ///
 /// ```
 /// # use mesh_shared::logging::Repeats;
@@ -214,10 +214,10 @@ mod tests {
     fn single_lines_are_written_and_a_flood_is_summed_up() {
         let (repeats, start) = (Repeats::new(|_| {}), Instant::now());
         let mut written = 0;
-        for number in 0..815 {
+        for number in 0..820 {
             let now = start + Duration::from_millis(number.into());
             let (admitted, begins, ended) = repeats.admits_at("not TLS", address(number % 3), now);
-            assert_eq!(begins, number == 3, "{number}");
+            assert_eq!(begins, number == FIRST, "{number}");
             assert!(ended.is_empty());
             written += u32::from(admitted);
         }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_next_line_after_a_window_ends_it() {
         let (repeats, start) = (Repeats::new(|_| {}), Instant::now());
-        for _ in 0..4 {
+        for _ in 0..=FIRST {
             repeats.admits_at("not TLS", None, start);
         }
         let (admitted, _, ended) = repeats.admits_at("not TLS", None, start + seconds(12));

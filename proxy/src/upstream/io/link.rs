@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -17,6 +17,10 @@ use tokio::sync::oneshot;
 /// whole connection, and with it the streams of bystanders, when more than some 20 streams are reset that they have not
 /// accepted yet: those of a peer that was held up. What comes from it says that it reads again.
 const RESETS: u32 = 8;
+/// After so many, the peer is asked for a sign of life, so that the others need not wait for what it sends by itself.
+const RESETS_BEFORE_PING: u32 = RESETS / 2;
+/// A PING frame (RFC 9113, section 6.7), which the peer must answer.
+const PING: &[u8; 17] = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00upstream";
 /// As many reads may bring the peer's first SETTINGS.
 const FIRST_READS: u64 = 4;
 
@@ -26,6 +30,7 @@ pub struct Link {
     reads: AtomicU64,
     resets: AtomicU32,
     all_resets: AtomicU32,
+    wants_ping: AtomicBool,
     reset_waits: AtomicBool,
     waiting_to_reset: Mutex<Vec<Waker>>,
     first_reads: AtomicWaker,
@@ -51,9 +56,13 @@ impl Link {
     /// Counts a stream that is to be reset before its answer has begun; false: not now, or a peer that is held up
     /// would end the connection.
     pub fn try_reset(&self) -> bool {
-        let granted = self.resets.fetch_add(1, Ordering::Relaxed) < RESETS;
+        let before = self.resets.fetch_add(1, Ordering::Relaxed);
+        let granted = before < RESETS;
         if granted {
             self.all_resets.fetch_add(1, Ordering::Relaxed);
+            if before + 1 == RESETS_BEFORE_PING {
+                self.wants_ping.store(true, Ordering::Relaxed);
+            }
         } else {
             self.resets.fetch_sub(1, Ordering::Relaxed);
         }
@@ -118,6 +127,8 @@ impl Link {
 pub struct Linked<S> {
     inner: S,
     link: Arc<Link>,
+    /// What is still to be written of a ping.
+    ping: &'static [u8],
     /// Tells on drop that the connection is gone.
     _gone: oneshot::Sender<()>,
 }
@@ -126,7 +137,7 @@ impl<S> Linked<S> {
     /// Wraps a connection. The receiver ends when it is gone.
     pub fn new(inner: S) -> (Self, oneshot::Receiver<()>) {
         let (gone, is_gone) = oneshot::channel();
-        (Self { inner, link: Arc::default(), _gone: gone }, is_gone)
+        (Self { inner, link: Arc::default(), ping: &[], _gone: gone }, is_gone)
     }
 
     /// Its link.
@@ -177,13 +188,43 @@ impl<S: AsyncRead + Unpin> AsyncRead for Linked<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Linked<S> {
+    /// Writes what is left of a ping.
+    fn poll_ping(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.ping.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(context, self.ping))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.ping = self.ping.get(written..).unwrap_or_default();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Flushes; then everything that was written is whole frames, and a ping can follow.
+    fn poll_flush_and_ping(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_ping(context))?;
+        ready!(Pin::new(&mut self.inner).poll_flush(context))?;
+        if !self.link.wants_ping.swap(false, Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        self.ping = PING;
+        ready!(self.poll_ping(context))?;
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Linked<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write(context, data);
+        let polled = match self.poll_ping(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_write(context, data),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.judge(polled, &self.link.writer, context)
     }
 
@@ -192,7 +233,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Linked<S> {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, data);
+        let polled = match self.poll_ping(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_write_vectored(context, data),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
         self.judge(polled, &self.link.writer, context)
     }
 
@@ -201,7 +246,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Linked<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.inner).poll_flush(context);
+        let polled = self.poll_flush_and_ping(context);
         self.judge(polled, &self.link.writer, context)
     }
 
@@ -236,6 +281,28 @@ mod tests {
         waiting.await.unwrap();
         assert_eq!((0..100).filter(|_| link.try_reset()).count(), RESETS as usize - 1);
         assert_eq!(link.resets(), 2 * RESETS);
+    }
+
+    #[tokio::test]
+    async fn a_peer_whose_streams_are_reset_is_asked_for_a_sign_of_life() {
+        // Narrower than a ping, which then takes several writes.
+        let (ours, mut theirs) = tokio::io::duplex(5);
+        let (mut ours, _is_gone) = Linked::new(ours);
+        let link = ours.link().clone();
+        let reading = tokio::spawn(async move {
+            let mut read = Vec::new();
+            theirs.read_to_end(&mut read).await.unwrap();
+            read
+        });
+        ours.write_all(b"one").await.unwrap();
+        ours.flush().await.unwrap();
+        while link.try_reset() {}
+        ours.write_all(b"two").await.unwrap();
+        ours.flush().await.unwrap();
+        ours.write_all(b"three").await.unwrap();
+        ours.flush().await.unwrap();
+        drop(ours);
+        assert_eq!(reading.await.unwrap(), [b"onetwo", &PING[..], b"three"].concat());
     }
 
     #[tokio::test]
