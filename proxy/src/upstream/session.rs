@@ -101,7 +101,7 @@ mod tests {
         (0..count).map(|i| format!("ct{}", 110 + i).parse().unwrap()).collect()
     }
 
-    fn home<'n>(session: usize, nodes: &'n [NodeName]) -> &'n NodeName {
+    fn home(session: usize, nodes: &[NodeName]) -> &NodeName {
         let session = format!("session-{session}");
         nodes.iter().max_by_key(|node| rank(session.as_bytes(), node)).unwrap()
     }
