@@ -202,6 +202,8 @@ async fn where_files_are_few_connections_are_too() {
             "WARN [Mesh] this process may open 256 files, enough for 39 connections a side, not 10000",
         ])
         .await;
+    // That line comes before it listens.
+    node.proxy().wait_log(&["[Mesh] mesh-proxy ready"]).await;
     node.has_roster().await;
     // However many come, this host's own agent gets through.
     let mut many = Vec::new();
