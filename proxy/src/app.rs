@@ -333,7 +333,13 @@ async fn wait(
     let limit = config.proxy.timeouts.drain;
     let upgrading = successor.is_some();
     let mut pause = WAITING_TOLD.0;
-    let mut tell_at = Instant::now();
+    let tell = || {
+        let what = format!("stopping; {} finish first", shared.under_way());
+        tracing::info!(target: "Mesh", "{what}");
+        supervisor.waits_for(&what);
+    };
+    tell();
+    let mut tell_at = Instant::now() + pause;
     let cut = |why: String| {
         caller::all_cut("the sidecar ended");
         tracing::warn!(target: "Mesh", "{} {why}; they are cut off", shared.under_way());

@@ -2,6 +2,8 @@
 //! of the same are among the cases.
 //! `tests/soak.sh` runs it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod floods;
 
 use std::time::Duration;
