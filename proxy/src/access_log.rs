@@ -200,7 +200,7 @@ impl Account {
                 }
             }
             Caller::Program(address) => {
-                let caller = address.map(tracing::field::display);
+                let caller = address.as_deref();
                 let attempts = self.attempts;
                 tracing::info!(
                     target: "Outbound",

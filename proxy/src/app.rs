@@ -333,12 +333,12 @@ async fn wait(
     let limit = config.proxy.timeouts.drain;
     let upgrading = successor.is_some();
     let mut pause = WAITING_TOLD.0;
-    let tell = || {
+    let tell = async || {
         let what = format!("stopping; {} finish first", shared.under_way());
         tracing::info!(target: "Mesh", "{what}");
-        supervisor.waits_for(&what);
+        supervisor.waits_for(&what).await;
     };
-    tell();
+    tell().await;
     let mut tell_at = Instant::now() + pause;
     let cut = |why: String| {
         caller::all_cut("the sidecar ended");
@@ -376,9 +376,7 @@ async fn wait(
                 return cut(format!("after {ms} ms (proxy.timeouts.drain_ms)"));
             }
             () = sleep_until(tell_at) => {
-                let what = format!("stopping; {} finish first", shared.under_way());
-                tracing::info!(target: "Mesh", "{what}");
-                supervisor.waits_for(&what).await;
+                tell().await;
                 tell_at += pause;
                 if upgrading && deadline.is_none() {
                     pause = (pause * 2).min(WAITING_TOLD.1);

@@ -1,6 +1,5 @@
 //! Who sends requests, and what the requests of one connection share.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -16,8 +15,8 @@ use crate::tls::verify::PeerIdentity;
 pub enum Caller {
     /// A peer, as its certificate proved.
     Peer(Arc<PeerIdentity>),
-    /// A program of this host.
-    Program(Option<SocketAddr>),
+    /// A program of this host, by its address.
+    Program(Option<Box<str>>),
 }
 
 impl Caller {

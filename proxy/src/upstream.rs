@@ -478,17 +478,18 @@ impl Upstream {
         let handshake = self.nodes.proxy.timeouts.handshake;
         let patience = if others { PATIENCE.min(handshake) } else { handshake };
         let begun = Instant::now();
+        // What makes a connection is kilobytes, and rarely needed: boxed, so that each request's future is small.
         let connection = if target.upgrade {
-            pool.connection_for_upgrade(patience).await?
+            Box::pin(pool.connection_for_upgrade(patience)).await?
         } else if let Some(connection) = pool.try_connection(target.own_path) {
             return Ok((connection, None));
         } else if others {
-            match timeout(patience, pool.connection(target.own_path)).await {
+            match timeout(patience, Box::pin(pool.connection(target.own_path))).await {
                 Ok(connection) => connection?,
                 Err(_) => return Err(slow(pool, choice, patience)),
             }
         } else {
-            pool.connection(target.own_path).await?
+            Box::pin(pool.connection(target.own_path)).await?
         };
         Ok((connection, Some(begun.elapsed())))
     }

@@ -38,9 +38,26 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// What concerns one connection only, apart from what `Connection` names.
+static HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    TE,
+    UPGRADE,
+    TRANSFER_ENCODING,
+    EXPECT,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHORIZATION,
+    HTTP2_SETTINGS,
+];
+
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1): what `Connection` names, the
 /// usual ones, and `Expect`, which the server side has answered by itself. `TE: trailers` stays.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none: one look instead of one for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -56,15 +73,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [
-        UPGRADE,
-        TRANSFER_ENCODING,
-        EXPECT,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHORIZATION,
-        HTTP2_SETTINGS,
-    ] {
+    for name in HOP_BY_HOP.iter().filter(|name| **name != TE) {
         headers.remove(name);
     }
     if headers.get(TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {

@@ -49,7 +49,8 @@ impl Outbound {
         let (limits, unread) = (&config.proxy.limits, config.proxy.timeouts.unread);
         let mut http = auto::Builder::new(Streams::new(unread));
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
-        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize);
+        // Small answers go out in one piece, which the system sends for less than a list of pieces.
+        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize).writev(false);
         http.http2()
             .timer(TokioTimer::new())
             .max_header_list_size(limits.max_header_bytes)
@@ -80,7 +81,7 @@ impl ServerApp for OutboundListener {
         };
         outbound.full.store(false, Ordering::Relaxed);
         let _slot = METRICS.slot(Limit::LocalConnections);
-        let caller = Caller::Program(remote_address(&stream));
+        let caller = Caller::Program(remote_address(&stream).map(|address| address.to_string().into()));
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
         let service = service_fn(|request| {
             let (this, from) = (self.clone(), from.clone());

@@ -1,7 +1,9 @@
 //! One event as one line, as text or as JSON.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::fmt::{self, Write};
+use std::time::UNIX_EPOCH;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -80,16 +82,17 @@ impl Line {
         match self.format {
             Format::Text => {
                 if self.time {
-                    SystemTime.format_time(writer)?;
+                    write_time(writer)?;
                     writer.write_char(' ')?;
                 }
-                write!(writer, "{level} [")?;
+                writer.write_str(level.as_str())?;
+                writer.write_str(" [")?;
                 Visible::new(&mut *writer, MAX_VALUE_CHARS).write_str(target)?;
                 writer.write_char(']')
             }
             Format::Json => {
                 writer.write_str("{\"time\":\"")?;
-                SystemTime.format_time(writer)?;
+                write_time(writer)?;
                 write!(writer, "\",\"level\":\"{level}\",\"target\":")?;
                 write_json_string(writer, &target, MAX_VALUE_CHARS)
             }
@@ -102,6 +105,47 @@ impl Line {
             Format::Json => "}\n",
         })
     }
+}
+
+/// The time up to its seconds, `2026-11-27T05:29:07.`, as it was written last by this thread, and that second.
+type Second = (u64, [u8; 20]);
+
+thread_local! {
+    static SECOND: Cell<Option<Second>> = const { Cell::new(None) };
+}
+
+/// The time in microseconds. What a second begins with is made once for all its lines.
+fn write_time(writer: &mut Writer<'_>) -> fmt::Result {
+    let Ok(now) = std::time::SystemTime::now().duration_since(UNIX_EPOCH) else {
+        return SystemTime.format_time(writer);
+    };
+    let beginning = match SECOND.get() {
+        Some((second, beginning)) if second == now.as_secs() => beginning,
+        _ => {
+            let mut whole = String::new();
+            SystemTime.format_time(&mut Writer::new(&mut whole))?;
+            let Some(beginning) = whole.as_bytes().first_chunk().copied() else {
+                return writer.write_str(&whole);
+            };
+            let again = std::time::SystemTime::now().duration_since(UNIX_EPOCH);
+            let is_same = again.is_ok_and(|again| again.as_secs() == now.as_secs());
+            // Beyond the year 9999 the form is another one.
+            if !is_same || whole.len() != 27 {
+                return writer.write_str(&whole);
+            }
+            SECOND.set(Some((now.as_secs(), beginning)));
+            beginning
+        }
+    };
+    let mut line = [0; 27];
+    line[..20].copy_from_slice(&beginning);
+    let mut micros = now.subsec_micros();
+    for digit in line[20..26].iter_mut().rev() {
+        *digit = b'0' + (micros % 10) as u8;
+        micros /= 10;
+    }
+    line[26] = b'Z';
+    writer.write_str(std::str::from_utf8(&line).unwrap_or_default())
 }
 
 fn write_message(format: Format, writer: &mut Writer<'_>, message: &dyn fmt::Display) -> fmt::Result {
@@ -120,7 +164,11 @@ fn write_message(format: Format, writer: &mut Writer<'_>, message: &dyn fmt::Dis
 fn write_key(format: Format, writer: &mut Writer<'_>, name: &str) -> fmt::Result {
     let name = name.strip_prefix("r#").unwrap_or(name);
     match format {
-        Format::Text => write!(writer, " {name}="),
+        Format::Text => {
+            writer.write_char(' ')?;
+            writer.write_str(name)?;
+            writer.write_char('=')
+        }
         Format::Json => {
             writer.write_char(',')?;
             match name {
@@ -279,7 +327,19 @@ impl Visit for Fields<'_, '_> {
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write_number(field, &value);
+        self.write(field, |this| {
+            let (mut digits, mut left) = ([0; 20], value);
+            let mut start = digits.len();
+            loop {
+                start -= 1;
+                digits[start] = b'0' + (left % 10) as u8;
+                left /= 10;
+                if left == 0 {
+                    break;
+                }
+            }
+            this.writer.write_str(std::str::from_utf8(&digits[start..]).unwrap_or_default())
+        });
     }
 
     fn record_i128(&mut self, field: &Field, value: i128) {
