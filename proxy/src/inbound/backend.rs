@@ -35,6 +35,8 @@ use crate::upstream::io::early_answer::EarlyAnswer;
 /// connection on loopback costs next to nothing.
 const IDLE: Duration = Duration::from_millis(1500);
 const CONNECT: Duration = Duration::from_secs(5);
+/// How large the buffer of a connection may become while an answer streams: a read of the system brings as much at a time.
+const READ_BUFFER_BYTES: usize = 128 * 1024;
 /// Connections that wait for the next request.
 pub const MAX_IDLE_CONNECTIONS: usize = 64;
 
@@ -175,7 +177,7 @@ impl Backend {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             // Both of the head of an answer, and of what waits for an agent that does not read or a peer that does not.
-            .http1_max_buf_size(limits.max_header_bytes as usize)
+            .http1_max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize))
             .build(Connector(backend.address.socket_addr()));
         // Only names the pool; the connector knows where to.
         let authority = Authority::from_static("backend");
