@@ -35,7 +35,6 @@ pub struct Exchange {
     connection: Arc<Connection>,
     deadline: Option<Deadline>,
     rules: Rules,
-    sent: Sent,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
     held: Vec<Box<dyn Any + Send>>,
     _in_flight: Held,
@@ -94,7 +93,6 @@ impl Exchange {
             connection: connection.clone(),
             deadline: None,
             rules,
-            sent: Sent::Nothing,
             held: Vec::new(),
             _in_flight: METRICS.request(connection.caller.direction()),
             _stream: (request.version() == Version::HTTP_2)
@@ -119,9 +117,11 @@ impl Exchange {
         self.held.push(Box::new(slot));
     }
 
-    /// Notes that whoever is to answer may have begun with the work from now on.
-    pub fn sending(&mut self) {
-        self.sent = Sent::Perhaps;
+    fn sent(&self) -> Sent {
+        match self.account.traffic.sent.load(Ordering::Relaxed) {
+            true => Sent::Perhaps,
+            false => Sent::Nothing,
+        }
     }
 
     /// Reads how long the caller allows.
@@ -272,9 +272,10 @@ pub async fn within_deadline<T>(
     let Some(deadline) = exchange.deadline else { return answer(exchange).await };
     match timeout_at(deadline.at, answer(exchange)).await {
         Ok(outcome) => outcome,
-        Err(_) => {
-            Err(ProxyError::DeadlineExceeded { limit_ms: deadline.allowed.as_millis(), sent: exchange.sent })
-        }
+        Err(_) => Err(ProxyError::DeadlineExceeded {
+            limit_ms: deadline.allowed.as_millis(),
+            sent: exchange.sent(),
+        }),
     }
 }
 

@@ -429,6 +429,7 @@ impl Upstream {
         let mut stale = 0;
         loop {
             let (connection, connect) = self.connect(&pool, choice, message.target, others).await?;
+            message.source.sent(true);
             let (mut error, link) = match connection {
                 Connection::Http2(mut sender, link, stream) => {
                     let request = message.for_http2(&choice.route, &link);
@@ -460,6 +461,9 @@ impl Upstream {
             };
             // Given back: the connection had ended before it took the request.
             let untouched = error.take_message().is_some();
+            if untouched {
+                message.source.sent(false);
+            }
             stale += 1;
             if !untouched || stale > STALE || link.refusal().is_some() {
                 return Err(explain(choice, &error.into_error(), &link, untouched));

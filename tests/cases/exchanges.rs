@@ -124,6 +124,23 @@ async fn a_deadline_ends_the_work_and_the_answer_says_so() {
 }
 
 #[tokio::test]
+async fn a_deadline_before_anything_was_sent_leaves_a_repeat_safe() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut serde_json::Value| {
+        config["proxy"]["timeouts"] = json!({"handshake_ms": 2000});
+    };
+    let node = mesh.node("ct110").agent("opus").with(quick).start().await;
+    // Takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    mesh.register("ct150", "127.0.0.1", silent.local_addr().unwrap().port(), &["scout"]);
+    node.comes_to("/nodes/ct150/x", Some("peer_timeout")).await;
+    let answer =
+        web::send(node.outbound(), web::get_with("/nodes/ct150/x", &[("x-mesh-timeout-ms", "300")])).await;
+    answer.problem(504, "deadline_exceeded");
+    assert_eq!(answer.header("x-mesh-retryable"), Some("true"));
+}
+
+#[tokio::test]
 async fn a_deadline_ends_an_answer_that_has_begun() {
     let mesh = Mesh::new();
     let (mut near, far) = mesh.pair().await;

@@ -38,6 +38,8 @@ pub struct Traffic {
     pub answer: Passage,
     /// Whether the answer's head is there.
     pub answered: AtomicBool,
+    /// Whether the request was given to a connection, so that whoever is behind it may have begun to work on it.
+    pub sent: AtomicBool,
 }
 
 /// How much of one body passed, and how it ended.
@@ -158,6 +160,11 @@ impl RequestBody {
     pub fn paced(mut self, allowance: Allowance) -> Self {
         self.pace = Some(Pace::new(allowance));
         self
+    }
+
+    /// Notes that the request is given to a connection, or came back from it untouched.
+    pub fn sent(&self, sent: bool) {
+        self.traffic.sent.store(sent, Ordering::Relaxed);
     }
 
     /// The bytes that it will have at least.

@@ -195,6 +195,7 @@ impl Backend {
         mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Slot), ProxyError> {
         let mut slot = self.slots.enter(peer).await?;
+        request.body().sent(true);
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = absolute(Scheme::HTTP, self.authority.clone(), path);
         *request.version_mut() = Version::HTTP_11;

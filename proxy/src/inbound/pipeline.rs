@@ -134,7 +134,6 @@ impl Pipeline {
         if let Some((Endpoint::Ping, _)) = endpoint {
             return Ok(mesh_api::ping(&self.node, peer));
         }
-        exchange.sending();
         let mut response = match endpoint {
             Some((_, path)) => {
                 headers::set_path(&mut parts.uri, path);

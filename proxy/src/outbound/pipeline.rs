@@ -103,7 +103,6 @@ impl Pipeline {
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
-        exchange.sending();
         let delivered = self.upstream.send(target, Request::from_parts(parts, body)).await;
         let account = exchange.account();
         let delivered = delivered.map_err(|failed| {

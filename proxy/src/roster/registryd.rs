@@ -48,6 +48,7 @@ impl RegistryLink {
     /// registryd is not there.
     pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        body.sent(true);
         parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
         parts.version = Version::HTTP_11;
         let limit = if parts.uri.path() == JOIN { JOIN_ANSWER } else { ANSWER };

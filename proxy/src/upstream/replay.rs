@@ -61,6 +61,13 @@ impl<B: Body<Data = Bytes>> Source<B> {
     }
 }
 
+impl Source {
+    /// Notes that the request is given to a connection, or came back from it untouched.
+    pub fn sent(&self, sent: bool) {
+        self.0.lock().body.sent(sent);
+    }
+}
+
 impl<B> Drop for Source<B> {
     fn drop(&mut self) {
         let shared = &mut *self.0.lock();
