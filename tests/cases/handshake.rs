@@ -344,7 +344,16 @@ async fn a_peer_that_is_trusted_no_more_is_cut_off_and_nobody_else() {
             }
         }
     }
-    assert_eq!(node.proxy().lines_with(&["cutting off"]).len(), 2);
+    mesh_tests::eventually("both are told", async || {
+        (node.proxy().lines_with(&["cutting off"]).len() == 2).then_some(())
+    })
+    .await;
+    // Whose answers were cut off, and by whom, stands in their lines too.
+    mesh_tests::eventually("their requests are told", async || {
+        let cut = ["peer.cn=ct112", "GET /stream", "ended=cut_by_sidecar"];
+        (node.proxy().lines_with(&cut).len() == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

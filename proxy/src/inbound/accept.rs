@@ -112,16 +112,21 @@ impl ServerApp for Inbound {
         };
         let from = Arc::new(Connection::new(Caller::Peer(peer.clone()), self.drain.clone()));
         let serve = self.serve(tls, &from, &peer, &admitted.peer, shutdown);
-        let lost = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
-            credentials.clients.still_trusts(&peer, UnixTime::now())
-        });
+        let lost = async {
+            let reason = trust::lost(&self.credentials, replaced, peer.chain(), |credentials| {
+                credentials.clients.still_trusts(&peer, UnixTime::now())
+            });
+            let reason = reason.await;
+            // Before the requests under way end, so that they know why.
+            from.cut("the peer is trusted no more");
+            reason
+        };
         tokio::select! {
             () = serve => if let Some(reason) = from.why_cut() {
                 let line = format_args!("cutting off peer.cn={} from {address}: {reason}", peer.name());
                 warn(reason, address, line);
             },
             reason = lost => {
-                from.cut("the peer is trusted no more");
                 let reason = describe(&reason, Role::Client);
                 // One for each connection of a peer that was revoked, however many they are.
                 tracing::warn!(target: "AgentChannel", "cutting off peer.cn={} from {address}: {reason}", peer.name());
