@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use mesh_shared::local_api::Problem;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,7 +18,7 @@ use crate::access_log::{Account, Subject};
 use crate::caller::Connection;
 use crate::drain;
 use crate::error::{ProxyError, Sent};
-use crate::http::body::{Ending, ResponseBody, Traffic};
+use crate::http::body::{Ending, RequestBody, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
@@ -102,9 +103,19 @@ impl Exchange {
         }
     }
 
-    /// What passed of the two bodies.
-    pub fn traffic(&self) -> &Arc<Traffic> {
-        &self.account.traffic
+    /// The body of the request, held to what is allowed and noted here.
+    pub fn body(&self, incoming: Incoming, version: Version) -> RequestBody {
+        let traffic = self.account.traffic.clone();
+        RequestBody::new(incoming, version, traffic, self.rules.max_body_bytes).paced(self.rules.body)
+    }
+
+    /// Lets a body pass that does not announce more than is allowed.
+    ///
+    /// # Errors
+    /// One that does. Nothing of it is read.
+    pub fn check_size(&self, body: &RequestBody) -> Result<(), ProxyError> {
+        let limit_bytes = self.rules.max_body_bytes;
+        if body.announced() > limit_bytes { Err(ProxyError::BodyTooLarge { limit_bytes }) } else { Ok(()) }
     }
 
     /// What the access line will say.
@@ -144,11 +155,6 @@ impl Exchange {
         }
     }
 
-    /// When the time that the caller allows is over.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.deadline.map(|deadline| deadline.at)
-    }
-
     /// The answer to the caller. The exchange goes along with its body and ends with it.
     fn answer(
         mut self: Box<Self>,
@@ -172,7 +178,10 @@ impl Exchange {
         }
         let (traffic, idle) = (self.account.traffic.clone(), self.rules.stream_idle);
         // An error that says that the time is over comes when it is.
-        let deadline = self.deadline().filter(|_| !response.headers().contains_key(MESH_ERROR));
+        let deadline = self
+            .deadline
+            .map(|deadline| deadline.at)
+            .filter(|_| !response.headers().contains_key(MESH_ERROR));
         response.map(|body| body.watched(traffic, self, deadline, idle))
     }
 

@@ -12,7 +12,7 @@ use crate::access_log::Subject;
 use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
-use crate::http::body::{RequestBody, ResponseBody};
+use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
@@ -110,9 +110,7 @@ impl Pipeline {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
-        let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
-                .paced(self.rules.body);
+        let body = exchange.body(body, parts.version);
         if parts.method == Method::CONNECT {
             return Err(ProxyError::ConnectNotSupported);
         }
@@ -120,9 +118,7 @@ impl Pipeline {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
         exchange.hold(share.request()?);
-        if body.announced() > self.rules.max_body_bytes {
-            return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
-        }
+        exchange.check_size(&body)?;
         let body = body.tapped(exchange.account().tap());
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::set_host(&mut parts);

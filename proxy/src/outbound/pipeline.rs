@@ -12,7 +12,7 @@ use crate::access_log::Subject;
 use crate::caller::Connection;
 use crate::error::{ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
-use crate::http::body::{RequestBody, ResponseBody};
+use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
@@ -69,15 +69,11 @@ impl Pipeline {
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
-        let body =
-            RequestBody::new(body, parts.version, exchange.traffic().clone(), self.rules.max_body_bytes)
-                .paced(self.rules.body);
+        let body = exchange.body(body, parts.version);
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
         exchange.account().uri = parts.uri.clone();
-        if body.announced() > self.rules.max_body_bytes {
-            return Err(ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes });
-        }
+        exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);

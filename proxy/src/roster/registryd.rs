@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use crate::error::ProxyError;
-use crate::http::body::{RequestBody, root_cause};
+use crate::http::body::{BoxError, RequestBody, root_cause};
 use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// How often registryd hears from the sidecar.
@@ -27,9 +27,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub const ANSWER: Duration = Duration::from_secs(10);
 /// registryd itself ends a join that arrives too slowly, after 30 s, and says so.
 const JOIN_ANSWER: Duration = Duration::from_secs(40);
-
-/// Why registryd gave no answer.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The way to registryd.
 pub struct RegistryLink {

@@ -10,9 +10,9 @@ use mesh_shared::local_api::{ROSTER_WATCH, Roster};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::http::body::root_cause;
+use crate::http::body::{BoxError, root_cause};
 use crate::metrics::METRICS;
-use crate::roster::registryd::{ANSWER, BoxError, RegistryLink, request};
+use crate::roster::registryd::{ANSWER, RegistryLink, request};
 use crate::roster::store::RosterStore;
 
 /// registryd sends at least an empty line this often; silence for longer means it hangs.

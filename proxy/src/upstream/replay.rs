@@ -10,13 +10,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
-use crate::http::body::RequestBody;
+use crate::http::body::{BoxError, RequestBody};
 use crate::upstream::io::link::Link;
 
 /// A request of which more than this has gone out is not sent again.
 const KEPT_BYTES: usize = 64 << 10;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The body of a request whose answer has not begun. On drop, nothing is kept any more.
 pub struct Source<B = RequestBody>(Arc<Mutex<Shared<B>>>);
