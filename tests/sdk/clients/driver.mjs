@@ -1,0 +1,81 @@
+// What the Node drivers share. A driver names its checks, functions of a way that throw if a user would notice
+// something, and calls `main`. All pairs of a check and a way run at the same time.
+
+const SECONDS = 15;
+
+export function expect(condition, what) {
+  if (!condition) throw new Error(what);
+}
+
+/** An error as one line, with what caused it. */
+export function explain(error) {
+  const parts = [];
+  for (; error; error = error.cause ?? error.errors?.[0]) {
+    parts.push(`${error.name ?? "Error"}: ${error.message ?? error}${error.code ? ` (${error.code})` : ""}`);
+  }
+  return [...new Set(parts)].join(" / from ").replace(/\s+/g, " ").slice(0, 600);
+}
+
+/** Reads jobs, a JSON list of {check, way}, from stdin, and prints a JSON line for each. */
+export async function main(checks) {
+  // Some clients throw what they have already reported once more, out of anybody's reach.
+  process.on("uncaughtException", () => {});
+  process.on("unhandledRejection", () => {});
+  let text = "";
+  for await (const piece of process.stdin) text += piece;
+  await Promise.all(JSON.parse(text).map(async ({ check, way }) => {
+    let error = null;
+    const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`nothing within ${SECONDS} s`)), SECONDS * 1000));
+    try {
+      await Promise.race([checks[check](way), late]);
+    } catch (thrown) {
+      if (process.env.SDK_TRACE) console.error(thrown);
+      error = explain(thrown) || "failed";
+    }
+    console.log(JSON.stringify({ check, way: way.name, error }));
+  }));
+  process.exit(0);
+}
+
+/** The checks of an HTTP client. `connect(way)` gives `ask(method, path, body)`, which follows redirects and gives
+ *  `{status, pieces}`; the pieces of the body as they come. */
+export function httpChecks(connect) {
+  const whole = async ({ status, pieces }) => {
+    const all = [];
+    for await (const piece of pieces ?? []) all.push(piece);
+    return { status, text: Buffer.concat(all).toString() };
+  };
+  const posts = async (ask) => {
+    const { status, text } = await whole(await ask("POST", "/echo?q=1", Buffer.alloc(70_000, "x")));
+    expect(status === 200, `POST /echo: ${status} ${text.slice(0, 300)}`);
+    const { method, path, bytes, peer } = JSON.parse(text);
+    const got = `${method} ${path} ${bytes} ${peer}`;
+    expect(got === "POST /echo?q=1 70000 ct110", `the agent saw ${got}`);
+  };
+  return {
+    post: async (way) => posts(await connect(way)),
+    redirect: async (way) => {
+      const { status, text } = await whole(await (await connect(way))("GET", "/redirect"));
+      expect(status === 200 && text === "landed", `GET /redirect, followed: ${status} ${text.slice(0, 300)}`);
+    },
+    stream: async (way) => {
+      const answer = await (await connect(way))("GET", "/events");
+      if (answer.status !== 200) expect(false, `GET /events: ${answer.status} ${(await whole(answer)).text.slice(0, 300)}`);
+      const arrivals = [];
+      let text = "";
+      for await (const piece of answer.pieces) {
+        arrivals.push(Date.now());
+        text += Buffer.from(piece).toString();
+      }
+      expect(text.split("data:").length === 4, `three events were sent, got ${text}`);
+      const took = arrivals.at(-1) - arrivals[0];
+      expect(took > 300, `events 0.2 s apart came within ${took} ms`);
+    },
+    "too-large": async (way) => {
+      const ask = await connect(way);
+      const { status, text } = await whole(await ask("POST", "/echo", Buffer.alloc(4_000_000, "x")));
+      expect(status === 413 && text.includes("body_too_large"), `an upload over the limit: ${status} ${text.slice(0, 300)}`);
+      await posts(ask);
+    },
+  };
+}

@@ -1,0 +1,121 @@
+"""What the Python drivers share. A driver defines checks, functions of a way that raise if a user would notice
+something, and calls `main`. Each pair of a check and a way runs in a process of its own, all at the same time."""
+
+import json
+import os
+import sys
+import time
+import traceback
+
+SECONDS = 15
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def expect(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def explain(error):
+    """An error as one line, with what it was raised from and what a group of them holds."""
+    parts = []
+    while error is not None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        text = " ".join(str(error).split())
+        parts.append(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return " / from ".join(dict.fromkeys(parts))[:600]
+
+
+def run(job):
+    """In the child: runs one check one way, and exits."""
+    try:
+        CHECKS[job["check"]](job["way"])
+        error = None
+    except BaseException as raised:  # noqa: BLE001 - whatever it is, the cell failed with it
+        if os.environ.get("SDK_TRACE"):
+            traceback.print_exc()
+        error = explain(raised) or "failed"
+    return {"check": job["check"], "way": job["way"]["name"], "error": error}
+
+
+def main():
+    """Reads jobs, a JSON list of {check, way}, from stdin, and prints a JSON line for each."""
+    children = {}
+    for job in json.load(sys.stdin):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            os.write(writer, json.dumps(run(job)).encode())
+            os._exit(0)
+        os.close(writer)
+        children[pid] = (job, reader)
+    deadline = time.monotonic() + SECONDS
+    while children and time.monotonic() < deadline:
+        for pid in list(children):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                report(*children.pop(pid))
+        time.sleep(0.01)
+    for pid, (job, reader) in children.items():
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        report(job, reader, f"nothing within {SECONDS} s")
+
+
+def report(job, reader, otherwise="its process crashed"):
+    result = os.read(reader, 1 << 16)
+    os.close(reader)
+    result = json.loads(result or json.dumps({"check": job["check"], "way": job["way"]["name"], "error": otherwise}))
+    print(json.dumps(result), flush=True)
+
+
+def http_checks(connect):
+    """The checks of an HTTP client. `connect(way)` gives `ask(method, path, body)`, which follows redirects and
+    gives the status and an iterator over the pieces of the body as they come."""
+
+    def whole(answer):
+        status, pieces = answer
+        return status, b"".join(pieces)
+
+    def posts(ask):
+        body = b"x" * 70_000
+        status, text = whole(ask("POST", "/echo?q=1", body))
+        expect(status == 200, f"POST /echo: {status} {text[:300]}")
+        seen = json.loads(text)
+        got = (seen["method"], seen["path"], seen["bytes"], seen["peer"])
+        expect(got == ("POST", "/echo?q=1", len(body), "ct110"), f"the agent saw {got}")
+
+    @check
+    def post(way):
+        posts(connect(way))
+
+    @check
+    def redirect(way):
+        status, text = whole(connect(way)("GET", "/redirect"))
+        expect((status, text) == (200, b"landed"), f"GET /redirect, followed: {status} {text[:300]}")
+
+    @check
+    def stream(way):
+        status, pieces = connect(way)("GET", "/events")
+        if status != 200:
+            raise AssertionError(f"GET /events: {status} {b''.join(pieces)[:300]}")
+        arrivals, text = [], b""
+        for piece in pieces:
+            arrivals.append(time.monotonic())
+            text += piece
+        expect(text.count(b"data:") == 3, f"three events were sent, got {text}")
+        expect(arrivals[-1] - arrivals[0] > 0.3, f"events 0.2 s apart came within {arrivals[-1] - arrivals[0]:.2f} s")
+
+    @check
+    def too_large(way):
+        ask = connect(way)
+        status, text = whole(ask("POST", "/echo", b"x" * 4_000_000))
+        expect(status == 413 and b"body_too_large" in text, f"an upload over the limit: {status} {text[:300]}")
+        posts(ask)

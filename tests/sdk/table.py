@@ -1,0 +1,179 @@
+"""What is run: agents, and rows of clients that talk to them. All that a new client needs is a row here and a driver."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import subprocess
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CACHE = os.environ["MESH_SDK_TOOLS"]
+TOOLS = {
+    "python": f"{CACHE}/python/bin/python",
+    "python-mcp2": f"{CACHE}/python-mcp2/bin/python",
+    "uvicorn": f"{CACHE}/python/bin/uvicorn",
+    "hypercorn": f"{CACHE}/python/bin/hypercorn",
+    "gunicorn": f"{CACHE}/python/bin/gunicorn",
+    "node": f"{CACHE}/python/bin/node",
+    "node_modules": f"{CACHE}/node/node_modules",
+    "bun": f"{CACHE}/node/node_modules/@oven/bun-linux-x64/bin/bun",
+}
+
+# The ways of naming a destination, as mesh.py knows them, and what heads their columns.
+COLUMNS = {
+    "node-url": "`/nodes/…`",
+    "agent-url": "`/agents/…`",
+    "node-header": "`x-mesh-node`",
+    "agent-header": "`x-mesh-agent`",
+    "node-host": "`Host:` node",
+    "agent-host": "`Host:` agent",
+    "node-proxy": "proxy, node",
+    "agent-proxy": "proxy, agent",
+    "own-node": "own port, node",
+    "own-agent": "own port, agent",
+    "unix": "unix socket",
+}
+URLS = ["node-url", "agent-url"]
+HEADERS = ["node-header", "agent-header"]
+HOSTS = ["node-host", "agent-host"]
+PROXY = ["node-proxy", "agent-proxy"]
+OWN = ["own-node", "own-agent"]
+UNIX = ["unix"]
+BASE = URLS + HEADERS + OWN
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """A server that plays the agent grok on ct111. In `command` and `backend`, {PORT}, {HOST} and {FOLDER} are filled in."""
+    name: str
+    command: tuple
+    host: str = "127.0.0.1"
+    backend: dict = dataclasses.field(default_factory=lambda: {"address": "127.0.0.1:{PORT}"}, hash=False)
+    listen: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A client's line in the document: a driver, run with `checks` in `ways` against an agent."""
+    section: str
+    name: str
+    package: str  # whose version is shown, as "pip:requests", "npm:got", "bin:curl", or "" for none
+    agent: str
+    command: tuple
+    checks: tuple
+    ways: list
+    environment: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def title(self):
+        return " ".join(word for word in (self.name, version(self.package)) if word)
+
+    def cells(self):
+        return [(check, way) for check in self.checks for way in self.ways]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """A program that stands in the document as it is run; its first line says what it shows."""
+    section: str
+    file: str
+    agent: str
+    interpreter: str
+
+    @property
+    def title(self):
+        return f"recipe {self.file}"
+
+    def cells(self):
+        return [("recipe", self.file)]
+
+
+def version(package):
+    kind, _, name = package.partition(":")
+    if kind in ("pip", "pip2"):
+        venv = "python" if kind == "pip" else "python-mcp2"
+        [folder] = [path for path in os.listdir(f"{CACHE}/{venv}/lib")]
+        found = importlib.metadata.distributions(name=name, path=[f"{CACHE}/{venv}/lib/{folder}/site-packages"])
+        return next(iter(found)).version
+    if kind == "npm":
+        with open(f"{TOOLS['node_modules']}/{name}/package.json") as file:
+            return json.load(file)["version"]
+    if kind == "bin":
+        flag = "-v" if name == "nginx" else "--version"
+        done = subprocess.run([TOOLS.get(name, name), flag], capture_output=True, text=True)
+        # curl 7.88.1 (…), nginx version: nginx/1.22.1, v24.1.0, Python 3.11.2
+        return next(word for word in (done.stdout + done.stderr).replace("/", " ").replace("v", " ").split() if word[0].isdigit())
+    return ""
+
+
+AGENTS = [
+    Agent("web", ("uvicorn", "web:app", "--port", "{PORT}", "--log-level", "warning")),
+    Agent("fastapi", ("uvicorn", "fastapi_app:app", "--port", "{PORT}", "--log-level", "warning")),
+    Agent("uvicorn-unix", ("uvicorn", "web:app", "--uds", "{FOLDER}/agent.sock", "--log-level", "warning"),
+          backend={"address": "unix:{FOLDER}/agent.sock"}),
+    Agent("hypercorn", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}")),
+    Agent("hypercorn-h2c", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}"),
+          backend={"address": "127.0.0.1:{PORT}", "protocol": "h2c"}),
+    Agent("flask", ("python", "flask_app.py")),
+    Agent("gunicorn", ("gunicorn", "flask_app:app", "--bind", "127.0.0.1:{PORT}", "--threads", "4", "--log-level", "warning")),
+    Agent("django", ("python", "django_app.py")),
+    Agent("express", ("node", "express.mjs")),
+    # As Node binds "localhost" where ::1 comes first; the sidecar's localhost is both.
+    Agent("express-localhost", ("node", "express.mjs"), host="::1", backend={"address": "localhost:{PORT}"}),
+    Agent("nginx", ("nginx", "-c", "nginx.conf")),
+    Agent("nginx-h2c", ("nginx", "-c", "nginx.conf"), listen="http2",
+          backend={"address": "127.0.0.1:{PORT}", "protocol": "h2c"}),
+]
+
+HTTP = ("post", "redirect", "stream", "too-large")
+
+
+def http(name, package, command, ways, **more):
+    return Row("HTTP clients", name, package, "web", command, HTTP, ways, **more)
+
+
+def served(name, package, agent, checks=("post", "redirect", "slash", "stream")):
+    ways = ["node-url", "agent-url", "agent-header", "node-proxy", "own-node", "own-agent"]
+    return Row("Servers as agents", name, package, agent, ("python", "requests_client.py"), checks, ways)
+
+
+ROWS = [
+    http("curl", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
+    http("curl --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
+    http("curl --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),
+    http("curl --proxytunnel", "bin:curl", ("python", "curl.py", "--proxytunnel"), PROXY),
+    http("requests", "pip:requests", ("python", "requests_client.py"), BASE + PROXY),
+    http("httpx", "pip:httpx", ("python", "httpx_client.py", "httpx"), BASE + PROXY + UNIX),
+    http("httpx, HTTP/2", "pip:httpx", ("python", "httpx_client.py", "httpx", "h2"), BASE + UNIX),
+    http("httpx2", "pip:httpx2", ("python", "httpx_client.py", "httpx2"), BASE + PROXY + UNIX),
+    http("aiohttp", "pip:aiohttp", ("python", "aiohttp_client.py"), BASE + PROXY + UNIX),
+    http("urllib3", "pip:urllib3", ("python", "urllib3_client.py"), BASE + PROXY),
+    http("urllib.request", "bin:python", ("python", "urllib_client.py"), BASE + PROXY),
+    http("Node fetch", "bin:node", ("node", "fetch.mjs", "builtin"), BASE),
+    http("Node fetch, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "fetch.mjs", "builtin"), BASE + PROXY,
+         environment={"NODE_USE_ENV_PROXY": "1"}),
+    http("undici, Agent and ProxyAgent", "npm:undici", ("node", "fetch.mjs", "proxy-agent"), BASE + PROXY + UNIX),
+    http("undici, EnvHttpProxyAgent", "npm:undici", ("node", "fetch.mjs", "env-agent"), BASE + PROXY),
+    http("node:http", "bin:node", ("node", "node_http.mjs"), BASE + HOSTS + UNIX),
+    http("node:http, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "node_http.mjs"), BASE + PROXY,
+         environment={"NODE_USE_ENV_PROXY": "1"}),
+    http("node:http2", "bin:node", ("node", "node_http2.mjs"), BASE + HOSTS + UNIX),
+    http("axios", "npm:axios", ("node", "axios.mjs"), BASE + PROXY + UNIX),
+    http("got, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX),
+    http("Bun fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX),
+
+    served("uvicorn, Starlette", "pip:uvicorn", "web"),
+    served("uvicorn, FastAPI", "pip:fastapi", "fastapi"),
+    served("uvicorn on a unix socket", "pip:uvicorn", "uvicorn-unix"),
+    served("hypercorn", "pip:hypercorn", "hypercorn"),
+    served("hypercorn, protocol: h2c", "pip:hypercorn", "hypercorn-h2c"),
+    served("Flask, its own server", "pip:flask", "flask"),
+    served("gunicorn, Flask", "pip:gunicorn", "gunicorn"),
+    served("Django runserver", "pip:django", "django"),
+    served("Express on 127.0.0.1", "npm:express", "express"),
+    served("Express on ::1, address: localhost", "npm:express", "express-localhost"),
+    served("nginx", "bin:nginx", "nginx", ("redirect", "slash")),
+    served("nginx, HTTP/2 only, protocol: h2c", "bin:nginx", "nginx-h2c", ("redirect", "slash")),
+]
+
+RECIPES = []
