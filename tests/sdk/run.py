@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ DRIVER_SECONDS = 40
 def environment(mesh, tools):
     """That of this process, without the proxies and the SDKs' keys that it may have."""
     kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    return {**kept, "PYTHONPATH": f"{HERE}/clients", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
             "NODE_NO_WARNINGS": "1", **mesh.environment(), **tools}
 
 
@@ -51,13 +52,12 @@ def start_agent(agent, mesh, folder):
     command = [word.format(**names) for word in command]
     bases = {name: way["url"] for name, way in mesh.ways().items()}
     env = {**os.environ, **names, "WAYS": json.dumps(bases), "PYTHONDONTWRITEBYTECODE": "1", "NODE_NO_WARNINGS": "1"}
-    process = start(program(command), f"{folder}/agent.log", env=env, cwd=f"{HERE}/agents")
+    process = start(program(command), f"{folder}/agent.log", env=env, cwd=f"{folder}/../agents")
     backend = {key: value.format(**names) if isinstance(value, str) else value for key, value in agent.backend.items()}
 
     def listens():
         if process.poll() is not None:
             raise Failed(f"{agent.name} ended at once: {open(f'{folder}/agent.log').read()[-500:]}")
-        import socket
         if backend["address"].startswith("unix:"):
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(backend["address"].removeprefix("unix:"))
@@ -78,7 +78,7 @@ def run_driver(row, jobs, mesh):
     env = environment(mesh, row.environment)
     try:
         done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=DRIVER_SECONDS,
-                              env=env, cwd=f"{HERE}/clients")
+                              env=env, cwd=f"{mesh.folder}/../clients")
         output, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
         output, errors = (late.stdout or b"").decode(), f"the driver took more than {DRIVER_SECONDS} s"
@@ -105,8 +105,6 @@ def run_recipe(recipe, mesh):
     path = f"{folder}/{recipe.file}"
     with open(path, "w") as file:
         file.write(text)
-    if path.endswith(".mjs"):
-        os.symlink(f"{TOOLS['node_modules']}", f"{folder}/node_modules")
     env = {key: value for key, value in environment(mesh, {}).items() if not key.lower().endswith("_proxy")}
     try:
         done = subprocess.run(program([recipe.interpreter, path]), capture_output=True, text=True, timeout=20, env=env)
@@ -128,6 +126,7 @@ def run_group(agent, rows, recipes, ca, folder, say):
         process, backend = start_agent(agent, mesh, folder)
         mesh.start(backend)
         for row in rows:
+            began = time.monotonic()
             jobs = [{"check": check, "way": ways[way]} for check, way in row.cells()]
             runnable = [job for job in jobs if job["way"]["name"] not in mesh.refused]
             results[row] = run_driver(row, runnable, mesh) if runnable else {}
@@ -135,7 +134,7 @@ def run_group(agent, rows, recipes, ca, folder, say):
                 name = job["way"]["name"]
                 if name in mesh.refused:
                     results[row][job["check"], name] = mesh.refused[name]
-            say(row.title, results[row])
+            say(row.title, results[row], time.monotonic() - began)
         for recipe in recipes:
             results[recipe] = {("recipe", recipe.file): run_recipe(recipe, mesh)}
             say(f"recipe {recipe.file}", results[recipe])
@@ -171,10 +170,10 @@ def main():
     folder = tempfile.mkdtemp(prefix="mesh-sdk-")
     lock = threading.Lock()
 
-    def say(title, cells):
+    def say(title, cells, seconds=0):
         failed = {cell: error for cell, error in cells.items() if error}
         with lock:
-            print(f"{'ok  ' if not failed else 'FAIL'} {title}: {len(cells) - len(failed)} of {len(cells)}", flush=True)
+            print(f"{'ok  ' if not failed else 'FAIL'} {title}: {len(cells) - len(failed)} of {len(cells)}, {seconds:.1f} s", flush=True)
             for error in dict.fromkeys(failed.values()):
                 cells = [cell for cell, each in failed.items() if each == error]
                 checks = [f"{check} [{' '.join(way for its, way in cells if its == check)}]" for check in dict(cells)]
@@ -183,6 +182,10 @@ def main():
     results = {}
     try:
         ca = make_ca(folder)
+        # Node looks for packages beside the programs and above, and nowhere else.
+        for each in ("clients", "agents"):
+            shutil.copytree(f"{HERE}/{each}", f"{folder}/{each}")
+        os.symlink(TOOLS["node_modules"], f"{folder}/node_modules")
         groups = [(agent, [row for row in rows if row.agent == agent.name], [r for r in recipes if r.agent == agent.name])
                   for agent in AGENTS]
         groups = [group for group in groups if group[1] or group[2]]

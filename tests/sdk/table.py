@@ -69,7 +69,8 @@ class Row:
         return " ".join(word for word in (self.name, version(self.package)) if word)
 
     def cells(self):
-        return [(check, way) for check in self.checks for way in self.ways]
+        # A listener of one's own leads to one destination only, which exists.
+        return [(check, way) for check in self.checks for way in self.ways if not (check == "error" and way in OWN)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,8 +107,22 @@ def version(package):
     return ""
 
 
+WEB = ("uvicorn", "web:app", "--port", "{PORT}", "--log-level", "warning")
+
 AGENTS = [
-    Agent("web", ("uvicorn", "web:app", "--port", "{PORT}", "--log-level", "warning")),
+    # Twice, so that its many clients run on two cores.
+    Agent("web", WEB),
+    Agent("web-node", WEB),
+    Agent("mcp-1", ("python", "mcp1.py", "streamable-http")),
+    Agent("mcp-1-mounted", ("python", "mcp1.py", "mounted")),
+    Agent("mcp-1-sse", ("python", "mcp1.py", "sse")),
+    Agent("mcp-2", ("python-mcp2", "mcp2.py")),
+    Agent("mcp-node", ("node", "mcp.mjs")),
+    Agent("a2a", ("python", "a2a_agent.py")),
+    Agent("grpc-python", ("python", "grpc_python.py")),
+    Agent("grpc-node", ("node", "grpc.mjs")),
+    Agent("websockets", ("python", "ws_python.py")),
+    Agent("ws", ("node", "ws.mjs")),
     Agent("fastapi", ("uvicorn", "fastapi_app:app", "--port", "{PORT}", "--log-level", "warning")),
     Agent("uvicorn-unix", ("uvicorn", "web:app", "--uds", "{FOLDER}/agent.sock", "--log-level", "warning"),
           backend={"address": "unix:{FOLDER}/agent.sock"}),
@@ -129,7 +144,26 @@ HTTP = ("post", "redirect", "stream", "too-large")
 
 
 def http(name, package, command, ways, **more):
-    return Row("HTTP clients", name, package, "web", command, HTTP, ways, **more)
+    agent = "web" if command[0] == "python" else "web-node"
+    return Row("HTTP clients", name, package, agent, command, HTTP, ways, **more)
+
+
+def mcp(name, package, agent, command, ways):
+    return Row("MCP", name, package, agent, command, ("tool", "progress"), ways)
+
+
+def socket(name, package, command, ways, agent="web-node", **more):
+    return Row("WebSocket", name, package, agent, command, ("echo",), ways, **more)
+
+
+def rpc(name, package, command, agent, ways):
+    return Row("gRPC", name, package, agent, command, ("unary", "stream", "bidirectional", "error"), ways)
+
+
+MCP1, MCP2 = ("python", "mcp1.py"), ("python-mcp2", "mcp2.py")
+MCP_NODE1, MCP_NODE2 = ("node", "mcp.mjs", "1"), ("node", "mcp.mjs", "2")
+CHAT = ("chat", "stream", "error")
+MESSAGE = ("message", "stream", "error")
 
 
 def served(name, package, agent, checks=("post", "redirect", "slash", "stream")):
@@ -138,6 +172,48 @@ def served(name, package, agent, checks=("post", "redirect", "slash", "stream"))
 
 
 ROWS = [
+    mcp("mcp for Python, 1.x", "pip:mcp", "mcp-1", MCP1, BASE + PROXY + UNIX),
+    mcp("the same, server mounted in FastAPI", "pip:mcp", "mcp-1-mounted", MCP1, BASE + PROXY + UNIX),
+    mcp("the same, server 2.x", "pip:mcp", "mcp-2", MCP1, ["agent-url", "own-agent"]),
+    mcp("the same, server in TypeScript", "pip:mcp", "mcp-node", MCP1, ["agent-url", "own-agent"]),
+    # The server names its endpoint as a path, in a body.
+    mcp("the same, SSE transport", "pip:mcp", "mcp-1-sse", MCP1 + ("sse",), HEADERS + PROXY + OWN),
+    mcp("mcp for Python, 2.x", "pip2:mcp", "mcp-2", MCP2, BASE + PROXY + UNIX),
+    mcp("the same, server 1.x", "pip2:mcp", "mcp-1", MCP2, ["agent-url", "own-agent"]),
+    mcp("the same, server 1.x mounted in FastAPI", "pip2:mcp", "mcp-1-mounted", MCP2, ["agent-url", "own-agent"]),
+    mcp("the same, server in TypeScript", "pip2:mcp", "mcp-node", MCP2, ["agent-url", "own-agent"]),
+    mcp("@modelcontextprotocol/sdk", "npm:@modelcontextprotocol/sdk", "mcp-node", MCP_NODE1, BASE + PROXY + UNIX),
+    mcp("the same, server in Python, 1.x mounted", "npm:@modelcontextprotocol/sdk", "mcp-1-mounted", MCP_NODE1, ["agent-url", "own-agent"]),
+    mcp("@modelcontextprotocol/client", "npm:@modelcontextprotocol/client", "mcp-node", MCP_NODE2, BASE + PROXY + UNIX),
+    mcp("the same, server in Python, 2.x", "npm:@modelcontextprotocol/client", "mcp-2", MCP_NODE2, ["agent-url", "own-agent"]),
+
+    Row("A2A", "a2a-sdk", "pip:a2a-sdk", "a2a", ("python", "a2a_client.py"), ("message", "stream"), BASE + PROXY + UNIX),
+    Row("A2A", "@a2a-js/sdk", "npm:@a2a-js/sdk", "a2a", ("node", "a2a.mjs"), ("message", "stream"), BASE + PROXY + UNIX),
+
+    Row("OpenAI and Anthropic", "openai for Python", "pip:openai", "web", ("python", "openai_client.py"), CHAT, BASE + PROXY + UNIX),
+    Row("OpenAI and Anthropic", "openai for Node", "npm:openai", "web-node", ("node", "openai.mjs"), CHAT, BASE + PROXY + UNIX),
+    Row("OpenAI and Anthropic", "anthropic for Python", "pip:anthropic", "web", ("python", "anthropic_client.py"), MESSAGE, BASE + PROXY + UNIX),
+    Row("OpenAI and Anthropic", "@anthropic-ai/sdk", "npm:@anthropic-ai/sdk", "web-node", ("node", "anthropic.mjs"), MESSAGE, BASE + PROXY + UNIX),
+
+    rpc("grpcio, server grpcio", "pip:grpcio", ("python", "grpc_client.py"), "grpc-python", HEADERS + HOSTS + PROXY + OWN + UNIX),
+    rpc("grpcio, server grpc-js", "pip:grpcio", ("python", "grpc_client.py"), "grpc-node", ["agent-header", "own-agent"]),
+    rpc("@grpc/grpc-js, server grpc-js", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-node", HEADERS + HOSTS + PROXY + OWN + UNIX),
+    rpc("@grpc/grpc-js, server grpcio", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-python", ["agent-header", "own-agent"]),
+
+    socket("websockets", "pip:websockets", ("python", "websockets_client.py"), BASE + PROXY + UNIX, agent="web"),
+    socket("websockets, sync", "pip:websockets", ("python", "websockets_client.py", "sync"), BASE + PROXY + UNIX, agent="web"),
+    socket("websockets, server websockets", "pip:websockets", ("python", "websockets_client.py"), ["agent-url", "own-agent"], agent="websockets"),
+    socket("websockets, server ws", "pip:websockets", ("python", "websockets_client.py"), ["agent-url", "own-agent"], agent="ws"),
+    socket("websocket-client", "pip:websocket-client", ("python", "websocket_client.py"), BASE + PROXY + UNIX, agent="web"),
+    socket("aiohttp", "pip:aiohttp", ("python", "aiohttp_websocket.py"), BASE + PROXY + UNIX, agent="web"),
+    socket("ws, http-proxy-agent", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), BASE + PROXY + UNIX),
+    socket("ws, https-proxy-agent", "npm:ws", ("node", "ws.mjs", "https-proxy-agent"), PROXY),
+    socket("ws, server ws", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), ["agent-url", "own-agent"], agent="ws"),
+    socket("Node WebSocket", "bin:node", ("node", "ws.mjs", "builtin"), URLS + OWN),
+    socket("Node WebSocket, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "ws.mjs", "builtin"), PROXY, environment={"NODE_USE_ENV_PROXY": "1"}),
+    socket("undici WebSocket, ProxyAgent", "npm:undici", ("node", "ws.mjs", "undici"), BASE + PROXY + UNIX),
+    socket("Bun WebSocket", "bin:bun", ("bun", "ws.mjs", "builtin"), BASE),
+
     http("curl", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
     http("curl --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
     http("curl --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),

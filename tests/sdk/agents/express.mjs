@@ -2,6 +2,7 @@
 import express from "express";
 
 const app = express();
+app.enable("strict routing");
 app.post("/echo", express.raw({ type: () => true, limit: "20mb" }), (request, response) => {
   response.json({ method: request.method, path: request.originalUrl, bytes: request.body.length, peer: request.get("x-mesh-peer-cn") });
 });
