@@ -1,5 +1,6 @@
 """deploy/docs/clients.md, made from a run."""
 
+import itertools
 import os
 
 from table import COLUMNS, RECIPES, ROWS
@@ -20,10 +21,11 @@ def line(row, cells):
 def recipe_text(recipe):
     with open(f"{HERE}/recipes/{recipe.file}") as file:
         text = file.read().strip()
-    first, _, rest = text.partition("\n")
-    language = {"py": "python", "mjs": "js", "sh": "sh", "yaml": "yaml"}[recipe.file.rpartition(".")[2]]
-    title = first.lstrip("#/ ")
-    return f"{title}\n\n```{language}\n{rest.strip()}\n```"
+    language = {"py": "python", "mjs": "js", "sh": "sh"}[recipe.file.rpartition(".")[2]]
+    # The comment at its beginning becomes the text before it.
+    lines = text.splitlines()
+    said = list(itertools.takewhile(lambda line: line.startswith(("#", "//")), lines))
+    return "\n".join([*(line.lstrip("#/ ") for line in said), "", f"```{language}", *lines[len(said):], "```"])
 
 
 def parts(results):

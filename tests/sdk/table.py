@@ -252,4 +252,22 @@ ROWS = [
     served("nginx, HTTP/2 only, protocol: h2c", "bin:nginx", "nginx-h2c", ("redirect", "slash")),
 ]
 
-RECIPES = []
+RECIPES = [
+    Recipe("MCP", "mcp1_recipe.py", "mcp-1", "python"),
+    Recipe("MCP", "mcp2_recipe.py", "mcp-2", "python-mcp2"),
+    Recipe("MCP", "mcp_recipe.mjs", "mcp-node", "node"),
+    Recipe("MCP", "mcp_sse_recipe.py", "mcp-1-sse", "python"),
+    Recipe("A2A", "a2a_recipe.py", "a2a", "python"),
+    Recipe("OpenAI and Anthropic", "openai_recipe.py", "web", "python"),
+    Recipe("OpenAI and Anthropic", "openai_recipe.mjs", "web-node", "node"),
+    Recipe("OpenAI and Anthropic", "anthropic_recipe.py", "web", "python"),
+    Recipe("gRPC", "grpc_recipe.py", "grpc-python", "python"),
+    Recipe("gRPC", "grpc_recipe.mjs", "grpc-node", "node"),
+    Recipe("WebSocket", "websockets_recipe.py", "web", "python"),
+    Recipe("WebSocket", "websocket_client_recipe.py", "web", "python"),
+    Recipe("WebSocket", "ws_recipe.mjs", "web-node", "node"),
+    Recipe("HTTP clients", "environment.sh", "web", "bash"),
+    Recipe("HTTP clients", "curl.sh", "web", "bash"),
+    Recipe("HTTP clients", "httpx_recipe.py", "web", "python"),
+    Recipe("HTTP clients", "fetch_recipe.mjs", "web-node", "node"),
+]

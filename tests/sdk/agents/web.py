@@ -30,6 +30,10 @@ async def landed(_):
     return PlainTextResponse("landed")
 
 
+async def name(_):
+    return PlainTextResponse("grok\n")
+
+
 def events(make):
     async def pieces():
         for word in WORDS:
@@ -89,6 +93,7 @@ app = Starlette(routes=[
     Route("/echo", echo, methods=["GET", "POST"]),
     Route("/redirect", redirect),
     Route("/landed", landed, name="landed"),
+    Route("/v1/name", name),
     Route("/events", server_sent_events),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/messages", messages, methods=["POST"]),

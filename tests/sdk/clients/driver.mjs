@@ -7,11 +7,14 @@ export function expect(condition, what) {
   if (!condition) throw new Error(what);
 }
 
+/** A stream's pieces came together: somebody held them back, or this process was too slow to see them come. */
+class AllAtOnce extends Error {}
+
 /** Fails if what was sent 0.2 s apart came all at once. */
 export function spread(arrivals) {
   expect(arrivals.length > 1, `${arrivals.length} pieces came`);
   const took = arrivals.at(-1) - arrivals[0];
-  expect(took > 100, `pieces 0.2 s apart came within ${took} ms`);
+  if (took < 100) throw new AllAtOnce(`pieces 0.2 s apart came within ${took} ms, three times`);
 }
 
 /** The same way to an agent, or a node, that does not exist: nobody. */
@@ -38,6 +41,16 @@ export function explain(error) {
   return [...new Set(parts)].join(" / from ").replace(/\s+/g, " ").slice(0, 600);
 }
 
+/** Tries again where a stream came all at once: the second time, an SDK has all of itself loaded. */
+async function three(run, attempt = 1) {
+  try {
+    return await run();
+  } catch (error) {
+    if (!(error instanceof AllAtOnce) || attempt === 3) throw error;
+    return three(run, attempt + 1);
+  }
+}
+
 /** Reads jobs, a JSON list of {check, way}, from stdin, and prints a JSON line for each. */
 export async function main(checks) {
   // Some clients throw what they have already reported once more, out of anybody's reach.
@@ -50,7 +63,7 @@ export async function main(checks) {
     let error = null;
     const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`nothing within ${SECONDS} s`)), SECONDS * 1000));
     try {
-      await Promise.race([checks[check](way), late]);
+      await Promise.race([three(() => checks[check](way)), late]);
     } catch (thrown) {
       if (process.env.SDK_TRACE) console.error(thrown);
       error = explain(thrown) || "failed";

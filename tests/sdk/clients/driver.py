@@ -21,10 +21,15 @@ def expect(condition, what):
         raise AssertionError(what)
 
 
+class AllAtOnce(AssertionError):
+    """A stream's pieces came together: somebody held them back, or this process was too slow to see them come."""
+
+
 def spread(arrivals):
     """Fails if what was sent 0.2 s apart came all at once."""
     expect(len(arrivals) > 1, f"{len(arrivals)} pieces came")
-    expect(arrivals[-1] - arrivals[0] > 0.1, f"pieces 0.2 s apart came within {arrivals[-1] - arrivals[0]:.2f} s")
+    if arrivals[-1] - arrivals[0] < 0.1:
+        raise AllAtOnce(f"pieces 0.2 s apart came within {arrivals[-1] - arrivals[0]:.2f} s, three times")
 
 
 def elsewhere(way):
@@ -52,9 +57,16 @@ def explain(error):
 
 def run(job):
     """In the child: runs one check one way, and exits."""
+    error = None
     try:
-        CHECKS[job["check"]](job["way"])
-        error = None
+        for attempt in range(3):
+            try:
+                CHECKS[job["check"]](job["way"])
+                break
+            except AllAtOnce:
+                # An SDK that loads half of itself with the first piece has it loaded the second time.
+                if attempt == 2:
+                    raise
     except BaseException as raised:  # noqa: BLE001 - whatever it is, the cell failed with it
         if os.environ.get("SDK_TRACE"):
             traceback.print_exc()
