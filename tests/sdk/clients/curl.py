@@ -41,4 +41,4 @@ def connect(way):
 
 
 http_checks(connect)
-main()
+main(warm=False)

@@ -9,7 +9,7 @@ def connect(way):
 
     def ask(method, path, body=None):
         answer = session.request(method, url + path, data=body, stream=True, timeout=10)
-        return answer.status_code, answer.iter_content(None)
+        return answer.status_code, answer.iter_content(1)
     return ask
 
 
