@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from table import COLUMNS, RECIPES, ROWS
+from table import COLUMNS, RECIPES, ROWS, agent_title, version
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PATH = os.path.join(HERE, "../../deploy/docs/clients.md")
@@ -15,7 +15,8 @@ def line(row, cells):
     for way in COLUMNS:
         failed = [check for check in row.checks if cells.get((check, way))]
         shown.append("–" if way not in row.ways else "✗ " + ", ".join(failed) if failed else "✓")
-    return f"| {row.title} | {', '.join(row.checks)} | {' | '.join(shown)} |"
+    client = row.name.format(version(row.package))
+    return f"| {client} | {agent_title(row.agent)} | {', '.join(row.checks)} | {' | '.join(shown)} |"
 
 
 def recipe_text(recipe):
@@ -55,7 +56,7 @@ def render(results):
         intro = file.read()
     text = [intro.strip()]
     sections = list(dict.fromkeys(each.section for each in [*ROWS, *RECIPES]))
-    head = f"| Client | What is checked | {' | '.join(COLUMNS.values())} |\n|---|---|{'---|' * len(COLUMNS)}"
+    head = f"| Client | Agent | Checks | {' | '.join(COLUMNS.values())} |\n|---|---|---|{'---|' * len(COLUMNS)}"
     for section in sections:
         text.append(f"## {section}")
         rows = [line(row, results[row]) for row in ROWS if row.section == section]

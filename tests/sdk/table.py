@@ -47,6 +47,8 @@ BASE = URLS + HEADERS + OWN
 class Agent:
     """A server that plays the agent grok on ct111. In `command` and `backend`, {PORT}, {HOST} and {FOLDER} are filled in."""
     name: str
+    label: str  # as the document calls it; {} is the version of `package`
+    package: str
     command: tuple
     host: str = "127.0.0.1"
     backend: dict = dataclasses.field(default_factory=lambda: {"address": "127.0.0.1:{PORT}"}, hash=False)
@@ -57,8 +59,8 @@ class Agent:
 class Row:
     """A client's line in the document: a driver, run with `checks` in `ways` against an agent."""
     section: str
-    name: str
-    package: str  # whose version is shown, as "pip:requests", "npm:got", "bin:curl", or "" for none
+    name: str  # as the document calls it; {} is the version of `package`
+    package: str  # "pip:requests", "npm:got", "bin:curl"
     agent: str
     command: tuple
     checks: tuple
@@ -67,7 +69,7 @@ class Row:
 
     @property
     def title(self):
-        return " ".join(word for word in (self.name, version(self.package)) if word)
+        return f"{self.name.format(version(self.package))} → {agent_title(self.agent)}"
 
     def cells(self):
         # A listener of one's own leads to one destination only, which exists.
@@ -105,39 +107,44 @@ def version(package):
         done = subprocess.run([TOOLS.get(name, name), flag], capture_output=True, text=True)
         # curl 7.88.1 (…), nginx version: nginx/1.22.1, v24.1.0, Python 3.11.2
         return next(word for word in (done.stdout + done.stderr).replace("/", " ").replace("v", " ").split() if word[0].isdigit())
-    return ""
+    raise ValueError(package)
+
+
+def agent_title(name):
+    agent = next(agent for agent in AGENTS if agent.name == name)
+    return agent.label.format(version(agent.package))
 
 
 WEB = ("uvicorn", "web:app", "--port", "{PORT}", "--log-level", "warning")
 
 AGENTS = [
     # Twice, so that its many clients run on two cores.
-    Agent("web", WEB),
-    Agent("web-node", WEB),
-    Agent("mcp-1", ("python", "mcp1.py", "streamable-http")),
-    Agent("mcp-1-mounted", ("python", "mcp1.py", "mounted")),
-    Agent("mcp-1-sse", ("python", "mcp1.py", "sse")),
-    Agent("mcp-2", ("python-mcp2", "mcp2.py")),
-    Agent("mcp-node", ("node", "mcp.mjs")),
-    Agent("a2a", ("python", "a2a_agent.py")),
-    Agent("grpc-python", ("python", "grpc_python.py")),
-    Agent("grpc-node", ("node", "grpc.mjs")),
-    Agent("websockets", ("python", "ws_python.py")),
-    Agent("ws", ("node", "ws.mjs")),
-    Agent("fastapi", ("uvicorn", "fastapi_app:app", "--port", "{PORT}", "--log-level", "warning")),
-    Agent("uvicorn-unix", ("uvicorn", "web:app", "--uds", "{FOLDER}/agent.sock", "--log-level", "warning"),
+    Agent("web", "uvicorn {}, Starlette", "pip:uvicorn", WEB),
+    Agent("web-node", "uvicorn {}, Starlette", "pip:uvicorn", WEB),
+    Agent("mcp-1", "mcp {} for Python", "pip:mcp", ("python", "mcp1.py", "streamable-http")),
+    Agent("mcp-1-mounted", "mcp {} for Python, mounted in FastAPI", "pip:mcp", ("python", "mcp1.py", "mounted")),
+    Agent("mcp-1-sse", "mcp {} for Python, SSE transport", "pip:mcp", ("python", "mcp1.py", "sse")),
+    Agent("mcp-2", "mcp {} for Python", "pip2:mcp", ("python-mcp2", "mcp2.py")),
+    Agent("mcp-node", "@modelcontextprotocol/sdk {}", "npm:@modelcontextprotocol/sdk", ("node", "mcp.mjs")),
+    Agent("a2a", "a2a-sdk {}", "pip:a2a-sdk", ("python", "a2a_agent.py")),
+    Agent("grpc-python", "grpcio {}", "pip:grpcio", ("python", "grpc_python.py")),
+    Agent("grpc-node", "@grpc/grpc-js {}", "npm:@grpc/grpc-js", ("node", "grpc.mjs")),
+    Agent("websockets", "websockets {}", "pip:websockets", ("python", "ws_python.py")),
+    Agent("ws", "ws {}", "npm:ws", ("node", "ws.mjs")),
+    Agent("fastapi", "uvicorn, FastAPI {}", "pip:fastapi", ("uvicorn", "fastapi_app:app", "--port", "{PORT}", "--log-level", "warning")),
+    Agent("uvicorn-unix", "uvicorn {} on a unix socket", "pip:uvicorn", ("uvicorn", "web:app", "--uds", "{FOLDER}/agent.sock", "--log-level", "warning"),
           backend={"address": "unix:{FOLDER}/agent.sock"}),
-    Agent("hypercorn", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}")),
-    Agent("hypercorn-h2c", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}"),
+    Agent("hypercorn", "hypercorn {}", "pip:hypercorn", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}")),
+    Agent("hypercorn-h2c", "hypercorn {}, `protocol: h2c`", "pip:hypercorn", ("hypercorn", "web:app", "--bind", "127.0.0.1:{PORT}"),
           backend={"address": "127.0.0.1:{PORT}", "protocol": "h2c"}),
-    Agent("flask", ("python", "flask_app.py")),
-    Agent("gunicorn", ("gunicorn", "flask_app:app", "--bind", "127.0.0.1:{PORT}", "--threads", "4", "--log-level", "warning")),
-    Agent("django", ("python", "django_app.py")),
-    Agent("express", ("node", "express.mjs")),
+    Agent("flask", "Flask {}, its own server", "pip:flask", ("python", "flask_app.py")),
+    Agent("gunicorn", "gunicorn {}, Flask", "pip:gunicorn", ("gunicorn", "flask_app:app", "--bind", "127.0.0.1:{PORT}", "--threads", "4", "--log-level", "warning")),
+    Agent("django", "Django {}, runserver", "pip:django", ("python", "django_app.py")),
+    Agent("express", "Express {}", "npm:express", ("node", "express.mjs")),
     # As Node binds "localhost" where ::1 comes first; the sidecar's localhost is both.
-    Agent("express-localhost", ("node", "express.mjs"), host="::1", backend={"address": "localhost:{PORT}"}),
-    Agent("nginx", ("nginx", "-c", "nginx.conf")),
-    Agent("nginx-h2c", ("nginx", "-c", "nginx.conf"), listen="http2",
+    Agent("express-localhost", "Express {} on ::1, `address: localhost:8080`", "npm:express", ("node", "express.mjs"), host="::1", backend={"address": "localhost:{PORT}"}),
+    Agent("nginx", "nginx {}", "bin:nginx", ("nginx", "-c", "nginx.conf")),
+    Agent("nginx-h2c", "nginx {}, HTTP/2 only, `protocol: h2c`", "bin:nginx", ("nginx", "-c", "nginx.conf"), listen="http2",
           backend={"address": "127.0.0.1:{PORT}", "protocol": "h2c"}),
 ]
 
@@ -153,104 +160,111 @@ def mcp(name, package, agent, command, ways):
     return Row("MCP", name, package, agent, command, ("tool", "progress"), ways)
 
 
-def socket(name, package, command, ways, agent="web-node", **more):
-    return Row("WebSocket", name, package, agent, command, ("echo",), ways, **more)
+def a2a(name, package, command):
+    return Row("A2A", name, package, "a2a", command, ("message", "stream"), BASE + PROXY + UNIX)
+
+
+def llm(name, package, command, checks):
+    agent = "web" if command[0] == "python" else "web-node"
+    return Row("OpenAI and Anthropic", name, package, agent, command, (*checks, "error"), BASE + PROXY + UNIX)
 
 
 def rpc(name, package, command, agent, ways):
     return Row("gRPC", name, package, agent, command, ("unary", "stream", "bidirectional", "error"), ways)
 
 
+def socket(name, package, command, ways, agent="web-node", **more):
+    return Row("WebSocket", name, package, agent, command, ("echo",), ways, **more)
+
+
+def served(agent, checks=("post", "redirect", "slash", "stream")):
+    ways = ["node-url", "agent-url", "agent-header", "node-proxy", "own-node", "own-agent"]
+    return Row("Servers as agents", "requests {}", "pip:requests", agent, ("python", "requests_client.py"), checks, ways)
+
+
 MCP1, MCP2 = ("python", "mcp1.py"), ("python-mcp2", "mcp2.py")
 MCP_NODE1, MCP_NODE2 = ("node", "mcp.mjs", "1"), ("node", "mcp.mjs", "2")
-CHAT = ("chat", "stream", "error")
-MESSAGE = ("message", "stream", "error")
-
-
-def served(name, package, agent, checks=("post", "redirect", "slash", "stream")):
-    ways = ["node-url", "agent-url", "agent-header", "node-proxy", "own-node", "own-agent"]
-    return Row("Servers as agents", name, package, agent, ("python", "requests_client.py"), checks, ways)
-
+# Where a client meets another's server, the ways differ no more.
+BRIEFLY = ["agent-url", "own-agent"]
+ENV_PROXY = {"environment": {"NODE_USE_ENV_PROXY": "1"}}
 
 ROWS = [
-    mcp("mcp for Python, 1.x", "pip:mcp", "mcp-1", MCP1, BASE + PROXY + UNIX),
-    mcp("the same, server mounted in FastAPI", "pip:mcp", "mcp-1-mounted", MCP1, BASE + PROXY + UNIX),
-    mcp("the same, server 2.x", "pip:mcp", "mcp-2", MCP1, ["agent-url", "own-agent"]),
-    mcp("the same, server in TypeScript", "pip:mcp", "mcp-node", MCP1, ["agent-url", "own-agent"]),
+    mcp("mcp {} for Python", "pip:mcp", "mcp-1", MCP1, BASE + PROXY + UNIX),
+    mcp("mcp {} for Python", "pip:mcp", "mcp-1-mounted", MCP1, BASE + PROXY + UNIX),
+    mcp("mcp {} for Python", "pip:mcp", "mcp-2", MCP1, BRIEFLY),
+    mcp("mcp {} for Python", "pip:mcp", "mcp-node", MCP1, BRIEFLY),
     # The server names its endpoint as a path, in a body.
-    mcp("the same, SSE transport", "pip:mcp", "mcp-1-sse", MCP1 + ("sse",), HEADERS + PROXY + OWN),
-    mcp("mcp for Python, 2.x", "pip2:mcp", "mcp-2", MCP2, BASE + PROXY + UNIX),
-    mcp("the same, server 1.x", "pip2:mcp", "mcp-1", MCP2, ["agent-url", "own-agent"]),
-    mcp("the same, server 1.x mounted in FastAPI", "pip2:mcp", "mcp-1-mounted", MCP2, ["agent-url", "own-agent"]),
-    mcp("the same, server in TypeScript", "pip2:mcp", "mcp-node", MCP2, ["agent-url", "own-agent"]),
-    mcp("@modelcontextprotocol/sdk", "npm:@modelcontextprotocol/sdk", "mcp-node", MCP_NODE1, BASE + PROXY + UNIX),
-    mcp("the same, server in Python, 1.x mounted", "npm:@modelcontextprotocol/sdk", "mcp-1-mounted", MCP_NODE1, ["agent-url", "own-agent"]),
-    mcp("@modelcontextprotocol/client", "npm:@modelcontextprotocol/client", "mcp-node", MCP_NODE2, BASE + PROXY + UNIX),
-    mcp("the same, server in Python, 2.x", "npm:@modelcontextprotocol/client", "mcp-2", MCP_NODE2, ["agent-url", "own-agent"]),
+    mcp("mcp {} for Python, SSE transport", "pip:mcp", "mcp-1-sse", MCP1 + ("sse",), HEADERS + PROXY + OWN),
+    mcp("mcp {} for Python", "pip2:mcp", "mcp-2", MCP2, BASE + PROXY + UNIX),
+    mcp("mcp {} for Python", "pip2:mcp", "mcp-1", MCP2, BRIEFLY),
+    mcp("mcp {} for Python", "pip2:mcp", "mcp-1-mounted", MCP2, BRIEFLY),
+    mcp("mcp {} for Python", "pip2:mcp", "mcp-node", MCP2, BRIEFLY),
+    mcp("@modelcontextprotocol/sdk {}", "npm:@modelcontextprotocol/sdk", "mcp-node", MCP_NODE1, BASE + PROXY + UNIX),
+    mcp("@modelcontextprotocol/sdk {}", "npm:@modelcontextprotocol/sdk", "mcp-1-mounted", MCP_NODE1, BRIEFLY),
+    mcp("@modelcontextprotocol/client {}", "npm:@modelcontextprotocol/client", "mcp-node", MCP_NODE2, BASE + PROXY + UNIX),
+    mcp("@modelcontextprotocol/client {}", "npm:@modelcontextprotocol/client", "mcp-2", MCP_NODE2, BRIEFLY),
 
-    Row("A2A", "a2a-sdk", "pip:a2a-sdk", "a2a", ("python", "a2a_client.py"), ("message", "stream"), BASE + PROXY + UNIX),
-    Row("A2A", "@a2a-js/sdk", "npm:@a2a-js/sdk", "a2a", ("node", "a2a.mjs"), ("message", "stream"), BASE + PROXY + UNIX),
+    a2a("a2a-sdk {}", "pip:a2a-sdk", ("python", "a2a_client.py")),
+    a2a("@a2a-js/sdk {}", "npm:@a2a-js/sdk", ("node", "a2a.mjs")),
 
-    Row("OpenAI and Anthropic", "openai for Python", "pip:openai", "web", ("python", "openai_client.py"), CHAT, BASE + PROXY + UNIX),
-    Row("OpenAI and Anthropic", "openai for Node", "npm:openai", "web-node", ("node", "openai.mjs"), CHAT, BASE + PROXY + UNIX),
-    Row("OpenAI and Anthropic", "anthropic for Python", "pip:anthropic", "web", ("python", "anthropic_client.py"), MESSAGE, BASE + PROXY + UNIX),
-    Row("OpenAI and Anthropic", "@anthropic-ai/sdk", "npm:@anthropic-ai/sdk", "web-node", ("node", "anthropic.mjs"), MESSAGE, BASE + PROXY + UNIX),
+    llm("openai {} for Python", "pip:openai", ("python", "openai_client.py"), ("chat", "stream")),
+    llm("openai {} for Node", "npm:openai", ("node", "openai.mjs"), ("chat", "stream")),
+    llm("anthropic {} for Python", "pip:anthropic", ("python", "anthropic_client.py"), ("message", "stream")),
+    llm("@anthropic-ai/sdk {}", "npm:@anthropic-ai/sdk", ("node", "anthropic.mjs"), ("message", "stream")),
 
-    rpc("grpcio, server grpcio", "pip:grpcio", ("python", "grpc_client.py"), "grpc-python", HEADERS + HOSTS + PROXY + OWN + UNIX),
-    rpc("grpcio, server grpc-js", "pip:grpcio", ("python", "grpc_client.py"), "grpc-node", ["agent-header", "own-agent"]),
-    rpc("@grpc/grpc-js, server grpc-js", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-node", HEADERS + HOSTS + PROXY + OWN + UNIX),
-    rpc("@grpc/grpc-js, server grpcio", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-python", ["agent-header", "own-agent"]),
+    rpc("grpcio {}", "pip:grpcio", ("python", "grpc_client.py"), "grpc-python", HEADERS + HOSTS + PROXY + OWN + UNIX),
+    rpc("grpcio {}", "pip:grpcio", ("python", "grpc_client.py"), "grpc-node", ["agent-header", "own-agent"]),
+    rpc("@grpc/grpc-js {}", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-node", HEADERS + HOSTS + PROXY + OWN + UNIX),
+    rpc("@grpc/grpc-js {}", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-python", ["agent-header", "own-agent"]),
 
-    socket("websockets", "pip:websockets", ("python", "websockets_client.py"), BASE + PROXY + UNIX, agent="web"),
-    socket("websockets, sync", "pip:websockets", ("python", "websockets_client.py", "sync"), BASE + PROXY + UNIX, agent="web"),
-    socket("websockets, server websockets", "pip:websockets", ("python", "websockets_client.py"), ["agent-url", "own-agent"], agent="websockets"),
-    socket("websockets, server ws", "pip:websockets", ("python", "websockets_client.py"), ["agent-url", "own-agent"], agent="ws"),
-    socket("websocket-client", "pip:websocket-client", ("python", "websocket_client.py"), BASE + PROXY + UNIX, agent="web"),
-    socket("aiohttp", "pip:aiohttp", ("python", "aiohttp_websocket.py"), BASE + PROXY + UNIX, agent="web"),
-    socket("ws, http-proxy-agent", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), BASE + PROXY + UNIX),
-    socket("ws, https-proxy-agent", "npm:ws", ("node", "ws.mjs", "https-proxy-agent"), PROXY),
-    socket("ws, server ws", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), ["agent-url", "own-agent"], agent="ws"),
-    socket("Node WebSocket", "bin:node", ("node", "ws.mjs", "builtin"), URLS + OWN),
-    socket("Node WebSocket, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "ws.mjs", "builtin"), PROXY, environment={"NODE_USE_ENV_PROXY": "1"}),
-    socket("undici WebSocket, ProxyAgent", "npm:undici", ("node", "ws.mjs", "undici"), BASE + PROXY + UNIX),
-    socket("Bun WebSocket", "bin:bun", ("bun", "ws.mjs", "builtin"), BASE),
+    socket("websockets {}", "pip:websockets", ("python", "websockets_client.py"), BASE + PROXY + UNIX, "web"),
+    socket("websockets {}, sync", "pip:websockets", ("python", "websockets_client.py", "sync"), BASE + PROXY + UNIX, "web"),
+    socket("websockets {}", "pip:websockets", ("python", "websockets_client.py"), BRIEFLY, "websockets"),
+    socket("websockets {}", "pip:websockets", ("python", "websockets_client.py"), BRIEFLY, "ws"),
+    socket("websocket-client {}", "pip:websocket-client", ("python", "websocket_client.py"), BASE + PROXY + UNIX, "web"),
+    socket("aiohttp {}", "pip:aiohttp", ("python", "aiohttp_websocket.py"), BASE + PROXY + UNIX, "web"),
+    socket("ws {}, http-proxy-agent", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), BASE + PROXY + UNIX),
+    socket("ws {}, https-proxy-agent", "npm:ws", ("node", "ws.mjs", "https-proxy-agent"), PROXY),
+    socket("ws {}", "npm:ws", ("node", "ws.mjs", "http-proxy-agent"), BRIEFLY, "ws"),
+    socket("Node {} WebSocket", "bin:node", ("node", "ws.mjs", "builtin"), URLS + OWN),
+    socket("Node {} WebSocket, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "ws.mjs", "builtin"), PROXY, **ENV_PROXY),
+    socket("undici {} WebSocket, ProxyAgent", "npm:undici", ("node", "ws.mjs", "undici"), BASE + PROXY + UNIX),
+    socket("Bun {} WebSocket", "bin:bun", ("bun", "ws.mjs", "builtin"), BASE),
 
-    http("curl", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
-    http("curl --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
-    http("curl --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),
-    http("curl --proxytunnel", "bin:curl", ("python", "curl.py", "--proxytunnel"), PROXY),
-    http("requests", "pip:requests", ("python", "requests_client.py"), BASE + PROXY),
-    http("httpx", "pip:httpx", ("python", "httpx_client.py", "httpx"), BASE + PROXY + UNIX),
-    http("httpx, HTTP/2", "pip:httpx", ("python", "httpx_client.py", "httpx", "h2"), BASE + UNIX),
-    http("httpx2", "pip:httpx2", ("python", "httpx_client.py", "httpx2"), BASE + PROXY + UNIX),
-    http("aiohttp", "pip:aiohttp", ("python", "aiohttp_client.py"), BASE + PROXY + UNIX),
-    http("urllib3", "pip:urllib3", ("python", "urllib3_client.py"), BASE + PROXY),
-    http("urllib.request", "bin:python", ("python", "urllib_client.py"), BASE + PROXY),
-    http("Node fetch", "bin:node", ("node", "fetch.mjs", "builtin"), BASE),
-    http("Node fetch, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "fetch.mjs", "builtin"), BASE + PROXY,
-         environment={"NODE_USE_ENV_PROXY": "1"}),
-    http("undici, Agent and ProxyAgent", "npm:undici", ("node", "fetch.mjs", "proxy-agent"), BASE + PROXY + UNIX),
-    http("undici, EnvHttpProxyAgent", "npm:undici", ("node", "fetch.mjs", "env-agent"), BASE + PROXY),
-    http("node:http", "bin:node", ("node", "node_http.mjs"), BASE + HOSTS + UNIX),
-    http("node:http, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "node_http.mjs"), BASE + PROXY,
-         environment={"NODE_USE_ENV_PROXY": "1"}),
-    http("node:http2", "bin:node", ("node", "node_http2.mjs"), BASE + HOSTS + UNIX),
-    http("axios", "npm:axios", ("node", "axios.mjs"), BASE + PROXY + UNIX),
-    http("got, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX),
-    http("Bun fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX),
+    http("curl {}", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
+    http("curl {} --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
+    http("curl {} --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),
+    http("curl {} --proxytunnel", "bin:curl", ("python", "curl.py", "--proxytunnel"), PROXY),
+    http("requests {}", "pip:requests", ("python", "requests_client.py"), BASE + PROXY),
+    http("httpx {}", "pip:httpx", ("python", "httpx_client.py", "httpx"), BASE + PROXY + UNIX),
+    http("httpx {}, HTTP/2", "pip:httpx", ("python", "httpx_client.py", "httpx", "h2"), BASE + UNIX),
+    http("httpx2 {}", "pip:httpx2", ("python", "httpx_client.py", "httpx2"), BASE + PROXY + UNIX),
+    http("aiohttp {}", "pip:aiohttp", ("python", "aiohttp_client.py"), BASE + PROXY + UNIX),
+    http("urllib3 {}", "pip:urllib3", ("python", "urllib3_client.py"), BASE + PROXY),
+    http("Python's urllib.request", "bin:python", ("python", "urllib_client.py"), BASE + PROXY),
+    http("Node {} fetch", "bin:node", ("node", "fetch.mjs", "builtin"), BASE),
+    http("Node {} fetch, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "fetch.mjs", "builtin"), BASE + PROXY, **ENV_PROXY),
+    http("undici {}, Agent and ProxyAgent", "npm:undici", ("node", "fetch.mjs", "proxy-agent"), BASE + PROXY + UNIX),
+    http("undici {}, EnvHttpProxyAgent", "npm:undici", ("node", "fetch.mjs", "env-agent"), BASE + PROXY),
+    http("node:http {}", "bin:node", ("node", "node_http.mjs"), BASE + HOSTS + UNIX),
+    http("node:http {}, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "node_http.mjs"), BASE + PROXY, **ENV_PROXY),
+    http("node:http2 {}", "bin:node", ("node", "node_http2.mjs"), BASE + HOSTS + UNIX),
+    http("axios {}", "npm:axios", ("node", "axios.mjs"), BASE + PROXY + UNIX),
+    http("got {}, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX),
+    http("Bun {} fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX),
 
-    served("uvicorn, Starlette", "pip:uvicorn", "web"),
-    served("uvicorn, FastAPI", "pip:fastapi", "fastapi"),
-    served("uvicorn on a unix socket", "pip:uvicorn", "uvicorn-unix"),
-    served("hypercorn", "pip:hypercorn", "hypercorn"),
-    served("hypercorn, protocol: h2c", "pip:hypercorn", "hypercorn-h2c"),
-    served("Flask, its own server", "pip:flask", "flask"),
-    served("gunicorn, Flask", "pip:gunicorn", "gunicorn"),
-    served("Django runserver", "pip:django", "django"),
-    served("Express on 127.0.0.1", "npm:express", "express"),
-    served("Express on ::1, address: localhost", "npm:express", "express-localhost"),
-    served("nginx", "bin:nginx", "nginx", ("redirect", "slash")),
-    served("nginx, HTTP/2 only, protocol: h2c", "bin:nginx", "nginx-h2c", ("redirect", "slash")),
+    served("web"),
+    served("fastapi"),
+    served("uvicorn-unix"),
+    served("hypercorn"),
+    served("hypercorn-h2c"),
+    served("flask"),
+    served("gunicorn"),
+    served("django"),
+    served("express"),
+    served("express-localhost"),
+    served("nginx", ("redirect", "slash")),
+    served("nginx-h2c", ("redirect", "slash")),
 ]
 
 RECIPES = [

@@ -23,7 +23,7 @@ main({
   echo: (way) => new Promise((resolve, reject) => {
     const socket = open(way);
     socket.onopen = () => socket.send("hello");
-    socket.onerror = (event) => reject(event.error ?? new Error(event.message || "the connection failed"));
+    socket.onerror = (event) => reject(new Error(event.message || event.error?.cause?.message || "the connection failed"));
     socket.onmessage = ({ data }) => {
       socket.close();
       data === "grok: hello" ? resolve() : reject(new Error(`the answer is ${data}`));
