@@ -6,14 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
 missing=()
-for each in python3:python3 curl:curl nginx:nginx; do
-  command -v "${each%%:*}" >/dev/null || [ -x "/usr/sbin/${each%%:*}" ] || missing+=("${each##*:}")
+for each in python3 curl; do
+  command -v "$each" >/dev/null || missing+=("$each")
 done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
-  as_root=()
-  [ "$(id -u)" -eq 0 ] || as_root=(sudo)
   echo "installing: ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
   install=(apt-get install -y --no-install-recommends "${missing[@]}")
@@ -22,10 +22,20 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${as_root[@]}" "${install[@]}"
   }
 fi
-PATH="$PATH:/usr/sbin"
 
 tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/sdk"
 mkdir -p "$tools/node"
+
+# nginx is only unpacked: installed, it would be started, on port 80.
+PATH="$PATH:/usr/sbin:$tools/nginx/usr/sbin"
+if ! command -v nginx >/dev/null; then
+  echo "unpacking nginx into $tools"
+  packages=$(mktemp -d)
+  fetch() { (cd "$packages" && apt-get download nginx) >/dev/null 2>&1; }
+  fetch || { "${as_root[@]}" apt-get update && fetch; }
+  dpkg-deb -x "$packages"/nginx_*.deb "$tools/nginx"
+  rm -rf "$packages"
+fi
 
 # Runs the rest if the files named first have changed since it last ran to its end.
 unless_done() {

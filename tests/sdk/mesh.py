@@ -25,12 +25,19 @@ def free_port(host="127.0.0.1"):
         return probe.getsockname()[1]
 
 
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def ends_with_us():
+    """For preexec_fn: the process ends with the thread that started it, however that thread ends."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def start(command, log, env=None, **popen):
-    """Starts a process that ends with the thread that started it, however that thread ends."""
-    libc = ctypes.CDLL(None)
-    return subprocess.Popen(
-        command, stdout=open(log, "ab"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
-        preexec_fn=lambda: libc.prctl(1, signal.SIGKILL), **popen)  # PR_SET_PDEATHSIG
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
+                                preexec_fn=ends_with_us, **popen)
 
 
 def end(processes):
@@ -117,23 +124,26 @@ class Mesh:
 
     def start(self, backend):
         """`backend`: the section proxy.backend of ct111."""
-        own = {"listen": f"127.0.0.1:{self.own_node}", "node": "ct111"}
-        caller = self.config("ct110", ["opus"], {"outbound": {"listen": f"127.0.0.1:{self.outbound}", "listeners": [own]}})
-        listeners = caller["proxy"]["outbound"]["listeners"]
+        listeners = [{"listen": f"127.0.0.1:{self.own_node}", "node": "ct111"}]
         origins = [f"http://127.0.0.1:{port}" for port in (self.outbound, self.own_node, self.own_agent)]
-        origins += ["http://ct111.mesh", "http://grok.agent.mesh"]
-        for piece, ways in (
-            ({"listeners": listeners + [{"listen": f"127.0.0.1:{self.own_agent}", "agent": "grok"}]}, ["own-agent"]),
-            ({"listeners": listeners + [{"listen": f"unix:{self.folder}/outbound.sock", "mode": "0600"}]}, ["unix"]),
-            ({"allowed_origins": origins}, []),
+        outbound = {"listen": f"127.0.0.1:{self.outbound}", "listeners": listeners,
+                    "allowed_origins": [*origins, "http://ct111.mesh", "http://grok.agent.mesh"]}
+        caller = self.config("ct110", ["opus"], {"outbound": outbound})
+        # A configuration that is refused costs its own way only.
+        outbound = caller["proxy"]["outbound"]
+        if self.check("ct110", caller):
+            del outbound["allowed_origins"]
+        for way, listener in (
+            ("own-agent", {"listen": f"127.0.0.1:{self.own_agent}", "agent": "grok"}),
+            ("unix", {"listen": f"unix:{self.folder}/outbound.sock", "mode": "0600"}),
         ):
-            before = dict(caller["proxy"]["outbound"])
-            if "listeners" in piece:
-                piece = {"listeners": before["listeners"] + piece["listeners"][len(listeners):]}
-            caller["proxy"]["outbound"].update(piece)
-            if refusal := self.check("ct110", caller):
-                caller["proxy"]["outbound"] = before
-                self.refused.update({way: refusal for way in ways})
+            outbound["listeners"] = [*listeners, listener]
+            refusal = self.check("ct110", caller)
+            if refusal:
+                self.refused[way] = refusal
+            else:
+                listeners = outbound["listeners"]
+        outbound["listeners"] = listeners
         callee = self.config("ct111", ["grok"], {"outbound": {"listen": f"127.0.0.1:{free_port()}"}, "backend": backend})
         if refusal := self.check("ct111", callee):
             raise Failed(refusal)

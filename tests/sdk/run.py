@@ -13,9 +13,9 @@ import tempfile
 import threading
 import time
 
-from mesh import Failed, Mesh, end, free_port, make_ca, start, wait_for
-from table import AGENTS, COLUMNS, ROWS, RECIPES, TOOLS, version
 import document
+from mesh import Failed, Mesh, end, ends_with_us, free_port, make_ca, start, wait_for
+from table import AGENTS, RECIPES, ROWS, TOOLS
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # A driver bounds each of its cells; this bounds the driver.
@@ -33,8 +33,7 @@ def environment(mesh, tools):
 
 def program(command):
     """The command with the interpreters of the cache for the first word."""
-    first = TOOLS.get(command[0], command[0])
-    return [first, *command[1:]]
+    return [TOOLS.get(command[0], command[0]), *command[1:]]
 
 
 def start_agent(agent, mesh, folder):
@@ -99,7 +98,7 @@ def run_driver(row, jobs, mesh):
     env = environment(mesh, row.environment)
     try:
         done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=DRIVER_SECONDS,
-                              env=env, cwd=f"{mesh.folder}/../clients")
+                              env=env, cwd=f"{mesh.folder}/../clients", preexec_fn=ends_with_us)
         output, errors = done.stdout, done.stderr
     except subprocess.TimeoutExpired as late:
         output, errors = (late.stdout or b"").decode(), f"the driver took more than {DRIVER_SECONDS} s"
@@ -131,7 +130,8 @@ def run_recipe(recipe, mesh):
     env["PATH"] = f"{os.path.dirname(TOOLS['node'])}:{env['PATH']}"
     options = ["-e"] if recipe.interpreter == "bash" else []
     try:
-        done = subprocess.run(program([recipe.interpreter, *options, path]), capture_output=True, text=True, timeout=20, env=env)
+        done = subprocess.run(program([recipe.interpreter, *options, path]), capture_output=True, text=True, timeout=20, env=env,
+                              preexec_fn=ends_with_us)
     except subprocess.TimeoutExpired:
         return "nothing within 20 s"
     if done.returncode == 0 and "grok" in done.stdout.replace("grok.agent", ""):

@@ -143,8 +143,8 @@ AGENTS = [
     Agent("express", "Express {}", "npm:express", ("node", "express.mjs")),
     # As Node binds "localhost" where ::1 comes first; the sidecar's localhost is both.
     Agent("express-localhost", "Express {} on ::1, `address: localhost:8080`", "npm:express", ("node", "express.mjs"), host="::1", backend={"address": "localhost:{PORT}"}),
-    Agent("nginx", "nginx {}", "bin:nginx", ("nginx", "-c", "nginx.conf")),
-    Agent("nginx-h2c", "nginx {}, HTTP/2 only, `protocol: h2c`", "bin:nginx", ("nginx", "-c", "nginx.conf"), listen="http2",
+    Agent("nginx", "nginx {}", "bin:nginx", ("nginx", "-e", "{FOLDER}/nginx.log", "-c", "nginx.conf")),
+    Agent("nginx-h2c", "nginx {}, HTTP/2 only, `protocol: h2c`", "bin:nginx", ("nginx", "-e", "{FOLDER}/nginx.log", "-c", "nginx.conf"), listen="http2",
           backend={"address": "127.0.0.1:{PORT}", "protocol": "h2c"}),
 ]
 
