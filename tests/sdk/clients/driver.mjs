@@ -111,7 +111,7 @@ export function httpChecks(connect) {
     },
     "too-large": async (way) => {
       const ask = await connect(way);
-      const { status, text } = await whole(await ask("POST", "/echo", Buffer.alloc(4_000_000, "x")));
+      const { status, text } = await whole(await ask("POST", "/echo", Buffer.alloc(12_000_000, "x")));
       expect(status === 413 && text.includes("body_too_large"), `an upload over the limit: ${status} ${text.slice(0, 300)}`);
       await posts(ask, way);
     },

@@ -161,6 +161,6 @@ def http_checks(connect):
     @check
     def too_large(way):
         ask = connect(way)
-        status, text = whole(ask("POST", "/echo", b"x" * 4_000_000))
+        status, text = whole(ask("POST", "/echo", b"x" * 12_000_000))
         expect(status == 413 and b"body_too_large" in text, f"an upload over the limit: {status} {text[:300]}")
         posts(ask, way)
