@@ -18,8 +18,8 @@ use super::repeats;
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// What is kept of the buffers after a flood.
 const KEPT_BYTES: usize = 1 << 16;
-/// For so long lines are gathered after a write: under load, many go out in one.
-const GATHER: Duration = Duration::from_millis(10);
+/// For so long lines are gathered after a write, which saves a switch of threads for each. Short enough for who looks on.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Standard output without the buffer and the lock that std puts before it: whoever exits takes that lock.
 pub fn stdout() -> Box<dyn Write + Send> {
