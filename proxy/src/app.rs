@@ -25,7 +25,7 @@ use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
 use crate::inbound::admission::Admission;
-use crate::inbound::backend::AgentSlots;
+use crate::inbound::backend::agent_slots::AgentSlots;
 use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;

@@ -4,7 +4,7 @@
 use mesh_shared::config::Proxy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::inbound::backend::MAX_IDLE_CONNECTIONS;
+use crate::inbound::backend::connections::MAX_IDLE_CONNECTIONS;
 
 /// A connection of a peer is one, what it asks of the agent is counted apart; a connection of this host's programs and
 /// the one to the peer that it uses are two.

@@ -244,6 +244,13 @@ pub fn absolute(scheme: Scheme, authority: Authority, path: Option<PathAndQuery>
     Uri::from_parts(parts).unwrap_or_default()
 }
 
+/// Takes scheme and authority off a target, as it is asked of a server (RFC 9112, section 3.2.1).
+pub fn to_origin_form(uri: &mut Uri) {
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        *uri = uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+    }
+}
+
 /// Spells the path of a target otherwise; its query stays.
 pub fn set_path(uri: &mut Uri, path: &'static str) {
     if uri.path() == path {

@@ -1,7 +1,6 @@
 //! The connections of one thread to one node: h2 ones, each shared by as many requests as the peer allows, or http/1.1
 //! ones with a node that speaks no h2. They are made when requests need them, and belong to no request.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -18,6 +17,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
 use crate::http::h2;
+use crate::http::idle::Idle;
 use crate::metrics::{Direction, HandshakeFailure, Held, Limit, METRICS, Side};
 use crate::roster::store::RosterStore;
 use crate::tls::credentials::CredentialStore;
@@ -34,12 +34,15 @@ const CONNECTIONS: usize = 16;
 const STREAMS: usize = 100;
 /// Dials under way at once, of either kind: peers refuse handshakes beyond a number of their own.
 const DIALS: usize = 16;
+/// http/1.1 connections to a node that wait for their next request.
+const MAX_UNUSED: usize = 64;
 /// A connection on which so many streams were reset gets no new requests: servers count resets over a connection's life.
 const RESETS: u32 = 500;
 /// After a connection beyond the first could not be made, so long no other is tried.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-type Http2Connection = http2::Connection<TokioIo<Gathering<EarlyAnswer<PeerStream>>>, Replay, TokioExecutor>;
+type Http2Connection =
+    http2::Connection<TokioIo<Box<Gathering<EarlyAnswer<PeerStream>>>>, Replay, TokioExecutor>;
 /// How a request is sent on an h2 connection.
 pub type Http2Sender = http2::SendRequest<Replay>;
 /// How a request is sent on an http/1.1 connection.
@@ -64,8 +67,8 @@ pub struct Pool {
 
 struct State {
     shared: Vec<Shared>,
-    unused: VecDeque<Unused>,
-    reaping: bool,
+    /// http/1.1 connections that wait for a request.
+    unused: Idle<(Http1Sender, Arc<Link>)>,
     /// Requests that wait for a connection.
     waiting: usize,
     dialling: usize,
@@ -86,13 +89,6 @@ struct Shared {
     /// What the peer allows.
     allowed: usize,
     last_used: Instant,
-}
-
-/// An http/1.1 connection that waits for a request.
-struct Unused {
-    sender: Http1Sender,
-    link: Arc<Link>,
-    until: Instant,
 }
 
 /// What a request goes out on.
@@ -160,8 +156,7 @@ impl Pool {
             most_streams,
             state: Mutex::new(State {
                 shared: Vec::new(),
-                unused: VecDeque::new(),
-                reaping: false,
+                unused: Idle::new(MAX_UNUSED),
                 waiting: 0,
                 dialling: 0,
                 dials_begun: 0,
@@ -368,7 +363,8 @@ impl Pool {
             return Ok(());
         }
         let link = stream.link().clone();
-        let io = TokioIo::new(Gathering::new(EarlyAnswer::new(stream)));
+        // Boxed: hyper makes each request's task as large as its connection's.
+        let io = TokioIo::new(Box::new(Gathering::new(EarlyAnswer::new(stream))));
         let made = async {
             let (sender, mut connection) = self.http2.handshake(io).await?;
             settle(&mut connection, &link).await?;
@@ -421,8 +417,7 @@ impl Pool {
 
     fn put(self: &Arc<Self>, sender: Http1Sender, link: Arc<Link>, until: Instant) {
         let state = &mut *self.state.lock();
-        state.unused.push_back(Unused { sender, link, until });
-        if !std::mem::replace(&mut state.reaping, true) {
+        if state.unused.put((sender, link), until) {
             tokio::spawn(reap(Arc::downgrade(self)));
         }
         if state.waiting > 0 {
@@ -477,14 +472,8 @@ impl State {
     }
 
     fn take_unused(&mut self) -> Option<Connection> {
-        let now = Instant::now();
-        // The one used last is the least likely to be closed.
-        while let Some(unused) = self.unused.pop_back() {
-            if unused.until > now && !unused.sender.is_closed() {
-                return Some(Connection::Http1(unused.sender, unused.link));
-            }
-        }
-        None
+        let unused = self.unused.take(Instant::now(), is_usable);
+        unused.map(|(sender, link)| Connection::Http1(sender, link))
     }
 }
 
@@ -554,19 +543,12 @@ async fn keep(pool: Weak<Pool>, id: u64, link: Arc<Link>, mut connection: Http2C
 
 /// Closes http/1.1 connections that nobody used in time; ends when there are none.
 async fn reap(pool: Weak<Pool>) {
-    loop {
-        let next = {
-            let Some(pool) = pool.upgrade() else { return };
-            let state = &mut *pool.state.lock();
-            let now = Instant::now();
-            state.unused.retain(|unused| unused.until > now && !unused.sender.is_closed());
-            let Some(next) = state.unused.iter().map(|unused| unused.until).min() else {
-                state.reaping = false;
-                state.unused.shrink_to_fit();
-                return;
-            };
-            next
-        };
+    let next = || pool.upgrade()?.state.lock().unused.reap(Instant::now(), is_usable);
+    while let Some(next) = next() {
         sleep_until(next.into()).await;
     }
+}
+
+fn is_usable((sender, _): &(Http1Sender, Arc<Link>)) -> bool {
+    !sender.is_closed()
 }
