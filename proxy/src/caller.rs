@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use mesh_shared::NodeName;
-
 use crate::drain::Drain;
 use crate::http::upgrade::Tunnel;
 use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
@@ -42,14 +40,14 @@ pub struct Connection {
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
     /// Where requests are counted that were sent to no other node.
-    metrics: Arc<PeerMetrics>,
+    pub counters: Arc<PeerMetrics>,
     _open: Held,
 }
 
 impl Connection {
     /// A connection of `caller` to a side that may drain.
     pub fn new(caller: Caller, drain: Drain) -> Self {
-        let metrics = match &caller {
+        let counters = match &caller {
             Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
@@ -60,15 +58,7 @@ impl Connection {
             drain,
             begun: AtomicBool::new(false),
             cut: OnceLock::new(),
-            metrics,
-        }
-    }
-
-    /// The counters for a request that was sent to `node`, if to any.
-    pub fn metrics(&self, node: Option<&NodeName>) -> Arc<PeerMetrics> {
-        match node {
-            Some(node) => METRICS.peer(Direction::Outbound, node.as_str()),
-            None => self.metrics.clone(),
+            counters,
         }
     }
 

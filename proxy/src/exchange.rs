@@ -23,7 +23,8 @@ use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
 use crate::http::upgrade::Upgrade;
-use crate::metrics::{Held, METRICS, Side};
+use crate::metrics::{Held, METRICS, PeerMetrics, Side};
+use crate::upstream::endpoint::Endpoint;
 
 /// Whether the same request can be sent again without the work being done twice.
 const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
@@ -34,6 +35,8 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 pub struct Exchange {
     account: Account,
     connection: Arc<Connection>,
+    /// Where it is counted.
+    counters: Arc<PeerMetrics>,
     deadline: Option<Deadline>,
     rules: Rules,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
@@ -92,6 +95,7 @@ impl Exchange {
                 Arc::<Traffic>::default(),
             ),
             connection: connection.clone(),
+            counters: connection.counters.clone(),
             deadline: None,
             rules,
             held: Vec::new(),
@@ -121,6 +125,15 @@ impl Exchange {
     /// What the access line will say.
     pub fn account(&mut self) -> &mut Account {
         &mut self.account
+    }
+
+    /// Notes who was tried last, if anybody, and how often in all.
+    pub fn tried(&mut self, endpoint: Option<&Endpoint>, attempts: u32) {
+        self.account.attempts = attempts;
+        if let Some(endpoint) = endpoint {
+            self.account.node = Some(endpoint.node().clone());
+            self.counters = endpoint.counters().clone();
+        }
     }
 
     /// Keeps `slot` until the exchange has ended.
@@ -292,7 +305,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.held.clear();
         let end = self.account.end(self.connection.why_cut());
-        self.connection.metrics(self.account.node.as_ref()).ended(self.account.agent_name(), &end.figures);
+        self.counters.ended(self.account.agent_name(), &end.figures);
         self.account.write(&self.connection.caller, &end);
     }
 }

@@ -4,6 +4,7 @@ pub mod body;
 pub mod deadline;
 pub mod h2;
 pub mod headers;
+pub mod idle;
 pub mod message;
 pub mod pace;
 pub mod unread;

@@ -100,21 +100,18 @@ impl Pipeline {
             upgrade.ask(&mut parts.headers);
         }
         let delivered = self.upstream.send(target, Request::from_parts(parts, body)).await;
-        let account = exchange.account();
         let delivered = delivered.map_err(|failed| {
-            account.node = failed.node;
-            account.attempts = failed.attempts;
+            exchange.tried(failed.endpoint.as_deref(), failed.attempts);
             if let ProxyError::UnknownAgent(_) = failed.error {
                 // Not to be counted under a name that anybody may make up.
-                account.agent = None;
+                exchange.account().agent = None;
             }
             failed.error
         })?;
-        account.node = Some(delivered.node.clone());
-        account.attempts = delivered.attempts;
-        account.connect = delivered.connect;
+        exchange.tried(Some(&delivered.endpoint), delivered.attempts);
+        exchange.account().connect = delivered.connect;
         exchange.hold(delivered.slot);
-        let (mut response, node) = (delivered.response, delivered.node);
+        let (mut response, node) = (delivered.response, delivered.endpoint.node());
         Upgrade::check(upgrade, &response).map_err(|reason| ProxyError::PeerFailed {
             node: node.clone(),
             reason: reason.into(),
