@@ -46,14 +46,11 @@ where
             event.record(&mut logged);
         }
         let target = logged.0.as_deref().unwrap_or(metadata.target());
-        // One string for the lines of a thread: to write to it costs less than to write to whatever `writer` is. A line
-        // that is logged while another one is made gets a new one.
-        let mut line = LINE.take();
-        line.clear();
+        // To write to a string costs less than to write to whatever `writer` is.
+        let mut line = take_string();
         self.write(&mut line, *metadata.level(), target, event)?;
         writer.write_str(&line)?;
-        line.shrink_to(KEPT_BYTES);
-        LINE.set(line);
+        give_back(line);
         Ok(())
     }
 }
@@ -88,7 +85,7 @@ impl Line {
     }
 
     /// Everything before the message.
-    fn head(&self, line: &mut String, level: Level, target: &str) -> fmt::Result {
+    pub fn head(&self, line: &mut String, level: Level, target: &str) -> fmt::Result {
         match self.format {
             Format::Text => {
                 if self.time {
@@ -109,12 +106,40 @@ impl Line {
         }
     }
 
-    fn end(&self, line: &mut String) -> fmt::Result {
+    /// Everything behind the last value.
+    pub fn end(&self, line: &mut String) -> fmt::Result {
         line.write_str(match self.format {
             Format::Text => "\n",
             Format::Json => "}\n",
         })
     }
+}
+
+/// A number.
+pub fn write_u64(line: &mut String, value: u64) {
+    let (mut digits, mut left) = ([0; 20], value);
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    line.push_str(std::str::from_utf8(&digits[start..]).unwrap_or_default());
+}
+
+/// A string for a line: the one of this thread, or a new one while another line is made in that.
+pub fn take_string() -> String {
+    LINE.take()
+}
+
+/// Keeps a string for the next line of this thread.
+pub fn give_back(mut line: String) {
+    line.clear();
+    line.shrink_to(KEPT_BYTES);
+    LINE.set(line);
 }
 
 /// The time up to its seconds, `2026-11-27T05:29:07.`, as it was written last by this thread, and that second.
@@ -162,7 +187,8 @@ fn write_time(line: &mut String) -> fmt::Result {
     line.write_str(std::str::from_utf8(&time).unwrap_or_default())
 }
 
-fn write_message(format: Format, line: &mut String, message: &dyn fmt::Display) -> fmt::Result {
+/// The message.
+pub fn write_message(format: Format, line: &mut String, message: &dyn fmt::Display) -> fmt::Result {
     match format {
         Format::Text => {
             line.write_char(' ')?;
@@ -175,7 +201,8 @@ fn write_message(format: Format, line: &mut String, message: &dyn fmt::Display) 
     }
 }
 
-fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
+/// The name of a value.
+pub fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
     let name = name.strip_prefix("r#").unwrap_or(name);
     match format {
         Format::Text => {
@@ -197,7 +224,7 @@ fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
 }
 
 /// A value of text: a bare word as it is, anything else between quotes.
-fn write_text(format: Format, line: &mut String, text: &str) -> fmt::Result {
+pub fn write_text(format: Format, line: &mut String, text: &str) -> fmt::Result {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     match format {
         Format::Json => write_json_string(line, &text, MAX_VALUE_CHARS),
@@ -253,8 +280,6 @@ impl Write for JsonEscaped<'_> {
 }
 
 const MESSAGE: &str = "message";
-/// Begins the names of fields that the message of the text form says already.
-const JSON_ONLY: &str = "json.";
 
 /// Finds the target of an event that came from the crate `log`.
 struct LoggedTarget(Option<String>);
@@ -306,12 +331,7 @@ impl Fields<'_> {
         if self.outcome.is_err() || field.name() == MESSAGE || field.name().starts_with("log.") {
             return;
         }
-        let name = match field.name().strip_prefix(JSON_ONLY) {
-            Some(_) if self.format == Format::Text => return,
-            Some(name) => name,
-            None => field.name(),
-        };
-        self.outcome = write_key(self.format, self.line, name).and_then(|()| value(self));
+        self.outcome = write_key(self.format, self.line, field.name()).and_then(|()| value(self));
     }
 
     fn write_number(&mut self, field: &Field, number: &dyn fmt::Display) {
@@ -342,17 +362,8 @@ impl Visit for Fields<'_> {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.write(field, |this| {
-            let (mut digits, mut left) = ([0; 20], value);
-            let mut start = digits.len();
-            loop {
-                start -= 1;
-                digits[start] = b'0' + (left % 10) as u8;
-                left /= 10;
-                if left == 0 {
-                    break;
-                }
-            }
-            this.line.write_str(std::str::from_utf8(&digits[start..]).unwrap_or_default())
+            write_u64(this.line, value);
+            Ok(())
         });
     }
 
