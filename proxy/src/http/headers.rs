@@ -54,29 +54,22 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1): what `Connection` names, the
 /// usual ones, and `Expect`, which the server side has answered by itself. `TE: trailers` stays.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none: one look instead of one for each.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
+    // Most messages have one at most: looked for once, and not once for each.
+    let mut unwanted: Vec<HeaderName> =
+        headers.keys().filter(|name| HOP_BY_HOP.contains(name)).cloned().collect();
+    if unwanted.contains(&CONNECTION) {
+        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named = values.flat_map(|value| value.split(',')).map(str::trim);
+        // The first is no header, and the second is in the list.
+        let named = named.filter(|name| !matches!(*name, "close" | "keep-alive"));
+        unwanted.extend(named.filter_map(|name| name.parse().ok()));
     }
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .collect();
-        headers.remove(CONNECTION);
-        for name in named {
-            if name != TE {
-                headers.remove(name);
-            }
-        }
-    }
-    for name in HOP_BY_HOP.iter().filter(|name| **name != TE) {
+    for name in unwanted.iter().filter(|name| **name != TE) {
         headers.remove(name);
     }
-    if headers.get(TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+    if unwanted.contains(&TE)
+        && headers.get(TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers"))
+    {
         let trailers = headers
             .get_all(TE)
             .iter()
