@@ -36,6 +36,7 @@ mod peer_api;
 mod properties;
 mod queries;
 mod resilience;
+mod retries;
 mod stopping;
 mod storage;
 mod streaming;
