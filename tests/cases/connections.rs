@@ -189,6 +189,26 @@ async fn with_a_peer_that_speaks_only_http_1_1_connections_are_pooled() {
 }
 
 #[tokio::test]
+async fn a_connection_is_used_for_a_second_less_than_the_peer_keeps_it() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { alpn: vec!["http/1.1"], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.comes_to("/nodes/ct150/close", None).await;
+    for (keeps, again) in [("60", true), ("2", false), ("1", false), ("0", false), ("60", true)] {
+        let answer = node.get(&format!("/nodes/ct150/keep-alive/{keeps}")).await;
+        assert_eq!(answer.status, 200);
+        // The header is of one hop.
+        assert_eq!(answer.header("keep-alive"), None);
+        let before = peer.accepted().len();
+        // The peer itself keeps all of them.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(node.get("/nodes/ct150/close").await.text(), "closed");
+        assert_eq!(peer.accepted().len() == before, again, "timeout={keeps}");
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_changes_what_it_speaks_is_followed() {
     let mesh = Mesh::new();
     let options = |alpn| PeerOptions { alpn: vec![alpn], ..PeerOptions::good(&mesh.ca, "ct150") };
