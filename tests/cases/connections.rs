@@ -209,6 +209,44 @@ async fn a_connection_is_used_for_a_second_less_than_the_peer_keeps_it() {
 }
 
 #[tokio::test]
+async fn a_connection_with_many_cancelled_requests_gets_no_more_and_those_on_it_go_on() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    let request = web::request(Method::GET, "/nodes/ct150/stream").body(web::empty()).unwrap();
+    let (bystander, answer) = tokio::join!(web::open(node.outbound(), request), peer.example.stream());
+    let mut bystander = bystander.unwrap();
+    let mut goes_on = async || {
+        answer.send(web::piece("for you")).unwrap();
+        web::expect_data(bystander.body_mut(), "for you").await;
+    };
+    let arrived = || peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
+    let cancel = async |count: usize| {
+        let before = arrived();
+        let open = open_at_once(&node, "/nodes/ct150/hang", count).await;
+        eventually("they arrive", async || (arrived() == before + count).then_some(())).await;
+        drop(open);
+        for _ in 0..count {
+            peer.example.gone().await;
+        }
+    };
+    for _ in 0..9 {
+        cancel(50).await;
+        goes_on().await;
+    }
+    cancel(49).await;
+    assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+    assert_eq!(peer.accepted().len(), 1, "499 are borne");
+    cancel(1).await;
+    for _ in 0..10 {
+        assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+        goes_on().await;
+    }
+    assert_eq!(peer.accepted().len(), 2, "one more, for all that come later");
+}
+
+#[tokio::test]
 async fn a_peer_that_changes_what_it_speaks_is_followed() {
     let mesh = Mesh::new();
     let options = |alpn| PeerOptions { alpn: vec![alpn], ..PeerOptions::good(&mesh.ca, "ct150") };
