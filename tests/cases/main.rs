@@ -41,6 +41,7 @@ mod stopping;
 mod storage;
 mod streaming;
 mod supervisor;
+mod threads;
 mod trust_while_connected;
 mod upgrading;
 
