@@ -9,6 +9,7 @@ mod clocks;
 mod configuration;
 mod connections;
 mod demo;
+mod departures;
 mod destinations;
 mod discovery;
 mod early_answers;
