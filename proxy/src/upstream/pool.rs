@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
@@ -18,14 +18,14 @@ use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
 use crate::http::h2;
 use crate::http::idle::Idle;
+use crate::io::early_answer::EarlyAnswer;
+use crate::io::gathering::Gathering;
+use crate::io::link::Link;
 use crate::metrics::{Direction, HandshakeFailure, Held, Limit, METRICS, Side};
 use crate::roster::store::RosterStore;
 use crate::tls::credentials::CredentialStore;
 use crate::upstream::connect::{PeerStream, Protocols, dial, resumption, speaks_h2};
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::io::early_answer::EarlyAnswer;
-use crate::upstream::io::gathering::Gathering;
-use crate::upstream::io::link::Link;
 use crate::upstream::replay::Replay;
 
 /// Most h2 connections to a node; the mesh's own requests may open one more.
@@ -41,19 +41,28 @@ const RESETS: u32 = 500;
 /// After a connection beyond the first could not be made, so long no other is tried.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-type Http2Connection =
-    http2::Connection<TokioIo<Box<Gathering<EarlyAnswer<PeerStream>>>>, Replay, TokioExecutor>;
+type Http2Connection = http2::Connection<TokioIo<Box<Gathering<EarlyAnswer<PeerStream>>>>, Replay, Spawner>;
 /// How a request is sent on an h2 connection.
 pub type Http2Sender = http2::SendRequest<Replay>;
 /// How a request is sent on an http/1.1 connection.
 pub type Http1Sender = http1::SendRequest<Replay>;
+
+/// Runs what hyper has to do for each request. Its futures are as large as a connection; in a box, they are moved less.
+#[derive(Clone, Copy)]
+struct Spawner;
+
+impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        tokio::spawn(Box::pin(future));
+    }
+}
 
 /// One thread's connections to one node.
 pub struct Pool {
     endpoint: Arc<Endpoint>,
     roster: Arc<RosterStore>,
     credentials: Arc<CredentialStore>,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Spawner>,
     http1: http1::Builder,
     dial_limit: Duration,
     idle: Duration,
@@ -124,7 +133,7 @@ impl Pool {
         most_requests: usize,
     ) -> Self {
         let most_streams = most_requests.div_ceil(CONNECTIONS).max(STREAMS);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(Spawner);
         http2
             .timer(TokioTimer::new())
             .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
