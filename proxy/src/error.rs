@@ -53,8 +53,6 @@ pub enum ProxyError {
          ({key})"
     )]
     AgentBusy { most: usize, waited_ms: u128, key: &'static str },
-    #[error("this sidecar is stopping and takes no new requests")]
-    Stopping,
 
     // Who can be reached.
     #[error(
@@ -150,7 +148,6 @@ impl ProxyError {
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
             | Self::AgentBusy { .. }
-            | Self::Stopping
             | Self::NoRoster(_)
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
@@ -186,7 +183,6 @@ impl ProxyError {
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_) => Fault::Caller,
             Self::NoRoster(_)
-            | Self::Stopping
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
             | Self::RegistryUnavailable { .. } => Fault::Here,
@@ -228,7 +224,6 @@ impl ProxyError {
             }
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
-            Self::Stopping => (S::SERVICE_UNAVAILABLE, "stopping", "Sidecar is stopping"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),
             Self::UnknownAgent(_) => (S::NOT_FOUND, "unknown_agent", "Unknown agent"),

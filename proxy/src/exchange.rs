@@ -254,10 +254,7 @@ impl Exchange {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::TOO_MANY_REQUESTS
-            || matches!(
-                error,
-                ProxyError::AgentBusy { .. } | ProxyError::PeerBusy { .. } | ProxyError::Stopping
-            )
+            || matches!(error, ProxyError::AgentBusy { .. } | ProxyError::PeerBusy { .. })
         {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

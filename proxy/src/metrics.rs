@@ -629,7 +629,6 @@ impl Metrics {
             (Limit::Handshakes, limits.max_handshakes),
             (Limit::HandshakesPerAddress, limits.max_handshakes_per_address),
             (Limit::RequestsPerPeer, limits.max_requests_per_peer),
-            (Limit::Streams, limits.max_streams as usize),
             (Limit::BackendRequests, backend.max_requests),
             (Limit::BackendQueue, backend.max_queue),
             (Limit::BackendEventStreams, backend.max_event_streams),

@@ -1,27 +1,25 @@
 //! From "which node" to "which connection": [`Upstream::send`] is the entry.
 //!
 //! [`choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
-//! [`pool`] has connections to it, which [`connect`] makes; [`in_flight`] is the request on one of them. When that fails,
-//! [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
+//! [`ways`] finds its [`pool`] of connections, which [`connect`] makes; [`in_flight`] is the request on one of them. When
+//! that fails, [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
 
 pub mod choose;
 pub mod connect;
 pub mod endpoint;
 pub mod health;
 pub mod in_flight;
-pub mod io;
 pub mod pool;
 pub mod replay;
 pub mod retry;
 pub mod session;
+pub mod ways;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::Guard;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Scheme;
@@ -36,19 +34,20 @@ use tokio::time::timeout;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{RequestBody, root_cause};
 use crate::http::headers::{absolute, to_origin_form};
+use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
 use crate::roster::store::RosterStore;
 use crate::roster::table::Route;
-use crate::tls::credentials::{CredentialStore, Credentials};
+use crate::tls::credentials::CredentialStore;
 use crate::upstream::choose::{Candidate, Readiness, choose};
 use crate::upstream::connect::list;
 use crate::upstream::endpoint::{Endpoint, RESERVE, RequestSlot};
 use crate::upstream::in_flight::InFlight;
-use crate::upstream::io::link::Link;
-use crate::upstream::pool::{Connection, Pool, StreamSlot};
+use crate::upstream::pool::{Connection, StreamSlot};
 use crate::upstream::replay::{Replay, Source};
 use crate::upstream::retry::{Again, Budget, again};
 use crate::upstream::session::{Issued, rank};
+use crate::upstream::ways::{Endpoints, Way, Ways};
 
 /// How long a request waits for a connection where another node could do the work.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -120,7 +119,7 @@ pub struct Nodes {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     proxy: Proxy,
-    endpoints: Mutex<HashMap<NodeName, Arc<Endpoint>>>,
+    endpoints: Endpoints,
     budget: Mutex<Budget>,
     issued: Mutex<Issued>,
     random: (RandomState, AtomicU64),
@@ -134,26 +133,11 @@ impl Nodes {
             credentials,
             roster,
             proxy: config.proxy.clone(),
-            endpoints: Mutex::default(),
+            endpoints: Endpoints::default(),
             budget: Mutex::new(Budget::new(now)),
             issued: Mutex::new(Issued::new(now)),
             random: (RandomState::new(), AtomicU64::new(0)),
         }
-    }
-
-    /// What is observed of the node that `route` leads to. Of one that has moved, nothing is yet.
-    fn endpoint(&self, route: &Arc<Route>) -> Arc<Endpoint> {
-        let endpoints = &mut *self.endpoints.lock();
-        if let Some(endpoint) = endpoints.get(&route.node)
-            && endpoint.is_reached_by(route)
-        {
-            return endpoint.clone();
-        }
-        // Those that left the mesh go with it.
-        endpoints.retain(|node, _| self.roster.node(node).is_ok());
-        let endpoint = Arc::new(Endpoint::new(route.clone()));
-        endpoints.insert(route.node.clone(), endpoint.clone());
-        endpoint
     }
 
     fn random(&self) -> u64 {
@@ -170,21 +154,7 @@ impl Nodes {
 /// One thread's way to the nodes.
 pub struct Upstream {
     nodes: Arc<Nodes>,
-    ways: Mutex<Ways>,
-}
-
-/// The ways to nodes, with connections that were made with one set of credentials.
-struct Ways {
-    made_with: Arc<Credentials>,
-    by_node: HashMap<NodeName, Way>,
-}
-
-/// The way to a node that could get a request.
-#[derive(Clone)]
-struct Way {
-    route: Arc<Route>,
-    endpoint: Arc<Endpoint>,
-    pool: Arc<Pool>,
+    ways: Ways,
 }
 
 /// The node that gets a request next.
@@ -219,8 +189,8 @@ struct Message<'r> {
 impl Upstream {
     /// Without connections; they are made when requests need them.
     pub fn new(nodes: Arc<Nodes>) -> Self {
-        let made_with = nodes.credentials.load_full();
-        Self { nodes, ways: Mutex::new(Ways { made_with, by_node: HashMap::new() }) }
+        let ways = Ways::new(nodes.credentials.clone(), nodes.roster.clone(), &nodes.proxy);
+        Self { nodes, ways }
     }
 
     /// Sends a request to a node, whose name its connection has proved.
@@ -297,14 +267,18 @@ impl Upstream {
                 match route.status {
                     // The mesh's own paths are how one learns that a node is back.
                     Status::Offline if !target.own_path => Err(ProxyError::NodeOffline(name.clone())),
-                    _ => Ok(vec![self.way(&route)]),
+                    _ => Ok(vec![self.ways.to(&route, &self.nodes.endpoints)]),
                 }
             }
             Recipient::Agent(agent) => {
                 let routes = roster.agent(agent)?;
                 let takes_tasks =
                     |route: &&Arc<Route>| matches!(route.status, Status::Online | Status::Degraded);
-                let ways: Vec<Way> = routes.iter().filter(takes_tasks).map(|route| self.way(route)).collect();
+                let ways: Vec<Way> = routes
+                    .iter()
+                    .filter(takes_tasks)
+                    .map(|route| self.ways.to(route, &self.nodes.endpoints))
+                    .collect();
                 if ways.is_empty() {
                     let nodes =
                         routes.iter().map(|route| format!("{} ({})", route.node, route.status.as_str()));
@@ -314,43 +288,6 @@ impl Upstream {
                 Ok(ways)
             }
         }
-    }
-
-    /// The way by which `route` leads. After a reload of the credentials or a move of the node, the connections of before
-    /// end when their requests have ended.
-    fn way(&self, route: &Arc<Route>) -> Way {
-        let Ways { made_with, by_node } = &mut *self.ways.lock();
-        let nodes = &self.nodes;
-        let credentials = nodes.credentials.load();
-        if !Arc::ptr_eq(made_with, &credentials) {
-            *made_with = Guard::into_inner(credentials);
-            by_node.clear();
-        }
-        let known = by_node.get(&route.node);
-        if let Some(way) = known
-            && Arc::ptr_eq(&way.route, route)
-        {
-            return way.clone();
-        }
-        let endpoint = nodes.endpoint(route);
-        let pool = match known {
-            Some(way) if Arc::ptr_eq(&way.endpoint, &endpoint) => way.pool.clone(),
-            _ => {
-                // Those that left the mesh go with it.
-                by_node.retain(|node, _| nodes.roster.node(node).is_ok());
-                Arc::new(Pool::new(
-                    endpoint.clone(),
-                    nodes.roster.clone(),
-                    nodes.credentials.clone(),
-                    &nodes.proxy.timeouts,
-                    &nodes.proxy.limits,
-                    nodes.proxy.outbound.max_requests_per_node,
-                ))
-            }
-        };
-        let way = Way { route: route.clone(), endpoint, pool };
-        by_node.insert(route.node.clone(), way.clone());
-        way
     }
 
     /// The node to try next. Those that were `tried` come last.
@@ -547,13 +484,6 @@ fn keep_alive(answer: &Response<Incoming>) -> Option<Duration> {
         name.trim().eq_ignore_ascii_case("timeout").then_some(seconds)
     });
     timeout?.trim().parse().ok().map(Duration::from_secs)
-}
-
-impl Way {
-    /// Whether it leads to one of these.
-    fn is_among(&self, endpoints: &[Arc<Endpoint>]) -> bool {
-        endpoints.iter().any(|endpoint| endpoint.node() == &self.route.node)
-    }
 }
 
 impl Message<'_> {

@@ -10,7 +10,7 @@ use mesh_shared::logging::Excerpt;
 
 use crate::access_log::Subject;
 use crate::caller::Connection;
-use crate::error::{ProxyError, Sent};
+use crate::error::{Fault, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
@@ -129,12 +129,12 @@ impl Pipeline {
 
 /// Says in the log what kept a request from being answered by who it is for.
 fn tell(error: &ProxyError) {
-    let (status, code, _) = error.parts();
+    let (_, code, _) = error.parts();
     let text = error.to_string();
     let text = Excerpt { text: &text, max_chars: 500 };
-    match status.is_server_error() {
-        true => tracing::warn!(target: "Outbound", "{code}: {text}"),
-        // The caller's mistake, which its answer tells.
-        false => tracing::info!(target: "Outbound", "{code}: {text}"),
+    match error.fault() {
+        // Its answer tells it.
+        Fault::Caller => tracing::info!(target: "Outbound", "{code}: {text}"),
+        Fault::Here | Fault::Peer | Fault::Agent => tracing::warn!(target: "Outbound", "{code}: {text}"),
     }
 }

@@ -16,8 +16,9 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::http::body::{BoxError, RequestBody};
 use crate::http::idle::Idle;
+use crate::io::early_answer::EarlyAnswer;
+use crate::metrics::{Direction, METRICS, Side};
 use crate::tcp;
-use crate::upstream::io::early_answer::EarlyAnswer;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
 /// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new
@@ -74,8 +75,12 @@ impl Connections {
         let stream = timeout(CONNECT, TcpStream::connect(self.address)).await??;
         tcp::prepare(&stream)?;
         let (sender, connection) = self.http1.handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
-        // Its request learns itself of an error.
-        tokio::spawn(connection.with_upgrades());
+        let open = METRICS.connection(Direction::Inbound, Side::Upstream);
+        tokio::spawn(async move {
+            let _open = open;
+            // Its request learns itself of an error.
+            let _ = connection.with_upgrades().await;
+        });
         Ok(sender)
     }
 

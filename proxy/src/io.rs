@@ -3,3 +3,4 @@
 pub mod early_answer;
 pub mod gathering;
 pub mod link;
+pub mod read_ahead;
