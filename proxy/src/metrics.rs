@@ -1,7 +1,7 @@
 //! The metrics of this process, each defined once, in [`Metrics::new`]: name, unit, labels, help.
 //!
 //! Nothing that a stranger says becomes a label: peers are verified identities, nodes and agents are known ones, and
-//! everything else comes from the fixed sets in [`labels`]. What could still grow is capped by [`MAX_LABEL_SETS`].
+//! everything else comes from the fixed sets in `labels`. What could still grow is capped by `MAX_LABEL_SETS`.
 //!
 //! A request costs a few relaxed additions: whatever needs a look-up is looked up once for each connection or endpoint
 //! ([`Metrics::peer`]) and kept.

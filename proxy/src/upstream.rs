@@ -1,6 +1,6 @@
 //! From "which node" to "which connection": [`Upstream::send`] is the entry.
 //!
-//! [`choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
+//! [`mod@choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
 //! [`ways`] finds its [`pool`] of connections, which [`connect`] makes; [`in_flight`] is the request on one of them. When
 //! that fails, [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
 
