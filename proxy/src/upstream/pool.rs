@@ -136,8 +136,9 @@ impl Pool {
         let mut http2 = http2::Builder::new(Spawner);
         http2
             .timer(TokioTimer::new())
-            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
+            .initial_stream_window_size(h2::ANSWER_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(
+                h2::ANSWER_WINDOW_BYTES,
                 u32::try_from(most_streams).unwrap_or(u32::MAX),
             ))
             .max_frame_size(h2::FRAME_BYTES)
