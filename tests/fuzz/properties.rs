@@ -19,7 +19,7 @@ use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, Mistake};
 use mesh_shared::registry::{Entry, Registry, VERSION};
-use mesh_shared::{AgentName, Identity, NodeName};
+use mesh_shared::{AgentName, Identity, LoopbackAddr, NodeName};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
 use registryd::membership::admission::{MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, admit};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -64,8 +64,13 @@ fn fits_together(config: &Config) {
     assert!(mesh.stale_threshold > mesh.heartbeat_interval);
     assert!(outbound.listeners.iter().all(|listener| listener.node != mesh.node_name));
     let mut addresses: Vec<_> = outbound.listeners.iter().map(|listener| listener.listen).collect();
-    addresses.extend([outbound.listen, config.proxy.backend.address]);
+    addresses.push(outbound.listen);
     addresses.extend(config.proxy.admin);
+    let mut addresses: Vec<_> = addresses.into_iter().map(LoopbackAddr::socket_addr).collect();
+    for (key, backend) in config.proxy.backend.addresses() {
+        let taken = backend.socket_addrs().find(|each| each.port() != 0 && addresses.contains(each));
+        assert_eq!(taken, None, "{key} is the sidecar's own");
+    }
     let count = addresses.len();
     addresses.sort();
     addresses.dedup();

@@ -172,6 +172,18 @@ impl RequestBody {
         self.size_hint().lower()
     }
 
+    /// The body of the same request once more, where it has none.
+    pub fn none_again(&self) -> Self {
+        Self {
+            inner: None,
+            drains: false,
+            left_bytes: None,
+            pace: None,
+            tap: None,
+            traffic: self.traffic.clone(),
+        }
+    }
+
     /// Shows what passes to `tap`.
     pub fn tapped(mut self, tap: Option<Tap>) -> Self {
         self.tap = tap;

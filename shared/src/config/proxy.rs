@@ -1,14 +1,15 @@
 //! The `proxy:` section: the sidecar. Every key has a default that works.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::yaml::Section;
-use crate::address::LoopbackAddr;
+use crate::address::{BackendAddr, LoopbackAddr};
 use crate::identity::Identity;
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -17,7 +18,7 @@ pub struct Proxy {
     pub inbound: Inbound,
     /// Where this host's programs go out.
     pub outbound: Outbound,
-    /// The agent's server.
+    /// The servers of this host's agents.
     pub backend: Backend,
     /// How much one client may take.
     pub limits: Limits,
@@ -69,12 +70,14 @@ pub struct OutboundListener {
     pub node: NodeName,
 }
 
-/// The agent's server.
+/// The servers of this host's agents. What may be under way at once counts for each of them by itself.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    /// Plain HTTP/1.1.
-    pub address: LoopbackAddr,
-    /// Most requests that the agent gets at once.
+    /// Where requests go that name no agent, or one without a server of its own.
+    pub server: AgentServer,
+    /// The agents that have servers of their own.
+    pub agents: BTreeMap<AgentName, AgentServer>,
+    /// Most requests that a server gets at once.
     pub max_requests: usize,
     /// Most requests that wait for one of those to end.
     pub max_queue: usize,
@@ -82,6 +85,53 @@ pub struct Backend {
     pub queue: Duration,
     /// Most event streams and upgraded connections at once; they take no place of requests.
     pub max_event_streams: usize,
+}
+
+impl Backend {
+    /// Where servers listen, each once, with the configuration key of the first one there.
+    pub fn addresses(&self) -> Vec<(String, &BackendAddr)> {
+        let mut addresses = vec![("proxy.backend.address".to_owned(), &self.server.address)];
+        for (agent, server) in &self.agents {
+            if addresses.iter().all(|(_, known)| *known != &server.address) {
+                addresses.push((format!("proxy.backend.agents.{agent}.address"), &server.address));
+            }
+        }
+        addresses
+    }
+}
+
+/// An agent's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentServer {
+    /// Where it listens; always plain HTTP.
+    pub address: BackendAddr,
+    /// What it is spoken to in.
+    pub protocol: Protocol,
+}
+
+/// What an agent's server is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// gRPC by HTTP/2; everything else by HTTP/1.1, unless the server turns out to speak HTTP/2 only.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge (RFC 9113, section 3.3), apart from requests for an upgrade.
+    H2c,
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "http1" => Ok(Self::Http1),
+            "h2c" => Ok(Self::H2c),
+            other => Err(format!("expected auto, http1 or h2c, found {other:?}")),
+        }
+    }
 }
 
 /// How much one client may take.
@@ -150,8 +200,13 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     let outbound = outbound(section.section("outbound"));
 
     let backend = section.section("backend");
+    let server = AgentServer {
+        address: backend.parsed("address").unwrap_or(BackendAddr::v4(8080)),
+        protocol: backend.parsed("protocol").unwrap_or_default(),
+    };
     let backend_read = Backend {
-        address: backend.parsed("address").unwrap_or(LoopbackAddr::v4(8080)),
+        agents: agents(&backend, server.protocol),
+        server,
         max_requests: backend.number("max_requests", 1..=100_000).unwrap_or(256) as usize,
         max_queue: backend.number("max_queue", 0..=100_000).unwrap_or(256) as usize,
         queue: Duration::from_millis(backend.number("queue_ms", 0..=86_400_000).unwrap_or(5_000)),
@@ -237,6 +292,23 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     };
     section.finish();
     proxy
+}
+
+/// The agents that have servers of their own; `protocol` is for those that say none.
+fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, AgentServer> {
+    const EXPECTED: &str = "{address: 127.0.0.1:8081}";
+    let mut agents = BTreeMap::new();
+    for (name, item) in backend.named_sections("agents", EXPECTED) {
+        let (address, own) = (item.parsed("address"), item.parsed("protocol"));
+        if !item.has("address") {
+            item.mistake_here(format!("address is missing; expected {EXPECTED}"));
+        }
+        item.finish();
+        if let Some(address) = address {
+            agents.insert(name, AgentServer { address, protocol: own.unwrap_or(protocol) });
+        }
+    }
+    agents
 }
 
 fn outbound(section: Section<'_>) -> Outbound {
