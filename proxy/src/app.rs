@@ -267,7 +267,7 @@ impl Sidecar {
         let report = self.as_it_is();
         let in_order = async {
             let sockets = self.sockets.take();
-            let still_open = sockets.map(|Sockets { outbound, nodes, .. }| (outbound, nodes));
+            let still_open = sockets.map(|Sockets { outbound, listeners, .. }| (outbound, listeners));
             inbound.closed().await;
             drop(still_open);
             outbound.begin();
@@ -483,14 +483,15 @@ impl Shared {
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
         let upstream = Upstream::new(self.nodes.clone());
-        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
+        let pipeline =
+            outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone(), self.roster.clone());
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
-        for (socket, node) in &sockets.nodes {
-            let to_node = OutboundListener { outbound: outbound.clone(), only: Some(node.clone()) };
-            worker.serve(socket.try_clone()?, to_node, self.outbound.clone());
+        for (socket, to) in &sockets.listeners {
+            let to_one = OutboundListener { outbound: outbound.clone(), only: Some(to.clone().into()) };
+            worker.serve(socket.try_clone()?, to_one, self.outbound.clone());
         }
         Ok(worker)
     }

@@ -7,5 +7,6 @@ pub mod headers;
 pub mod idle;
 pub mod message;
 pub mod pace;
+pub mod redirect;
 pub mod unread;
 pub mod upgrade;

@@ -94,6 +94,14 @@ impl BackendAddr {
         first.into_iter().chain(second)
     }
 
+    /// What a program of this host says in `Host` to a server there.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Tcp(_) | Self::Localhost(_) => self.to_string(),
+            Self::Unix(_) => "localhost".into(),
+        }
+    }
+
     /// The path of a unix socket.
     pub fn socket_path(&self) -> Option<&Path> {
         match self {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
-    AgentServer, Backend, Inbound, Limits, Outbound, OutboundListener, Policy, Protocol, Proxy, Timeouts,
+    AgentServer, Backend, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound, OutboundListener,
+    Policy, Protocol, Proxy, Timeouts,
 };
 pub use registryd::{Dns, Registryd};
 pub use yaml::Mistake;
@@ -105,7 +106,7 @@ impl Config {
         let registryd = registryd::read(document.section("registryd"));
         if let Some(mesh) = &mesh {
             for listener in &proxy.outbound.listeners {
-                if listener.node == mesh.node_name {
+                if listener.to == ListenerTarget::Node(mesh.node_name.clone()) {
                     let key = format!("{}.node", listener.key);
                     document
                         .mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));

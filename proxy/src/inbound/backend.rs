@@ -13,16 +13,17 @@ pub mod shared;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use mesh_shared::config::{self, AgentServer, Limits};
+use mesh_shared::config::{self, AgentServer, HostHeader, Limits};
 use mesh_shared::{AgentName, BackendAddr};
 
 use crate::error::ProxyError;
 use crate::http::body::RequestBody;
 use crate::http::headers::{MESH_AGENT, to_origin_form};
+use crate::http::redirect;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::agent_slots::{AgentSlots, Slot};
 use crate::inbound::backend::server::{Carrier, Server, failure};
@@ -30,6 +31,8 @@ use crate::inbound::backend::server::{Carrier, Server, failure};
 /// One worker's ways to the servers.
 pub struct Backend {
     default: Server,
+    /// What servers are told in `Host`.
+    host: HostHeader,
     /// The agents that have servers of their own.
     agents: HashMap<AgentName, Arc<Server>>,
 }
@@ -61,11 +64,11 @@ impl Backend {
         };
         let agents =
             backend.agents.iter().map(|(agent, configured)| (agent.clone(), Arc::new(server(configured))));
-        Self { default: server(&backend.server), agents: agents.collect() }
+        Self { default: server(&backend.server), host: backend.host, agents: agents.collect() }
     }
 
-    /// Sends a request of `peer` whose `Host` and headers are as the backend should see them, once there is a slot for
-    /// it. What it occupies is to be kept until the answer has passed.
+    /// Sends a request of `peer` whose headers are as the backend should see them, once there is a slot for it. Its `Host` is
+    /// replaced where servers are told their own, and places of their own in the answer become paths. What it occupies is to be kept until the answer has passed.
     ///
     /// # Errors
     /// The backend has enough to do, does not listen, or ended the connection before it answered.
@@ -79,8 +82,18 @@ impl Backend {
         request.body().sent(true);
         to_origin_form(request.uri_mut());
         *request.version_mut() = Version::HTTP_11;
+        let named = request.headers().get(HOST).cloned();
+        if let (HostHeader::Local, Some(host)) = (self.host, server.host()) {
+            request.headers_mut().insert(HOST, host.clone());
+        }
         let only_reads = request.method() == Method::GET && request.body().is_end_stream();
-        let (response, carrier) = server.send(request).await?;
+        let (mut response, carrier) = server.send(request).await?;
+        redirect::strip_origin(response.headers_mut(), |place| {
+            let is = |host: Option<&HeaderValue>| {
+                host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(place.as_bytes()))
+            };
+            is(server.host()) || is(named.as_ref())
+        });
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched || (only_reads && is_event_stream(&response)) {
             slot.becomes_stream()?;

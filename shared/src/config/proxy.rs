@@ -51,15 +51,17 @@ pub struct Inbound {
 pub struct Outbound {
     /// Plain HTTP for all destinations.
     pub listen: LoopbackAddr,
-    /// Plain HTTP for one node each.
+    /// Plain HTTP for one node or agent each.
     pub listeners: Vec<OutboundListener>,
+    /// Values of `Origin` that programs of this host may send.
+    pub allowed_origins: Vec<Origin>,
     /// Most requests of this host to one node at once.
     pub max_requests_per_node: usize,
     /// How often a request is sent at most, the first time included, as long as nothing of it was processed.
     pub max_attempts: u32,
 }
 
-/// A listener whose requests all go to one node.
+/// A listener whose requests all go to one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundListener {
     /// Its place in the file, such as `proxy.outbound.listeners[0]`.
@@ -67,7 +69,16 @@ pub struct OutboundListener {
     /// Where to listen.
     pub listen: LoopbackAddr,
     /// Where everything goes.
-    pub node: NodeName,
+    pub to: ListenerTarget,
+}
+
+/// Where everything goes that comes in on one listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerTarget {
+    /// To this node.
+    Node(NodeName),
+    /// To a node that hosts this agent.
+    Agent(AgentName),
 }
 
 /// The servers of this host's agents. What may be under way at once counts for each of them by itself.
@@ -77,6 +88,8 @@ pub struct Backend {
     pub server: AgentServer,
     /// The agents that have servers of their own.
     pub agents: BTreeMap<AgentName, AgentServer>,
+    /// What servers are told in `Host`.
+    pub host: HostHeader,
     /// Most requests that a server gets at once.
     pub max_requests: usize,
     /// Most requests that wait for one of those to end.
@@ -107,6 +120,28 @@ pub struct AgentServer {
     pub address: BackendAddr,
     /// What it is spoken to in.
     pub protocol: Protocol,
+}
+
+/// What an agent's server is told in `Host`. What the peer said is in `x-forwarded-host` all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostHeader {
+    /// The address at which it listens, as a local client would say: servers that are bound to loopback refuse others.
+    #[default]
+    Local,
+    /// What the peer said, `<node>.mesh`.
+    Peer,
+}
+
+impl FromStr for HostHeader {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "local" => Ok(Self::Local),
+            "peer" => Ok(Self::Peer),
+            other => Err(format!("expected local or peer, found {other:?}")),
+        }
+    }
 }
 
 /// What an agent's server is spoken to in.
@@ -207,6 +242,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     let backend_read = Backend {
         agents: agents(&backend, server.protocol),
         server,
+        host: backend.parsed("host").unwrap_or_default(),
         max_requests: backend.number("max_requests", 1..=100_000).unwrap_or(256) as usize,
         max_queue: backend.number("max_queue", 0..=100_000).unwrap_or(256) as usize,
         queue: Duration::from_millis(backend.number("queue_ms", 0..=86_400_000).unwrap_or(5_000)),
@@ -312,25 +348,60 @@ fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, Agen
 }
 
 fn outbound(section: Section<'_>) -> Outbound {
-    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}";
+    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
     let mut listeners = Vec::new();
     for (i, item) in section.sections("listeners", EXPECTED) {
-        let given = (item.parsed("listen"), item.parsed("node"));
-        if !(item.has("listen") && item.has("node")) {
+        let listen = item.parsed("listen");
+        let node = item.parsed("node").map(ListenerTarget::Node);
+        let to = item.parsed("agent").map(ListenerTarget::Agent).or(node);
+        if !item.has("listen") || item.has("node") == item.has("agent") {
             section.mistake_at("listeners", i, format!("expected {EXPECTED}"));
         }
         item.finish();
-        if let (Some(listen), Some(node)) = given {
+        if let (Some(listen), Some(to)) = (listen, to) {
             let key = format!("proxy.outbound.listeners[{i}]");
-            listeners.push(OutboundListener { key, listen, node });
+            listeners.push(OutboundListener { key, listen, to });
         }
     }
     let max_requests_per_node =
         section.number("max_requests_per_node", 1..=1_000_000).unwrap_or(4_096) as usize;
     let max_attempts = section.number("max_attempts", 1..=10).unwrap_or(3) as u32;
+    let allowed_origins = section.list("allowed_origins").unwrap_or_default();
     section.finish();
-    Outbound { listen, listeners, max_requests_per_node, max_attempts }
+    Outbound { listen, listeners, allowed_origins, max_requests_per_node, max_attempts }
+}
+
+/// The value of an `Origin` header (RFC 6454, section 7), as browsers and some programs send it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// The value.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Err("any web page could then use this node's identity; name each origin".into());
+        }
+        let host = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty()).map(|(_, host)| host);
+        let is_host = |host: &str| {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+        };
+        if !host.is_some_and(is_host) {
+            return Err(format!(
+                "{text:?} is no origin such as http://ct111.mesh (no path, no slash at its end)"
+            ));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
 }
 
 /// An address whose port is said elsewhere.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use http::header::{CONTENT_TYPE, HOST, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
@@ -30,6 +30,8 @@ const ATTEMPTS: usize = 3;
 /// One worker's way to an agent's server.
 pub struct Server {
     address: Arc<str>,
+    /// What a program of this host says in `Host` to it.
+    host: Option<HeaderValue>,
     protocol: Protocol,
     /// Whether it turned out to speak HTTP/2 only.
     only_http2: AtomicBool,
@@ -76,6 +78,7 @@ impl Server {
         let dialer = Arc::new(Dialer::new(server.address.clone()));
         Self {
             address: server.address.to_string().into(),
+            host: server.address.host().try_into().ok(),
             protocol: server.protocol,
             only_http2: AtomicBool::new(false),
             http1: Arc::new(Connections::new(dialer.clone(), limits)),
@@ -87,6 +90,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> &Arc<str> {
         &self.address
+    }
+
+    /// What a program of this host says in `Host` to it.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
     }
 
     /// Sends a request in origin form.
