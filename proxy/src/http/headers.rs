@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn forwarded_has_the_standard_form() {
         let made = |address: &str, host: Option<&str>| {
-            let value = forwarded(address.as_bytes(), host.map(str::as_bytes)).unwrap();
+            let value = forwarded(address.as_bytes(), host.map(str::as_bytes), "https").unwrap();
             value.to_str().unwrap().to_owned()
         };
         assert_eq!(

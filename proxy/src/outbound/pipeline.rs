@@ -32,6 +32,8 @@ pub struct Pipeline {
     allowed_origins: Vec<Origin>,
     /// The port of this node, which most others have as well.
     mesh_port: u16,
+    /// Where programs of this host come in.
+    own_port: u16,
 }
 
 impl Pipeline {
@@ -49,6 +51,7 @@ impl Pipeline {
             rules: Rules::new(&config.proxy),
             allowed_origins: config.proxy.outbound.allowed_origins.clone(),
             mesh_port: config.mesh.agent_channel_port,
+            own_port: config.proxy.outbound.listen.socket_addr().port(),
         }
     }
 
@@ -78,7 +81,10 @@ impl Pipeline {
         let registered = |node: &NodeName| {
             self.roster.node(node).is_ok_and(|route| route.authority.port_u16() == Some(port))
         };
-        port == self.mesh_port || matches!(to, Destination::Node(node) if registered(node))
+        // The second is for those whose resolver leads the name here.
+        port == self.mesh_port
+            || port == self.own_port
+            || matches!(to, Destination::Node(node) if registered(node))
     }
 
     /// Takes a request of this host to the head of its answer; its body takes the exchange to its end. `only`: where
