@@ -4,14 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, StatusCode, Uri};
-use mesh_shared::logging::Excerpt;
+use mesh_shared::logging::{Excerpt, Record};
 use mesh_shared::{AgentName, NodeName};
+use tracing::Level;
 
 use crate::caller::Caller;
 use crate::error::ProxyError;
 use crate::http::body::{Ending, Tap, Traffic};
 use crate::inbound::delegation::DelegationScanner;
 use crate::metrics::{Ended, Outcome};
+
+/// What the lines of each direction begin with.
+const INBOUND: &str = "AgentChannel";
+const OUTBOUND: &str = "Outbound";
 
 /// What is known of an exchange.
 pub struct Account {
@@ -163,31 +168,14 @@ impl Account {
         let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
         let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
         let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
-        let agent = self.agent.as_ref().map(AgentName::as_str);
-        let node = self.node.as_ref().map(NodeName::as_str);
-        let (ended, reason) = (outcome.as_str(), end.reason.as_deref());
-        let path = Path(self.uri.path());
-        let method = Excerpt { text: self.method.as_str(), max_chars: 32 };
-        match caller {
-            Caller::Peer(peer) => {
+        let (path, method) = (Path(self.uri.path()), Excerpt { text: self.method.as_str(), max_chars: 32 });
+        let line = match caller {
+            Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
                 let peer = peer.name();
-                let error = self.failure.as_ref().map(|error| format!("{}: {error}", error.parts().1));
-                let error = error.as_deref();
-                macro_rules! line {
-                    ($($text:tt)+) => {
-                        tracing::info!(
-                            target: "AgentChannel",
-                            {
-                                "json.peer.cn" = peer, "json.method" = display(&method), "json.path" = display(&path),
-                                status, duration_ms, code, error, agent, bytes_in, bytes_out, first_byte_ms, ended,
-                                reason
-                            },
-                            $($text)+
-                        )
-                    };
-                }
                 match &self.subject {
-                    Subject::Request => line!("Request peer.cn={peer} {method} {path}"),
+                    Subject::Request => {
+                        Record::begin(INBOUND, format_args!("Request peer.cn={peer} {method} {path}"))
+                    }
                     Subject::Delegation { to, scanner, preview_chars } => {
                         let found = scanner.lock().unwrap_or_else(PoisonError::into_inner);
                         // Anything but a name could pass for another part of the line.
@@ -195,23 +183,52 @@ impl Account {
                         let from = from.unwrap_or("unknown");
                         let text = if *preview_chars == 0 { "" } else { found.message().unwrap_or_default() };
                         let task = Task { text, max_chars: *preview_chars };
-                        line!("Received mesh delegation peer.cn={peer} from {from} → {to}{task}");
+                        let message =
+                            format_args!("Received mesh delegation peer.cn={peer} from {from} → {to}{task}");
+                        Record::begin(INBOUND, message)
                     }
                 }
             }
+            Caller::Program(_) if tracing::enabled!(target: OUTBOUND, Level::INFO) => {
+                Record::begin(OUTBOUND, format_args!("Request {method} {path}"))
+            }
+            _ => None,
+        };
+        let Some(mut line) = line else { return };
+        if line.is_json() {
+            if let Caller::Peer(peer) = caller {
+                line.text("peer.cn", peer.name());
+            }
+            line.text("method", &*method.to_string());
+            line.text("path", &*path.to_string());
+        }
+        line.number("status", status.map(u64::from));
+        line.number("duration_ms", duration_ms);
+        line.text("code", code);
+        match caller {
+            Caller::Peer(_) => {
+                if let Some(error) = &self.failure {
+                    line.text("error", &*format!("{}: {error}", error.parts().1));
+                }
+                line.text("agent", self.agent.as_ref().map(AgentName::as_str));
+                line.number("bytes_in", bytes_in);
+                line.number("bytes_out", bytes_out);
+                line.number("first_byte_ms", first_byte_ms);
+            }
             Caller::Program(address) => {
-                let caller = address.as_deref();
-                let attempts = self.attempts;
-                tracing::info!(
-                    target: "Outbound",
-                    {
-                        "json.method" = display(&method), "json.path" = display(&path), status, duration_ms, code, agent,
-                        node, caller, bytes_in, bytes_out, connect_ms, first_byte_ms, attempts, ended, reason
-                    },
-                    "Request {method} {path}"
-                );
+                line.text("agent", self.agent.as_ref().map(AgentName::as_str));
+                line.text("node", self.node.as_ref().map(NodeName::as_str));
+                line.text("caller", address.as_deref());
+                line.number("bytes_in", bytes_in);
+                line.number("bytes_out", bytes_out);
+                line.number("connect_ms", connect_ms);
+                line.number("first_byte_ms", first_byte_ms);
+                line.number("attempts", u64::from(self.attempts));
             }
         }
+        line.text("ended", outcome.as_str());
+        line.text("reason", end.reason.as_deref());
+        line.end();
     }
 }
 

@@ -12,25 +12,36 @@ use mesh_shared::{AgentName, NodeName};
 pub enum ProxyError {
     // The request itself.
     #[error(
-        "the request names no destination; use http://<node>.mesh/… through this proxy, /nodes/<node>/…, \
-         /agents/<agent>/…, or the header x-mesh-node or x-mesh-agent"
+        "the request names no destination; use http://<node>.mesh/… or http://<agent>.agent.mesh/… through this \
+         proxy, /nodes/<node>/…, /agents/<agent>/…, or the header x-mesh-node or x-mesh-agent. A program that uses this \
+         sidecar as its http_proxy reaches servers of this host with no_proxy=localhost,127.0.0.1"
     )]
     NoDestination,
     #[error("{0}")]
     BadDestination(String),
-    #[error("{0} is not in the mesh; only <node>.mesh hosts can be reached through this sidecar")]
+    #[error(
+        "{0} is not in the mesh; only <node>.mesh and <agent>.agent.mesh can be reached through this sidecar. A program \
+         that uses it as its http_proxy names all other hosts in no_proxy, such as no_proxy=localhost,127.0.0.1"
+    )]
     NotInMesh(String),
     #[error(
-        "the request comes from a web page ({0}); pages may not use this node's identity. \
-         Programs should not send that header"
+        "the request comes from a web page ({0}); pages may not use this node's identity. Programs should not send that \
+         header; an Origin that one always sends can be named in proxy.outbound.allowed_origins"
     )]
     BrowserRequest(String),
-    #[error("CONNECT is not supported: the sidecar makes the TLS itself, so use http:// instead of https://")]
+    #[error("CONNECT is for programs of this host; a peer cannot open a tunnel here")]
     ConnectNotSupported,
     #[error("the request body is larger than {limit_bytes} bytes (proxy.limits.max_body_bytes)")]
     BodyTooLarge { limit_bytes: u64 },
     #[error("the request could not be understood: {0}")]
     BadRequest(String),
+    #[error(
+        "the request's headers are too large: together they have more bytes than proxy.limits.max_header_bytes, or there \
+         are more than {most}"
+    )]
+    HeadersTooLarge { most: usize },
+    #[error("the request's target is longer than 65,534 bytes")]
+    UriTooLong,
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
     #[error(
@@ -53,8 +64,6 @@ pub enum ProxyError {
          ({key})"
     )]
     AgentBusy { most: usize, waited_ms: u128, key: &'static str },
-    #[error("this sidecar is stopping and takes no new requests")]
-    Stopping,
 
     // Who can be reached.
     #[error(
@@ -129,6 +138,20 @@ pub enum Fault {
     Agent,
 }
 
+/// The codes of gRPC that errors of a sidecar have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // they are gRPC's
+pub enum GrpcStatus {
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Unavailable = 14,
+}
+
 impl ProxyError {
     /// Whether the same request can be sent again without the work being done twice: nothing of it was processed.
     pub fn repeat_is_safe(&self) -> bool {
@@ -146,11 +169,12 @@ impl ProxyError {
             | Self::BrowserRequest(_)
             | Self::ConnectNotSupported
             | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong
             | Self::MethodNotAllowed { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
             | Self::AgentBusy { .. }
-            | Self::Stopping
             | Self::NoRoster(_)
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
@@ -178,6 +202,8 @@ impl ProxyError {
             | Self::ConnectNotSupported
             | Self::BodyTooLarge { .. }
             | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong
             | Self::MethodNotAllowed { .. }
             | Self::BodyTooSlow { .. }
             | Self::TooManyRequests { .. }
@@ -186,7 +212,6 @@ impl ProxyError {
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_) => Fault::Caller,
             Self::NoRoster(_)
-            | Self::Stopping
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
             | Self::RegistryUnavailable { .. } => Fault::Here,
@@ -205,6 +230,48 @@ impl ProxyError {
         }
     }
 
+    /// What a gRPC client is told (gRPC, "Status codes and their use").
+    ///
+    /// Its library repeats what is UNAVAILABLE by itself, so that is only what can be repeated without the work being
+    /// done twice. To it belongs a name that nobody has: gRPC's own resolvers say so of a name that they do not find,
+    /// and gRPC keeps NOT_FOUND for what the server itself was asked for (in A2A, a task that does not exist).
+    pub fn grpc_status(&self) -> GrpcStatus {
+        use GrpcStatus as G;
+        match self {
+            Self::NoDestination
+            | Self::BadDestination(_)
+            | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong => G::InvalidArgument,
+            Self::NotInMesh(_) | Self::BrowserRequest(_) | Self::PeerNotAllowed(_) => G::PermissionDenied,
+            Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
+            Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
+                G::ResourceExhausted
+            }
+            Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
+            Self::AgentBusy { .. }
+            | Self::NoRoster(_)
+            | Self::UnknownNode(_)
+            | Self::UnknownAgent(_)
+            | Self::NodeOffline(_)
+            | Self::AgentOffline { .. }
+            | Self::PeerUnresolved { .. }
+            | Self::PeerUnreachable { .. }
+            | Self::PeerBusy { .. }
+            | Self::PeerTimeout { .. }
+            | Self::PeerIdentityMismatch { .. }
+            | Self::PeerUntrusted { .. }
+            | Self::PeerRefusedUs { .. }
+            | Self::PeerFailed { .. }
+            | Self::BackendUnreachable { .. }
+            | Self::BackendFailed { .. }
+            | Self::RegistryUnavailable { .. } => match self.repeat_is_safe() {
+                true => G::Unavailable,
+                false => G::Unknown,
+            },
+        }
+    }
+
     /// The HTTP status, the stable code and a title.
     pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
@@ -218,6 +285,10 @@ impl ProxyError {
             }
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
             Self::BadRequest(_) => (S::BAD_REQUEST, "bad_request", "Bad request"),
+            Self::HeadersTooLarge { .. } => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "Headers too large")
+            }
+            Self::UriTooLong => (S::URI_TOO_LONG, "uri_too_long", "Target too long"),
             Self::MethodNotAllowed { .. } => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed")
             }
@@ -228,7 +299,6 @@ impl ProxyError {
             }
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
-            Self::Stopping => (S::SERVICE_UNAVAILABLE, "stopping", "Sidecar is stopping"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),
             Self::UnknownAgent(_) => (S::NOT_FOUND, "unknown_agent", "Unknown agent"),
@@ -253,5 +323,21 @@ impl ProxyError {
                 (S::SERVICE_UNAVAILABLE, "registry_unavailable", "registryd is unavailable")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_client_repeats_by_itself_only_what_is_safe() {
+        let node: NodeName = "ct111".parse().unwrap();
+        let failed = |sent| ProxyError::PeerFailed { node: node.clone(), reason: String::new(), sent };
+        let agent = ProxyError::BackendFailed { address: String::new(), reason: String::new() };
+        assert_eq!(failed(Sent::Nothing).grpc_status(), GrpcStatus::Unavailable);
+        assert_eq!(failed(Sent::Perhaps).grpc_status(), GrpcStatus::Unknown);
+        assert_eq!(agent.grpc_status(), GrpcStatus::Unknown);
+        assert_eq!(ProxyError::UnknownNode(node).grpc_status(), GrpcStatus::Unavailable);
     }
 }

@@ -1,10 +1,13 @@
-//! HTTP as it passes through: headers, bodies, upgrades, and the settings of HTTP/2.
+//! HTTP as it passes through: headers, bodies, errors, upgrades, and the settings of HTTP/2.
 
 pub mod body;
 pub mod deadline;
 pub mod h2;
 pub mod headers;
+pub mod idle;
 pub mod message;
 pub mod pace;
+pub mod problem;
+pub mod redirect;
 pub mod unread;
 pub mod upgrade;

@@ -1,17 +1,18 @@
 //! The sidecar. A request's way through it:
 //!
-//! - **inbound** (a peer calls this host's agent): [`inbound`] accepts the connection and completes mutual
-//!   TLS with [`credentials`]; [`verify`] turns the verified certificate into a `PeerIdentity`;
-//!   [`policy`] says whether that peer may come in; [`mesh_api`] answers the mesh's own paths;
-//!   everything else goes through [`headers`] and [`backend`] to the agent. [`access_log`] writes its line.
-//! - **outbound** (this host's agent calls a peer): [`outbound`] accepts plain HTTP on loopback,
-//!   [`outbound::browser_guard`] refuses web pages, [`outbound::destination`] reads where to,
-//!   [`roster`] knows where that is, [`outbound::peers`] carries it there over mutual TLS.
+//! - **inbound** (a peer calls this host's agent): [`inbound::accept`] completes mutual TLS, in which [`tls::verify`] turns
+//!   the verified certificate into a `PeerIdentity`; [`inbound::pipeline`] asks [`policy`], answers the mesh's own paths
+//!   ([`inbound::mesh_api`]), and sends everything else to the agent ([`inbound::backend`]).
+//! - **outbound** (this host's agent calls a peer): [`outbound::accept`] takes plain HTTP on loopback;
+//!   [`outbound::pipeline`] refuses web pages ([`outbound::browser_guard`]), reads where to ([`outbound::destination`]), and
+//!   sends it there over mutual TLS ([`upstream`]), to a node that [`roster`] knows.
 //!
-//! Each [`worker`] does all of this on one thread. [`registry_link`] keeps the roster up to date from registryd; requests never wait for it.
+//! Both hold what is known of a request in an [`exchange`], which ends with a line of the [`access_log`] and with
+//! [`metrics`]. Every error that a sidecar makes is in [`error`].
+//!
+//! Each [`worker`] does all of this on one thread. [`roster::sync`] follows registryd; requests never wait for it.
 //! [`sockets`] opens the listening sockets, [`handover`] passes them on to a newer process, [`drain`] ends each side in
-//! order, and [`supervisor`] tells the service manager. Every error a sidecar makes is in [`error`]. [`app`] only wires
-//! these together.
+//! order, and [`supervisor`] tells the service manager. [`app`] only wires these together.
 
 pub mod access_log;
 pub mod admin;
@@ -25,6 +26,7 @@ pub mod exchange;
 pub mod handover;
 pub mod http;
 pub mod inbound;
+pub mod io;
 pub mod listener;
 pub mod metrics;
 pub mod outbound;

@@ -229,8 +229,8 @@ where
     })
 }
 
-/// As [`run_to_end`], but an HTTP/1.1 client cannot be told before its next answer ([`Drain::carry`]): a request may
-/// be on its way on a connection that is idle, so such a one is kept for a little while.
+/// As [`run_to_end`], but an HTTP/1.1 client cannot be told before its next answer (see [`crate::exchange::finish`]): a
+/// request may be on its way on a connection that is idle, so such a one is kept for a little while.
 ///
 /// # Errors
 /// How the connection broke off.

@@ -1,31 +1,29 @@
 //! From "which node" to "which connection": [`Upstream::send`] is the entry.
 //!
-//! [`choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
-//! [`pool`] has connections to it, which [`connect`] makes; [`in_flight`] is the request on one of them. When that fails,
-//! [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
+//! [`mod@choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
+//! [`ways`] finds its [`pool`] of connections, which [`connect`] makes; [`in_flight`] is the request on one of them. When
+//! that fails, [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
 
 pub mod choose;
 pub mod connect;
 pub mod endpoint;
 pub mod health;
 pub mod in_flight;
-pub mod io;
 pub mod pool;
 pub mod replay;
 pub mod retry;
 pub mod session;
+pub mod ways;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::Guard;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
@@ -35,20 +33,21 @@ use tokio::time::timeout;
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{RequestBody, root_cause};
-use crate::http::headers::absolute;
+use crate::http::headers::{absolute, to_origin_form};
+use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
 use crate::roster::store::RosterStore;
 use crate::roster::table::Route;
-use crate::tls::credentials::{CredentialStore, Credentials};
+use crate::tls::credentials::CredentialStore;
 use crate::upstream::choose::{Candidate, Readiness, choose};
 use crate::upstream::connect::list;
 use crate::upstream::endpoint::{Endpoint, RESERVE, RequestSlot};
 use crate::upstream::in_flight::InFlight;
-use crate::upstream::io::link::Link;
-use crate::upstream::pool::{Connection, Pool, StreamSlot};
+use crate::upstream::pool::{Connection, StreamSlot};
 use crate::upstream::replay::{Replay, Source};
 use crate::upstream::retry::{Again, Budget, again};
 use crate::upstream::session::{Issued, rank};
+use crate::upstream::ways::{Endpoints, Way, Ways};
 
 /// How long a request waits for a connection where another node could do the work.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -88,7 +87,7 @@ pub struct Delivered {
     /// The answer.
     pub response: Response<Incoming>,
     /// Who answered.
-    pub node: NodeName,
+    pub endpoint: Arc<Endpoint>,
     /// How often the request was sent or about to be.
     pub attempts: u32,
     /// How long it waited for a connection; `None`: there was one.
@@ -98,12 +97,11 @@ pub struct Delivered {
 }
 
 /// A request that got no answer.
-#[derive(Debug)]
 pub struct Failed {
     /// Why.
     pub error: ProxyError,
     /// Who was tried last.
-    pub node: Option<NodeName>,
+    pub endpoint: Option<Arc<Endpoint>>,
     /// How often the request was sent or about to be.
     pub attempts: u32,
 }
@@ -121,7 +119,7 @@ pub struct Nodes {
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     proxy: Proxy,
-    endpoints: Mutex<HashMap<NodeName, Arc<Endpoint>>>,
+    endpoints: Endpoints,
     budget: Mutex<Budget>,
     issued: Mutex<Issued>,
     random: (RandomState, AtomicU64),
@@ -135,26 +133,11 @@ impl Nodes {
             credentials,
             roster,
             proxy: config.proxy.clone(),
-            endpoints: Mutex::default(),
+            endpoints: Endpoints::default(),
             budget: Mutex::new(Budget::new(now)),
             issued: Mutex::new(Issued::new(now)),
             random: (RandomState::new(), AtomicU64::new(0)),
         }
-    }
-
-    /// What is observed of the node that `route` leads to. Of one that has moved, nothing is yet.
-    fn endpoint(&self, route: &Arc<Route>) -> Arc<Endpoint> {
-        let endpoints = &mut *self.endpoints.lock();
-        if let Some(endpoint) = endpoints.get(&route.node)
-            && endpoint.is_reached_by(route)
-        {
-            return endpoint.clone();
-        }
-        // Those that left the mesh go with it.
-        endpoints.retain(|node, _| self.roster.node(node).is_ok());
-        let endpoint = Arc::new(Endpoint::new(route.clone()));
-        endpoints.insert(route.node.clone(), endpoint.clone());
-        endpoint
     }
 
     fn random(&self) -> u64 {
@@ -171,24 +154,12 @@ impl Nodes {
 /// One thread's way to the nodes.
 pub struct Upstream {
     nodes: Arc<Nodes>,
-    pools: Mutex<Pools>,
-}
-
-/// The connections made with one set of credentials, by node.
-struct Pools {
-    made_with: Arc<Credentials>,
-    by_node: HashMap<NodeName, (Arc<Endpoint>, Arc<Pool>)>,
-}
-
-/// A node that could get a request.
-struct Choice {
-    route: Arc<Route>,
-    endpoint: Arc<Endpoint>,
+    ways: Ways,
 }
 
 /// The node that gets a request next.
 struct Picked<'c> {
-    choice: &'c Choice,
+    way: &'c Way,
     /// Whether others are ready as well.
     others: bool,
     /// Whether the request's session was issued there.
@@ -218,8 +189,8 @@ struct Message<'r> {
 impl Upstream {
     /// Without connections; they are made when requests need them.
     pub fn new(nodes: Arc<Nodes>) -> Self {
-        let made_with = nodes.credentials.load_full();
-        Self { nodes, pools: Mutex::new(Pools { made_with, by_node: HashMap::new() }) }
+        let ways = Ways::new(nodes.credentials.clone(), nodes.roster.clone(), &nodes.proxy);
+        Self { nodes, ways }
     }
 
     /// Sends a request to a node, whose name its connection has proved.
@@ -238,33 +209,32 @@ impl Upstream {
         };
         self.nodes.budget.lock().deposit();
         let message = Message { parts: &parts, source: &source, target: &target };
-        let mut tried: Vec<NodeName> = Vec::new();
+        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         let mut last = None;
-        let failed = |error, tried: &[NodeName]| Failed {
+        let failed = |error, tried: &[Arc<Endpoint>]| Failed {
             error,
-            node: tried.last().cloned(),
+            endpoint: tried.last().cloned(),
             attempts: tried.len() as u32,
         };
         loop {
-            let choices = self.choices(&target).map_err(|error| failed(error, &tried))?;
-            let chosen = self.pick(&choices, &target, session_id.as_ref(), &tried);
-            let Picked { choice: chosen, others, at_home } = match (chosen, last) {
+            let ways = self.ways_to(&target).map_err(|error| failed(error, &tried))?;
+            let picked = self.pick(&ways, &target, session_id.as_ref(), &tried);
+            let Picked { way, others, at_home } = match (picked, last) {
                 (Some(picked), _) => picked,
                 (None, Some(error)) => return Err(failed(error, &tried)),
-                (None, None) => return Err(failed(self.nobody(&target, &choices), &tried)),
+                (None, None) => return Err(failed(self.nobody(&target, &ways), &tried)),
             };
-            tried.push(chosen.route.node.clone());
-            let outcome = self.attempt(chosen, &message, others).await;
+            tried.push(way.endpoint.clone());
+            let outcome = self.attempt(way, &message, others).await;
             let Unanswered { error, reason } = match outcome {
                 Ok((response, connect, slot)) => {
-                    let node = chosen.route.node.clone();
-                    self.remember(&target, &response, &node);
-                    let attempts = tried.len() as u32;
-                    return Ok(Delivered { response, node, attempts, connect, slot });
+                    self.remember(&target, &response, &way.route.node);
+                    let (endpoint, attempts) = (way.endpoint.clone(), tried.len() as u32);
+                    return Ok(Delivered { response, endpoint, attempts, connect, slot });
                 }
                 Err(unanswered) => unanswered,
             };
-            let elsewhere = choices.iter().any(|each| !tried.contains(&each.route.node));
+            let elsewhere = ways.iter().any(|way| !way.is_among(&tried));
             let refusal = match again(&error) {
                 Again::Nowhere => return Err(failed(error, &tried)),
                 // The session lives there and nowhere else.
@@ -288,31 +258,34 @@ impl Upstream {
         }
     }
 
-    /// The nodes that could get the request, as the roster knows them.
-    fn choices(&self, target: &Target) -> Result<Vec<Choice>, ProxyError> {
+    /// The ways to the nodes that could get the request, as the roster knows them.
+    fn ways_to(&self, target: &Target) -> Result<Vec<Way>, ProxyError> {
         let roster = &self.nodes.roster;
-        let choice = |route: Arc<Route>| Choice { endpoint: self.nodes.endpoint(&route), route };
         match &target.to {
             Recipient::Node(name) => {
                 let route = roster.node(name)?;
                 match route.status {
                     // The mesh's own paths are how one learns that a node is back.
                     Status::Offline if !target.own_path => Err(ProxyError::NodeOffline(name.clone())),
-                    _ => Ok(vec![choice(route)]),
+                    _ => Ok(vec![self.ways.to(&route, &self.nodes.endpoints)]),
                 }
             }
             Recipient::Agent(agent) => {
                 let routes = roster.agent(agent)?;
                 let takes_tasks =
                     |route: &&Arc<Route>| matches!(route.status, Status::Online | Status::Degraded);
-                let choices: Vec<Choice> = routes.iter().filter(takes_tasks).cloned().map(choice).collect();
-                if choices.is_empty() {
+                let ways: Vec<Way> = routes
+                    .iter()
+                    .filter(takes_tasks)
+                    .map(|route| self.ways.to(route, &self.nodes.endpoints))
+                    .collect();
+                if ways.is_empty() {
                     let nodes =
                         routes.iter().map(|route| format!("{} ({})", route.node, route.status.as_str()));
                     let nodes = nodes.collect::<Vec<_>>().join(", ");
                     return Err(ProxyError::AgentOffline { agent: agent.clone(), nodes });
                 }
-                Ok(choices)
+                Ok(ways)
             }
         }
     }
@@ -320,24 +293,27 @@ impl Upstream {
     /// The node to try next. Those that were `tried` come last.
     fn pick<'c>(
         &self,
-        choices: &'c [Choice],
+        ways: &'c [Way],
         target: &Target,
         session_id: Option<&HeaderValue>,
-        tried: &[NodeName],
+        tried: &[Arc<Endpoint>],
     ) -> Option<Picked<'c>> {
+        if let [only] = ways {
+            return Some(Picked { way: only, others: false, at_home: false });
+        }
         let (now, most) = (Instant::now(), self.nodes.most(target.own_path));
         if let Recipient::Agent(agent) = &target.to
             && let Some(id) = session_id
             && let Some(issuer) = self.nodes.issued.lock().issuer(agent.as_str(), id.as_bytes(), now)
-            && !tried.contains(&issuer)
-            && let Some(home) = choices.iter().find(|each| each.route.node == issuer)
+            && let Some(home) = ways.iter().find(|way| way.route.node == issuer)
+            && !home.is_among(tried)
         {
-            return Some(Picked { choice: home, others: choices.len() > 1, at_home: true });
+            return Some(Picked { way: home, others: true, at_home: true });
         }
         let session = target.session.as_ref().or(session_id).map(HeaderValue::as_bytes);
-        let consider = |fresh: bool| -> (Vec<&Choice>, Vec<Candidate>) {
-            let considered = choices.iter().filter(|each| !fresh || !tried.contains(&each.route.node));
-            considered.map(|each| (each, self.candidate(each, session, most, now))).unzip()
+        let consider = |fresh: bool| -> (Vec<&Way>, Vec<Candidate>) {
+            let considered = ways.iter().filter(|way| !fresh || !way.is_among(tried));
+            considered.map(|way| (way, self.candidate(way, session, most, now))).unzip()
         };
         let (mut considered, mut candidates) = consider(true);
         if considered.is_empty() {
@@ -348,30 +324,30 @@ impl Upstream {
             .iter()
             .enumerate()
             .any(|(i, candidate)| i != chosen && candidate.readiness == Readiness::Ready);
-        Some(Picked { choice: considered[chosen], others, at_home: false })
+        Some(Picked { way: considered[chosen], others, at_home: false })
     }
 
-    fn candidate(&self, choice: &Choice, session: Option<&[u8]>, most: usize, now: Instant) -> Candidate {
-        let endpoint = &choice.endpoint;
+    fn candidate(&self, way: &Way, session: Option<&[u8]>, most: usize, now: Instant) -> Candidate {
+        let endpoint = &way.endpoint;
         let readiness = endpoint.readiness(most, now);
         if matches!(readiness, Readiness::Ejected(_)) && endpoint.begin_probe() {
-            self.pool(choice).probe();
+            way.pool.probe();
         }
         Candidate {
-            own: self.nodes.roster.is_own(&choice.route.node),
-            degraded: choice.route.status == Status::Degraded,
+            own: self.nodes.roster.is_own(&way.route.node),
+            degraded: way.route.status == Status::Degraded,
             readiness,
             in_flight: endpoint.in_flight(),
             latency: endpoint.latency(now),
-            rank: session.map(|session| rank(session, &choice.route.node)),
+            rank: session.map(|session| rank(session, &way.route.node)),
         }
     }
 
     /// Why no node can be chosen: all that could be are full.
-    fn nobody(&self, target: &Target, choices: &[Choice]) -> ProxyError {
+    fn nobody(&self, target: &Target, ways: &[Way]) -> ProxyError {
         let most = self.nodes.most(target.own_path);
-        match (choices.first(), &target.to) {
-            (Some(choice), _) => ProxyError::PeerBusy { node: choice.route.node.clone(), most },
+        match (ways.first(), &target.to) {
+            (Some(way), _) => ProxyError::PeerBusy { node: way.route.node.clone(), most },
             (None, Recipient::Node(node)) => ProxyError::UnknownNode(node.clone()),
             (None, Recipient::Agent(agent)) => ProxyError::UnknownAgent(agent.clone()),
         }
@@ -386,59 +362,30 @@ impl Upstream {
         }
     }
 
-    /// The connections to a node. After a reload of the credentials or a move of the node, those of before end when
-    /// their requests have ended.
-    fn pool(&self, choice: &Choice) -> Arc<Pool> {
-        let Pools { made_with, by_node } = &mut *self.pools.lock();
-        let nodes = &self.nodes;
-        let credentials = nodes.credentials.load();
-        if !Arc::ptr_eq(made_with, &credentials) {
-            *made_with = Guard::into_inner(credentials);
-            by_node.clear();
-        }
-        if let Some((endpoint, pool)) = by_node.get(&choice.route.node)
-            && Arc::ptr_eq(endpoint, &choice.endpoint)
-        {
-            return pool.clone();
-        }
-        by_node.retain(|node, _| nodes.roster.node(node).is_ok());
-        let pool = Arc::new(Pool::new(
-            choice.endpoint.clone(),
-            nodes.roster.clone(),
-            nodes.credentials.clone(),
-            &nodes.proxy.timeouts,
-            &nodes.proxy.limits,
-            nodes.proxy.outbound.max_requests_per_node,
-        ));
-        by_node.insert(choice.route.node.clone(), (choice.endpoint.clone(), pool.clone()));
-        pool
-    }
-
     /// Sends the request to one node. Where there are `others`, it does not wait for long to be connected.
     async fn attempt(
         &self,
-        choice: &Choice,
+        way: &Way,
         message: &Message<'_>,
         others: bool,
     ) -> Result<(Response<Incoming>, Option<Duration>, Slot), Unanswered> {
         let most = self.nodes.most(message.target.own_path);
-        let busy = || ProxyError::PeerBusy { node: choice.route.node.clone(), most };
-        let mut request_slot = choice.endpoint.enter(most).ok_or_else(busy)?;
-        let pool = self.pool(choice);
+        let busy = || ProxyError::PeerBusy { node: way.route.node.clone(), most };
+        let mut request_slot = way.endpoint.enter(most).ok_or_else(busy)?;
         let begun = Instant::now();
         let mut stale = 0;
         loop {
-            let (connection, connect) = self.connect(&pool, choice, message.target, others).await?;
+            let (connection, connect) = self.connect(way, message.target, others).await?;
             message.source.sent(true);
             let (mut error, link) = match connection {
                 Connection::Http2(mut sender, link, stream) => {
-                    let request = message.for_http2(&choice.route, &link);
+                    let request = message.for_http2(&way.route, &link);
                     let slot = Slot { stream: Some(stream), request: request_slot };
                     let sent = InFlight::send(&mut sender, link.clone(), request, slot);
                     let (answer, slot) = sent.await;
                     match answer {
                         Ok(answer) => {
-                            choice.endpoint.answered(begun.elapsed());
+                            way.endpoint.answered(begun.elapsed());
                             return Ok((answer, connect, slot));
                         }
                         Err(error) => {
@@ -448,11 +395,11 @@ impl Upstream {
                     }
                 }
                 Connection::Http1(mut sender, link) => {
-                    let request = message.for_http1(&choice.route, &link);
+                    let request = message.for_http1(&way.route, &link);
                     match sender.try_send_request(request).await {
                         Ok(answer) => {
-                            choice.endpoint.answered(begun.elapsed());
-                            pool.give_back(sender, link, keep_alive(&answer));
+                            way.endpoint.answered(begun.elapsed());
+                            way.pool.give_back(sender, link, keep_alive(&answer));
                             return Ok((answer, connect, Slot { stream: None, request: request_slot }));
                         }
                         Err(error) => (error, link),
@@ -466,7 +413,7 @@ impl Upstream {
             }
             stale += 1;
             if !untouched || stale > STALE || link.refusal().is_some() {
-                return Err(explain(choice, &error.into_error(), &link, untouched));
+                return Err(explain(way, &error.into_error(), &link, untouched));
             }
         }
     }
@@ -474,8 +421,7 @@ impl Upstream {
     /// A connection to one node, and how long it took if none was there.
     async fn connect(
         &self,
-        pool: &Arc<Pool>,
-        choice: &Choice,
+        way: &Way,
         target: &Target,
         others: bool,
     ) -> Result<(Connection, Option<Duration>), ProxyError> {
@@ -483,6 +429,7 @@ impl Upstream {
         let patience = if others { PATIENCE.min(handshake) } else { handshake };
         let begun = Instant::now();
         // What makes a connection is kilobytes, and rarely needed: boxed, so that each request's future is small.
+        let pool = &way.pool;
         let connection = if target.upgrade {
             Box::pin(pool.connection_for_upgrade(patience)).await?
         } else if let Some(connection) = pool.try_connection(target.own_path) {
@@ -490,7 +437,7 @@ impl Upstream {
         } else if others {
             match timeout(patience, Box::pin(pool.connection(target.own_path))).await {
                 Ok(connection) => connection?,
-                Err(_) => return Err(slow(pool, choice, patience)),
+                Err(_) => return Err(slow(way, patience)),
             }
         } else {
             Box::pin(pool.connection(target.own_path)).await?
@@ -500,28 +447,28 @@ impl Upstream {
 }
 
 /// A request waited as long for a connection as it may where another node can do the work.
-fn slow(pool: &Pool, choice: &Choice, patience: Duration) -> ProxyError {
-    let node = choice.route.node.clone();
-    match pool.busy() {
+fn slow(way: &Way, patience: Duration) -> ProxyError {
+    let node = way.route.node.clone();
+    match way.pool.busy() {
         Some(most) => ProxyError::PeerBusy { node, most },
         None => {
-            let addresses = list(&choice.route.addresses);
+            let addresses = list(&way.route.addresses);
             let error = ProxyError::PeerTimeout { node, limit_ms: patience.as_millis(), addresses };
-            choice.endpoint.unreachable(&error.to_string());
+            way.endpoint.unreachable(&error.to_string());
             error
         }
     }
 }
 
 /// What it means that a connection failed with a request on it. `untouched`: hyper had not begun with the request.
-fn explain(choice: &Choice, error: &hyper::Error, link: &Link, untouched: bool) -> Unanswered {
-    let node = choice.route.node.clone();
+fn explain(way: &Way, error: &hyper::Error, link: &Link, untouched: bool) -> Unanswered {
+    let node = way.route.node.clone();
     if let Some(reason) = link.refusal() {
-        choice.endpoint.unreachable("it refuses this node's certificate");
+        way.endpoint.unreachable("it refuses this node's certificate");
         return ProxyError::PeerRefusedUs { node, reason: reason.into() }.into();
     }
     if error.is_timeout() {
-        choice.endpoint.unreachable("it has requests and answers no ping");
+        way.endpoint.unreachable("it has requests and answers no ping");
     }
     let unprocessed = if untouched { Some(RetryReason::StaleConnection) } else { retry::unprocessed(error) };
     let sent = unprocessed.map_or(Sent::Perhaps, |_| Sent::Nothing);
@@ -549,8 +496,8 @@ impl Message<'_> {
 
     fn for_http1(&self, route: &Route, link: &Arc<Link>) -> Request<Replay> {
         let mut request = self.once_more(link);
-        let path = self.parts.uri.path_and_query().cloned();
-        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+        *request.uri_mut() = self.parts.uri.clone();
+        to_origin_form(request.uri_mut());
         // An authority is always a valid value.
         if let Ok(host) = HeaderValue::from_str(route.authority.as_str()) {
             request.headers_mut().insert(HOST, host);

@@ -6,27 +6,26 @@
 
 mod line;
 mod outside_text;
+mod record;
 mod repeats;
 mod writer;
 
 use std::io::{self, IsTerminal};
 use std::panic;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use line::Line;
 pub use outside_text::{Excerpt, Quoted};
+pub use record::Record;
 pub use repeats::{Repeats, Summary};
-use writer::Queue;
+use writer::{Queue, STARTED};
 
 /// Chooses the form of log lines, as `--log-format` does.
 pub const FORMAT_VARIABLE: &str = "MESH_LOG_FORMAT";
 /// How long a process waits at its end until its last lines are written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
-
-static QUEUE: OnceLock<&'static Queue> = OnceLock::new();
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -65,7 +64,7 @@ pub fn init(format: Format) -> io::Result<Log> {
     let log = tracing_subscriber::fmt().log_internal_errors(false).with_writer(queue);
     // Fails only when logging was started already, as tests in one process may do.
     if log.with_env_filter(filter).event_format(line).try_init().is_ok() {
-        let _ = QUEUE.set(queue);
+        let _ = STARTED.set((queue, line));
         // A backtrace that somebody asked for goes to stderr.
         if std::env::var_os("RUST_BACKTRACE").is_none() {
             panic::set_hook(Box::new(log_panic));
@@ -77,14 +76,14 @@ pub fn init(format: Format) -> io::Result<Log> {
 /// Returns once all lines so far are written, or after a second: whoever reads the log may have stopped doing so.
 pub fn flush() {
     repeats::sum_up_all();
-    if let Some(queue) = QUEUE.get() {
+    if let Some((queue, _)) = STARTED.get() {
         queue.flush(FLUSH_LIMIT);
     }
 }
 
 /// Lines of the log that were dropped because nobody read them fast enough.
 pub fn dropped_lines() -> u64 {
-    QUEUE.get().map_or(0, |queue| queue.dropped())
+    STARTED.get().map_or(0, |(queue, _)| queue.dropped())
 }
 
 /// On stderr, a panic could wait for ever for somebody to read it, and hold up whatever the thread does.

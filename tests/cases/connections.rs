@@ -189,6 +189,64 @@ async fn with_a_peer_that_speaks_only_http_1_1_connections_are_pooled() {
 }
 
 #[tokio::test]
+async fn a_connection_is_used_for_a_second_less_than_the_peer_keeps_it() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { alpn: vec!["http/1.1"], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.comes_to("/nodes/ct150/close", None).await;
+    for (keeps, again) in [("60", true), ("2", false), ("1", false), ("0", false), ("60", true)] {
+        let answer = node.get(&format!("/nodes/ct150/keep-alive/{keeps}")).await;
+        assert_eq!(answer.status, 200);
+        // The header is of one hop.
+        assert_eq!(answer.header("keep-alive"), None);
+        let before = peer.accepted().len();
+        // The peer itself keeps all of them.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(node.get("/nodes/ct150/close").await.text(), "closed");
+        assert_eq!(peer.accepted().len() == before, again, "timeout={keeps}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_many_cancelled_requests_gets_no_more_and_those_on_it_go_on() {
+    let mesh = Mesh::new();
+    let (peer, _address) = mesh.peer("ct150", &[]).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct150").await;
+    let request = web::request(Method::GET, "/nodes/ct150/stream").body(web::empty()).unwrap();
+    let (bystander, answer) = tokio::join!(web::open(node.outbound(), request), peer.example.stream());
+    let mut bystander = bystander.unwrap();
+    let mut goes_on = async || {
+        answer.send(web::piece("for you")).unwrap();
+        web::expect_data(bystander.body_mut(), "for you").await;
+    };
+    let arrived = || peer.example.requests().iter().filter(|seen| seen.target == "/hang").count();
+    let cancel = async |count: usize| {
+        let before = arrived();
+        let open = open_at_once(&node, "/nodes/ct150/hang", count).await;
+        eventually("they arrive", async || (arrived() == before + count).then_some(())).await;
+        drop(open);
+        for _ in 0..count {
+            peer.example.gone().await;
+        }
+    };
+    for _ in 0..9 {
+        cancel(50).await;
+        goes_on().await;
+    }
+    cancel(49).await;
+    assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+    assert_eq!(peer.accepted().len(), 1, "499 are borne");
+    cancel(1).await;
+    for _ in 0..10 {
+        assert_eq!(node.get("/nodes/ct150/x").await.status, 200);
+        goes_on().await;
+    }
+    assert_eq!(peer.accepted().len(), 2, "one more, for all that come later");
+}
+
+#[tokio::test]
 async fn a_peer_that_changes_what_it_speaks_is_followed() {
     let mesh = Mesh::new();
     let options = |alpn| PeerOptions { alpn: vec![alpn], ..PeerOptions::good(&mesh.ca, "ct150") };

@@ -4,11 +4,13 @@
 mod access_line;
 mod addresses;
 mod admin;
+mod agents;
 mod certificates;
 mod clocks;
 mod configuration;
 mod connections;
 mod demo;
+mod departures;
 mod destinations;
 mod discovery;
 mod early_answers;
@@ -36,10 +38,12 @@ mod peer_api;
 mod properties;
 mod queries;
 mod resilience;
+mod retries;
 mod stopping;
 mod storage;
 mod streaming;
 mod supervisor;
+mod threads;
 mod trust_while_connected;
 mod upgrading;
 

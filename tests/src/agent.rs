@@ -54,6 +54,7 @@ impl Recorded {
 /// - `/hang`: nothing, until the client goes ([`Example::gone`])
 /// - `/break`: half an answer
 /// - `/close`: 200, and the end of an HTTP/1.1 connection
+/// - `/keep-alive/<seconds>`: 200 with a `Keep-Alive` of that time
 /// - `/deaf`: nothing, and the request's body is not read
 /// - `/large`: 4 MiB
 /// - `/trailers`: the body back, with `grpc-status: 0` and `x-mesh-error: forged` behind it
@@ -233,6 +234,9 @@ impl Example {
                 let _ = sender.send(Err("broken on purpose".into()));
                 Ok(Response::builder().header("content-length", "1000").body(body)?)
             }
+            _ if path.starts_with("/keep-alive/") => Ok(Response::builder()
+                .header("keep-alive", format!("timeout={}, max=100", path.trim_start_matches("/keep-alive/")))
+                .body(web::empty())?),
             _ if path.starts_with("/session/") => Ok(Response::builder()
                 .header("mcp-session-id", path.trim_start_matches("/session/"))
                 .body(web::empty())?),

@@ -13,10 +13,16 @@ pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 /// Settings, or their acknowledgement.
 pub const SETTINGS: u8 = 4;
+/// Asks for a sign of life, or gives it.
+pub const PING: u8 = 6;
 /// Ends a connection.
 pub const GOAWAY: u8 = 7;
+/// Lets more bytes come.
+pub const WINDOW_UPDATE: u8 = 8;
 /// Goes on with a block of headers.
 pub const CONTINUATION: u8 = 9;
+/// SETTINGS or a PING came.
+pub const ACK: u8 = 1;
 /// Nothing follows on the stream.
 pub const END_STREAM: u8 = 1;
 /// No CONTINUATION follows.

@@ -5,6 +5,7 @@
 //! - [`network`]: a network namespace for each node, and how to cut the network
 //! - [`process`]: child processes with captured logs, ended with the test
 //! - [`resolved`]: systemd-resolved beside a node
+//! - [`by_hand`]: a peer whose every frame a test writes
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
 //! - [`failover`]: an agent on several nodes of which some cannot be reached
@@ -21,6 +22,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 pub mod agent;
+pub mod by_hand;
 pub mod ca;
 pub mod chaos;
 pub mod dns;

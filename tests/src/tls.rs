@@ -147,6 +147,22 @@ impl PeerOptions {
             resets: false,
         }
     }
+
+    /// What does the handshakes.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.clients_of.clone().into(), provider())
+                .build()
+                .unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&self.versions)
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.identity.chain(), self.identity.key())
+            .unwrap();
+        config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
 }
 
 /// What was negotiated on an accepted connection.
@@ -173,23 +189,13 @@ pub struct Peer {
 impl Peer {
     /// Listens on `addr`.
     pub async fn start(addr: SocketAddr, name: &str, options: PeerOptions) -> Self {
-        let verifier = WebPkiClientVerifier::builder_with_provider(options.clients_of.into(), provider())
-            .build()
-            .unwrap();
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&options.versions)
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(options.identity.chain(), options.identity.key())
-            .unwrap();
-        config.alpn_protocols = options.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let example = Example::new(name);
         let accepted: Arc<Mutex<Vec<Accepted>>> = Arc::default();
         let listener = loopback::listen(addr).await;
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(accept(
             listener,
-            TlsAcceptor::from(Arc::new(config)),
+            options.acceptor(),
             example.clone(),
             accepted.clone(),
             options.resets,

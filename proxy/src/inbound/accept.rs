@@ -75,8 +75,11 @@ impl Inbound {
             .timer(TokioTimer::new())
             .max_header_list_size(proxy.limits.max_header_bytes)
             .max_concurrent_streams(proxy.limits.max_streams)
-            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(proxy.limits.max_streams))
+            .initial_stream_window_size(h2::REQUEST_WINDOW_BYTES)
+            .initial_connection_window_size(h2::connection_window_bytes(
+                h2::REQUEST_WINDOW_BYTES,
+                proxy.limits.max_streams,
+            ))
             .max_frame_size(h2::FRAME_BYTES)
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)

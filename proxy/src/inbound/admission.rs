@@ -87,8 +87,8 @@ impl Admission {
     pub fn handshake(self: &Arc<Self>, address: IpAddr) -> Handshake {
         let (network, ended) = (Network::of(address), Arc::<Notify>::default());
         let (id, displaced) = self.handshakes.lock().enter(network, ended.clone());
-        if let Some(displaced) = displaced {
-            METRICS.refused(Limit::Handshakes);
+        if let Some((displaced, limit)) = displaced {
+            METRICS.refused(limit);
             displaced.notify_one();
         }
         Handshake { admission: self.clone(), network, id, ended, _slot: METRICS.slot(Limit::Handshakes) }
@@ -331,15 +331,16 @@ impl<N: Copy + Eq + Hash, T> Handshakes<N, T> {
         }
     }
 
-    /// Enters one more, and takes out the one that it displaces: where its network has as many as it may, one of that;
-    /// else one of the network that has the most.
-    fn enter(&mut self, network: N, handshake: T) -> (u64, Option<T>) {
+    /// Enters one more, and takes out the one that it displaces, by which limit: where its network has as many as it may,
+    /// one of that; else one of the network that has the most.
+    fn enter(&mut self, network: N, handshake: T) -> (u64, Option<(T, Limit)>) {
         let own = self.networks.get(&network).map_or(0, ByAge::len);
         let displaced = if own >= self.most_by_network {
-            self.displace(network)
+            self.displace(network).map(|displaced| (displaced, Limit::HandshakesPerAddress))
         } else if self.under_way >= self.most {
             let most = self.networks.iter().max_by_key(|(_, handshakes)| handshakes.len());
-            most.map(|(network, _)| *network).and_then(|network| self.displace(network))
+            let displaced = most.map(|(network, _)| *network).and_then(|network| self.displace(network));
+            displaced.map(|displaced| (displaced, Limit::Handshakes))
         } else {
             None
         };
@@ -393,9 +394,9 @@ mod tests {
         assert_eq!(handshakes.enter("a", 2), (1, None));
         handshakes.speaks("a", 0);
         // The older one speaks.
-        assert_eq!(handshakes.enter("a", 3), (2, Some(2)));
+        assert_eq!(handshakes.enter("a", 3), (2, Some((2, Limit::HandshakesPerAddress))));
         handshakes.speaks("a", 2);
-        assert_eq!(handshakes.enter("a", 4), (3, Some(1)));
+        assert_eq!(handshakes.enter("a", 4), (3, Some((1, Limit::HandshakesPerAddress))));
         // One that was displaced leaves nothing behind.
         handshakes.leave("a", 0);
         assert_eq!(handshakes.under_way, 2);
@@ -411,7 +412,7 @@ mod tests {
         for (network, number) in [("a", 1), ("b", 2), ("b", 3), ("b", 4)] {
             assert_eq!(handshakes.enter(network, number).1, None);
         }
-        assert_eq!(handshakes.enter("c", 5).1, Some(2));
+        assert_eq!(handshakes.enter("c", 5).1, Some((2, Limit::Handshakes)));
         assert_eq!(handshakes.under_way, 4);
     }
 

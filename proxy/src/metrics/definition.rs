@@ -222,7 +222,7 @@ impl EncodeMetric for Level {
     }
 }
 
-/// One of those that a [`Level`] counts, until it is dropped.
+/// One of those that a `Level` counts, until it is dropped.
 #[derive(Debug)]
 #[must_use = "it counts only until it is dropped"]
 pub struct Held(&'static Level);

@@ -224,8 +224,6 @@ label! {
         RequestsPerPeer = "limits.max_requests_per_peer",
         /// Requests of one peer in a second.
         RequestRatePerPeer = "limits.max_requests_per_second_per_peer",
-        /// Streams on one HTTP/2 connection.
-        Streams = "limits.max_streams",
         /// Requests that the agent has at once.
         BackendRequests = "backend.max_requests",
         /// Requests that wait for the agent.
@@ -268,8 +266,6 @@ label! {
         Body = "body",
         /// No other endpoint was left.
         NoEndpoint = "no_endpoint",
-        /// The caller's deadline left no time.
-        Deadline = "deadline",
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
@@ -18,10 +19,12 @@ use pingora_core::server::ShutdownWatch;
 use crate::caller::{Caller, Connection};
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
+use crate::http::body::ResponseBody;
 use crate::http::h2;
 use crate::http::unread::Streams;
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
+use crate::outbound::destination::Destination;
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
@@ -40,7 +43,7 @@ pub struct OutboundListener {
     /// The shared part.
     pub outbound: Arc<Outbound>,
     /// Where everything goes that comes in here; `None`: each request says where.
-    pub only: Option<NodeName>,
+    pub only: Option<Destination>,
 }
 
 impl Outbound {
@@ -55,8 +58,11 @@ impl Outbound {
             .timer(TokioTimer::new())
             .max_header_list_size(limits.max_header_bytes)
             .max_concurrent_streams(limits.max_streams)
-            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(limits.max_streams))
+            .initial_stream_window_size(h2::REQUEST_WINDOW_BYTES)
+            .initial_connection_window_size(h2::connection_window_bytes(
+                h2::REQUEST_WINDOW_BYTES,
+                limits.max_streams,
+            ))
             .max_send_buf_size(h2::SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None);
@@ -83,21 +89,61 @@ impl ServerApp for OutboundListener {
         let _slot = METRICS.slot(Limit::LocalConnections);
         let caller = Caller::Program(remote_address(&stream).map(|address| address.to_string().into()));
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
-        let service = service_fn(|request| {
-            let (this, from) = (self.clone(), from.clone());
-            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move {
-                Ok::<_, Infallible>(this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await)
-            })
-        });
-        let io = Socket::new(stream, outbound.unread);
-        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(io), service);
-        if let Err(error) =
-            linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await
-        {
-            tracing::debug!(target: "Outbound", "a local connection ended: {error}");
-        }
+        self.serve(TokioIo::new(Socket::new(stream, outbound.unread)), &from).await;
         from.tunnel.ended().await;
         None
+    }
+}
+
+impl OutboundListener {
+    /// Serves HTTP on a connection, or inside a tunnel.
+    fn serve<I>(self: &Arc<Self>, io: I, from: &Arc<Connection>) -> impl Future<Output = ()> + Send + use<I>
+    where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    {
+        let (this, from) = (self.clone(), from.clone());
+        let drain = this.outbound.drain.clone();
+        let service = service_fn({
+            let this = this.clone();
+            move |request: Request<Incoming>| {
+                let (this, from) = (this.clone(), from.clone());
+                // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+                Box::pin(async move {
+                    Ok::<_, Infallible>(match *request.method() {
+                        Method::CONNECT => this.connect(&from, request),
+                        _ => this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await,
+                    })
+                })
+            }
+        });
+        let connection = this.outbound.http.serve_connection_with_upgrades(io, service);
+        // The builder's settings are in the connection.
+        let connection = connection.into_owned();
+        async move {
+            let ended = linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &drain);
+            if let Err(error) = ended.await {
+                tracing::debug!(target: "Outbound", "a local connection ended: {error}");
+            }
+        }
+    }
+
+    /// Answers a CONNECT, behind which a program speaks plain HTTP as on a listener that leads to one place.
+    fn connect(
+        self: &Arc<Self>,
+        from: &Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let tunnel = hyper::upgrade::on(&mut request);
+        let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request);
+        if let Some(destination) = destination {
+            let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
+            let through = from.clone();
+            from.tunnel.carry(async move {
+                if let Ok(tunnel) = tunnel.await {
+                    inside.serve(tunnel, &through).await;
+                }
+            });
+        }
+        response
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::ProxyError;
 use crate::http::body::{BoxError, RequestBody, root_cause};
-use crate::upstream::io::early_answer::EarlyAnswer;
+use crate::io::early_answer::EarlyAnswer;
 
 /// How often registryd hears from the sidecar.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);

@@ -18,19 +18,20 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
+use crate::io::link::{Link, Linked};
+use crate::io::read_ahead::ReadAhead;
 use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::trust;
 use crate::tls::verify::WrongPeer;
-use crate::upstream::io::link::{Link, Linked};
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// A verified connection to a peer.
-pub type PeerStream = Linked<TlsStream<TcpStream>>;
+pub type PeerStream = Linked<TlsStream<ReadAhead<TcpStream>>>;
 
 /// Which protocols a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +92,7 @@ async fn handshake(
         anew.resumption = rustls::client::Resumption::disabled();
         tls = connect_tls(route, &Arc::new(anew), &name).await?;
     }
-    tcp::prepare_peer(tls.get_ref().0, tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
+    tcp::prepare_peer(tls.get_ref().0.get_ref(), tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
     let chain = chain(&tls);
     let (stream, is_gone) = Linked::new(tls);
     tokio::spawn(end_with_trust(
@@ -116,7 +117,7 @@ pub fn speaks_h2(stream: &PeerStream) -> bool {
     stream.get_ref().get_ref().1.alpn_protocol() == Some(ALPN_H2)
 }
 
-fn chain(tls: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+fn chain(tls: &TlsStream<ReadAhead<TcpStream>>) -> Vec<CertificateDer<'static>> {
     tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec()
 }
 
@@ -156,13 +157,13 @@ async fn connect_tls(
     route: &Route,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
-) -> Result<TlsStream<TcpStream>, ProxyError> {
+) -> Result<TlsStream<ReadAhead<TcpStream>>, ProxyError> {
     let node = &route.node;
     let tcp = connect(&route.addresses)
         .await
         .map_err(|reason| ProxyError::PeerUnreachable { node: node.clone(), reason })?;
     let connector = TlsConnector::from(config.clone());
-    connector.connect(name.clone(), tcp).await.map_err(|error| tls_error(node, &error))
+    connector.connect(name.clone(), ReadAhead::new(tcp)).await.map_err(|error| tls_error(node, &error))
 }
 
 /// Tries the addresses in order, each as soon as the one before failed or took too long.

@@ -21,7 +21,7 @@ pub const RESERVE: usize = 16;
 pub struct Endpoint {
     node: NodeName,
     in_flight: AtomicUsize,
-    metrics: Arc<PeerMetrics>,
+    counters: Arc<PeerMetrics>,
     observed: Mutex<Observed>,
 }
 
@@ -40,7 +40,7 @@ impl Endpoint {
         Self {
             node: route.node.clone(),
             in_flight: AtomicUsize::new(0),
-            metrics: METRICS.peer(Direction::Outbound, route.node.as_str()),
+            counters: METRICS.peer(Direction::Outbound, route.node.as_str()),
             observed: Mutex::new(observed),
         }
     }
@@ -48,6 +48,11 @@ impl Endpoint {
     /// The node's name.
     pub fn node(&self) -> &NodeName {
         &self.node
+    }
+
+    /// Where requests to it are counted.
+    pub fn counters(&self) -> &Arc<PeerMetrics> {
+        &self.counters
     }
 
     /// Whether `route` leads to what was observed here, and not to another address.
@@ -100,7 +105,7 @@ impl Endpoint {
     /// A connection was made.
     pub fn reached(&self) {
         if self.observed.lock().health.succeeded() {
-            self.metrics.returned();
+            self.counters.returned();
             tracing::info!(target: "Outbound", "{} can be reached again", self.node);
         }
     }
@@ -114,7 +119,7 @@ impl Endpoint {
         };
         if let Some(lasting) = ejected {
             if !before {
-                self.metrics.ejected();
+                self.counters.ejected();
             }
             tracing::warn!(
                 target: "Outbound",
@@ -143,7 +148,7 @@ impl Drop for RequestSlot {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         if self.observed.lock().health.is_ejected() {
-            self.metrics.returned();
+            self.counters.returned();
         }
     }
 }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::runtime::Handle;
 
-use crate::upstream::io::link::Link;
+use crate::io::link::Link;
 use crate::upstream::pool::Http2Sender;
 use crate::upstream::replay::Replay;
 

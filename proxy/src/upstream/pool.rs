@@ -1,14 +1,12 @@
 //! The connections of one thread to one node: h2 ones, each shared by as many requests as the peer allows, or http/1.1
 //! ones with a node that speaks no h2. They are made when requests need them, and belong to no request.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
@@ -18,14 +16,16 @@ use tokio::time::{sleep_until, timeout};
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
 use crate::http::h2;
+use crate::http::h2::client::{Spawner, settle};
+use crate::http::idle::Idle;
+use crate::io::early_answer::EarlyAnswer;
+use crate::io::gathering::Gathering;
+use crate::io::link::Link;
 use crate::metrics::{Direction, HandshakeFailure, Held, Limit, METRICS, Side};
 use crate::roster::store::RosterStore;
 use crate::tls::credentials::CredentialStore;
 use crate::upstream::connect::{PeerStream, Protocols, dial, resumption, speaks_h2};
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::io::early_answer::EarlyAnswer;
-use crate::upstream::io::gathering::Gathering;
-use crate::upstream::io::link::Link;
 use crate::upstream::replay::Replay;
 
 /// Most h2 connections to a node; the mesh's own requests may open one more.
@@ -34,12 +34,14 @@ const CONNECTIONS: usize = 16;
 const STREAMS: usize = 100;
 /// Dials under way at once, of either kind: peers refuse handshakes beyond a number of their own.
 const DIALS: usize = 16;
+/// http/1.1 connections to a node that wait for their next request.
+const MAX_UNUSED: usize = 64;
 /// A connection on which so many streams were reset gets no new requests: servers count resets over a connection's life.
 const RESETS: u32 = 500;
 /// After a connection beyond the first could not be made, so long no other is tried.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-type Http2Connection = http2::Connection<TokioIo<Gathering<EarlyAnswer<PeerStream>>>, Replay, TokioExecutor>;
+type Http2Connection = http2::Connection<TokioIo<Box<Gathering<EarlyAnswer<PeerStream>>>>, Replay, Spawner>;
 /// How a request is sent on an h2 connection.
 pub type Http2Sender = http2::SendRequest<Replay>;
 /// How a request is sent on an http/1.1 connection.
@@ -50,7 +52,7 @@ pub struct Pool {
     endpoint: Arc<Endpoint>,
     roster: Arc<RosterStore>,
     credentials: Arc<CredentialStore>,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Spawner>,
     http1: http1::Builder,
     dial_limit: Duration,
     idle: Duration,
@@ -64,8 +66,8 @@ pub struct Pool {
 
 struct State {
     shared: Vec<Shared>,
-    unused: VecDeque<Unused>,
-    reaping: bool,
+    /// http/1.1 connections that wait for a request.
+    unused: Idle<(Http1Sender, Arc<Link>)>,
     /// Requests that wait for a connection.
     waiting: usize,
     dialling: usize,
@@ -86,13 +88,6 @@ struct Shared {
     /// What the peer allows.
     allowed: usize,
     last_used: Instant,
-}
-
-/// An http/1.1 connection that waits for a request.
-struct Unused {
-    sender: Http1Sender,
-    link: Arc<Link>,
-    until: Instant,
 }
 
 /// What a request goes out on.
@@ -128,11 +123,12 @@ impl Pool {
         most_requests: usize,
     ) -> Self {
         let most_streams = most_requests.div_ceil(CONNECTIONS).max(STREAMS);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let mut http2 = http2::Builder::new(Spawner);
         http2
             .timer(TokioTimer::new())
-            .initial_stream_window_size(h2::STREAM_WINDOW_BYTES)
+            .initial_stream_window_size(h2::ANSWER_WINDOW_BYTES)
             .initial_connection_window_size(h2::connection_window_bytes(
+                h2::ANSWER_WINDOW_BYTES,
                 u32::try_from(most_streams).unwrap_or(u32::MAX),
             ))
             .max_frame_size(h2::FRAME_BYTES)
@@ -160,8 +156,7 @@ impl Pool {
             most_streams,
             state: Mutex::new(State {
                 shared: Vec::new(),
-                unused: VecDeque::new(),
-                reaping: false,
+                unused: Idle::new(MAX_UNUSED),
                 waiting: 0,
                 dialling: 0,
                 dials_begun: 0,
@@ -368,7 +363,8 @@ impl Pool {
             return Ok(());
         }
         let link = stream.link().clone();
-        let io = TokioIo::new(Gathering::new(EarlyAnswer::new(stream)));
+        // Boxed: hyper makes each request's task as large as its connection's.
+        let io = TokioIo::new(Box::new(Gathering::new(EarlyAnswer::new(stream))));
         let made = async {
             let (sender, mut connection) = self.http2.handshake(io).await?;
             settle(&mut connection, &link).await?;
@@ -421,8 +417,7 @@ impl Pool {
 
     fn put(self: &Arc<Self>, sender: Http1Sender, link: Arc<Link>, until: Instant) {
         let state = &mut *self.state.lock();
-        state.unused.push_back(Unused { sender, link, until });
-        if !std::mem::replace(&mut state.reaping, true) {
+        if state.unused.put((sender, link), until) {
             tokio::spawn(reap(Arc::downgrade(self)));
         }
         if state.waiting > 0 {
@@ -477,14 +472,8 @@ impl State {
     }
 
     fn take_unused(&mut self) -> Option<Connection> {
-        let now = Instant::now();
-        // The one used last is the least likely to be closed.
-        while let Some(unused) = self.unused.pop_back() {
-            if unused.until > now && !unused.sender.is_closed() {
-                return Some(Connection::Http1(unused.sender, unused.link));
-            }
-        }
-        None
+        let unused = self.unused.take(Instant::now(), is_usable);
+        unused.map(|(sender, link)| Connection::Http1(sender, link))
     }
 }
 
@@ -505,24 +494,6 @@ fn handshake_failure(error: &ProxyError) -> HandshakeFailure {
         ProxyError::PeerUnreachable { .. } => HandshakeFailure::Unreachable,
         _ => HandshakeFailure::Other,
     }
-}
-
-/// Drives a connection until the peer's SETTINGS have come: a peer that refuses this node's certificate says so in their
-/// place, one that is held up says nothing, and how many requests there may be is known before the first one.
-///
-/// # Errors
-/// The connection ended.
-async fn settle(connection: &mut Http2Connection, link: &Link) -> Result<(), hyper::Error> {
-    std::future::poll_fn(|context| {
-        let ended = Pin::new(&mut *connection).poll(context);
-        link.wake_on_first_reads(context);
-        match (link.has_received(), ended) {
-            (true, _) => Poll::Ready(Ok(())),
-            (false, Poll::Ready(ended)) => Poll::Ready(ended),
-            (false, Poll::Pending) => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Drives a connection to its end, and notes what the peer allows. Once no request wants it any more, it ends.
@@ -554,19 +525,12 @@ async fn keep(pool: Weak<Pool>, id: u64, link: Arc<Link>, mut connection: Http2C
 
 /// Closes http/1.1 connections that nobody used in time; ends when there are none.
 async fn reap(pool: Weak<Pool>) {
-    loop {
-        let next = {
-            let Some(pool) = pool.upgrade() else { return };
-            let state = &mut *pool.state.lock();
-            let now = Instant::now();
-            state.unused.retain(|unused| unused.until > now && !unused.sender.is_closed());
-            let Some(next) = state.unused.iter().map(|unused| unused.until).min() else {
-                state.reaping = false;
-                state.unused.shrink_to_fit();
-                return;
-            };
-            next
-        };
+    let next = || pool.upgrade()?.state.lock().unused.reap(Instant::now(), is_usable);
+    while let Some(next) = next() {
         sleep_until(next.into()).await;
     }
+}
+
+fn is_usable((sender, _): &(Http1Sender, Arc<Link>)) -> bool {
+    !sender.is_closed()
 }

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use crate::http::body::{BoxError, RequestBody};
-use crate::upstream::io::link::Link;
+use crate::io::link::Link;
 
 /// A request of which more than this has gone out is not sent again.
 const KEPT_BYTES: usize = 64 << 10;

@@ -24,7 +24,7 @@ pub fn print(text: &str) -> io::Result<()> {
 /// Writes `value` as indented JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
     print(&format!("{json}\n"))
@@ -33,7 +33,7 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
 /// Writes `value` as JSON on a line of its own.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json_line(value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string(value).map_err(io::Error::other)?;
     print(&format!("{json}\n"))

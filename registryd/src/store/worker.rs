@@ -1,4 +1,4 @@
-//! The two threads that touch the storage. A mount that hangs hangs them and nobody else; [`watchdog`] tells.
+//! The two threads that touch the storage. A mount that hangs hangs them and nobody else; [`Watchdog`] tells.
 
 use std::io;
 use std::path::PathBuf;

@@ -46,19 +46,27 @@ where
             event.record(&mut logged);
         }
         let target = logged.0.as_deref().unwrap_or(metadata.target());
-        self.head(&mut writer, *metadata.level(), target)?;
-        let mut message = Message { format: self.format, writer: &mut writer, outcome: Ok(()) };
-        event.record(&mut message);
-        message.outcome?;
-        let mut fields =
-            Fields { format: self.format, writer: &mut writer, text: String::new(), outcome: Ok(()) };
-        event.record(&mut fields);
-        fields.outcome?;
-        self.end(&mut writer)
+        // To write to a string costs less than to write to whatever `writer` is.
+        let mut line = take_string();
+        self.write(&mut line, *metadata.level(), target, event)?;
+        writer.write_str(&line)?;
+        give_back(line);
+        Ok(())
     }
 }
 
 impl Line {
+    fn write(&self, line: &mut String, level: Level, target: &str, event: &Event<'_>) -> fmt::Result {
+        self.head(line, level, target)?;
+        let mut message = Message { format: self.format, line, outcome: Ok(()) };
+        event.record(&mut message);
+        message.outcome?;
+        let mut fields = Fields { format: self.format, line, text: String::new(), outcome: Ok(()) };
+        event.record(&mut fields);
+        fields.outcome?;
+        self.end(line)
+    }
+
     /// The line that tells of `lost` lines that were dropped.
     pub fn lost(&self, lost: u64) -> String {
         let mut line = String::new();
@@ -68,56 +76,87 @@ impl Line {
     }
 
     fn write_lost(&self, line: &mut String, lost: u64) -> fmt::Result {
-        let writer = &mut Writer::new(line);
-        self.head(writer, Level::WARN, "Log")?;
+        self.head(line, Level::WARN, "Log")?;
         let message = format_args!("{lost} lines were dropped here, because nobody read the log fast enough");
-        write_message(self.format, writer, &message)?;
-        write_key(self.format, writer, "dropped")?;
-        write!(writer, "{lost}")?;
-        self.end(writer)
+        write_message(self.format, line, &message)?;
+        write_key(self.format, line, "dropped")?;
+        write!(line, "{lost}")?;
+        self.end(line)
     }
 
     /// Everything before the message.
-    fn head(&self, writer: &mut Writer<'_>, level: Level, target: &str) -> fmt::Result {
+    pub fn head(&self, line: &mut String, level: Level, target: &str) -> fmt::Result {
         match self.format {
             Format::Text => {
                 if self.time {
-                    write_time(writer)?;
-                    writer.write_char(' ')?;
+                    write_time(line)?;
+                    line.write_char(' ')?;
                 }
-                writer.write_str(level.as_str())?;
-                writer.write_str(" [")?;
-                Visible::new(&mut *writer, MAX_VALUE_CHARS).write_str(target)?;
-                writer.write_char(']')
+                line.write_str(level.as_str())?;
+                line.write_str(" [")?;
+                Visible::new(&mut *line, MAX_VALUE_CHARS).write_str(target)?;
+                line.write_char(']')
             }
             Format::Json => {
-                writer.write_str("{\"time\":\"")?;
-                write_time(writer)?;
-                write!(writer, "\",\"level\":\"{level}\",\"target\":")?;
-                write_json_string(writer, &target, MAX_VALUE_CHARS)
+                line.write_str("{\"time\":\"")?;
+                write_time(line)?;
+                write!(line, "\",\"level\":\"{level}\",\"target\":")?;
+                write_json_string(line, &target, MAX_VALUE_CHARS)
             }
         }
     }
 
-    fn end(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        writer.write_str(match self.format {
+    /// Everything behind the last value.
+    pub fn end(&self, line: &mut String) -> fmt::Result {
+        line.write_str(match self.format {
             Format::Text => "\n",
             Format::Json => "}\n",
         })
     }
 }
 
+/// A number.
+pub fn write_u64(line: &mut String, value: u64) {
+    let (mut digits, mut left) = ([0; 20], value);
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    line.push_str(std::str::from_utf8(&digits[start..]).unwrap_or_default());
+}
+
+/// A string for a line: the one of this thread, or a new one while another line is made in that.
+pub fn take_string() -> String {
+    LINE.take()
+}
+
+/// Keeps a string for the next line of this thread.
+pub fn give_back(mut line: String) {
+    line.clear();
+    line.shrink_to(KEPT_BYTES);
+    LINE.set(line);
+}
+
 /// The time up to its seconds, `2026-11-27T05:29:07.`, as it was written last by this thread, and that second.
 type Second = (u64, [u8; 20]);
 
+/// What is kept of a thread's line after a long one.
+const KEPT_BYTES: usize = 1024;
+
 thread_local! {
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
     static SECOND: Cell<Option<Second>> = const { Cell::new(None) };
 }
 
 /// The time in microseconds. What a second begins with is made once for all its lines.
-fn write_time(writer: &mut Writer<'_>) -> fmt::Result {
+fn write_time(line: &mut String) -> fmt::Result {
     let Ok(now) = std::time::SystemTime::now().duration_since(UNIX_EPOCH) else {
-        return SystemTime.format_time(writer);
+        return SystemTime.format_time(&mut Writer::new(line));
     };
     let beginning = match SECOND.get() {
         Some((second, beginning)) if second == now.as_secs() => beginning,
@@ -125,93 +164,95 @@ fn write_time(writer: &mut Writer<'_>) -> fmt::Result {
             let mut whole = String::new();
             SystemTime.format_time(&mut Writer::new(&mut whole))?;
             let Some(beginning) = whole.as_bytes().first_chunk().copied() else {
-                return writer.write_str(&whole);
+                return line.write_str(&whole);
             };
             let again = std::time::SystemTime::now().duration_since(UNIX_EPOCH);
             let is_same = again.is_ok_and(|again| again.as_secs() == now.as_secs());
             // Beyond the year 9999 the form is another one.
             if !is_same || whole.len() != 27 {
-                return writer.write_str(&whole);
+                return line.write_str(&whole);
             }
             SECOND.set(Some((now.as_secs(), beginning)));
             beginning
         }
     };
-    let mut line = [0; 27];
-    line[..20].copy_from_slice(&beginning);
+    let mut time = [0; 27];
+    time[..20].copy_from_slice(&beginning);
     let mut micros = now.subsec_micros();
-    for digit in line[20..26].iter_mut().rev() {
+    for digit in time[20..26].iter_mut().rev() {
         *digit = b'0' + (micros % 10) as u8;
         micros /= 10;
     }
-    line[26] = b'Z';
-    writer.write_str(std::str::from_utf8(&line).unwrap_or_default())
+    time[26] = b'Z';
+    line.write_str(std::str::from_utf8(&time).unwrap_or_default())
 }
 
-fn write_message(format: Format, writer: &mut Writer<'_>, message: &dyn fmt::Display) -> fmt::Result {
+/// The message.
+pub fn write_message(format: Format, line: &mut String, message: &dyn fmt::Display) -> fmt::Result {
     match format {
         Format::Text => {
-            writer.write_char(' ')?;
-            write!(Visible::new(writer, MAX_MESSAGE_CHARS), "{message}")
+            line.write_char(' ')?;
+            write!(Visible::new(line, MAX_MESSAGE_CHARS), "{message}")
         }
         Format::Json => {
-            writer.write_str(",\"message\":")?;
-            write_json_string(writer, message, MAX_MESSAGE_CHARS)
+            line.write_str(",\"message\":")?;
+            write_json_string(line, message, MAX_MESSAGE_CHARS)
         }
     }
 }
 
-fn write_key(format: Format, writer: &mut Writer<'_>, name: &str) -> fmt::Result {
+/// The name of a value.
+pub fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
     let name = name.strip_prefix("r#").unwrap_or(name);
     match format {
         Format::Text => {
-            writer.write_char(' ')?;
-            writer.write_str(name)?;
-            writer.write_char('=')
+            line.write_char(' ')?;
+            line.write_str(name)?;
+            line.write_char('=')
         }
         Format::Json => {
-            writer.write_char(',')?;
+            line.write_char(',')?;
             match name {
                 "time" | "level" | "target" => {
-                    write_json_string(writer, &format_args!("field.{name}"), MAX_VALUE_CHARS)?
+                    write_json_string(line, &format_args!("field.{name}"), MAX_VALUE_CHARS)?
                 }
-                name => write_json_string(writer, &name, MAX_VALUE_CHARS)?,
+                name => write_json_string(line, &name, MAX_VALUE_CHARS)?,
             }
-            writer.write_char(':')
+            line.write_char(':')
         }
     }
 }
 
 /// A value of text: a bare word as it is, anything else between quotes.
-fn write_text(format: Format, writer: &mut Writer<'_>, text: &str) -> fmt::Result {
+pub fn write_text(format: Format, line: &mut String, text: &str) -> fmt::Result {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     match format {
-        Format::Json => write_json_string(writer, &text, MAX_VALUE_CHARS),
+        Format::Json => write_json_string(line, &text, MAX_VALUE_CHARS),
         Format::Text if (1..=MAX_VALUE_CHARS).contains(&text.len()) && text.bytes().all(is_bare) => {
-            writer.write_str(text)
+            line.write_str(text)
         }
-        Format::Text => write!(writer, "{}", Quoted { text, max_chars: MAX_VALUE_CHARS }),
+        Format::Text => write!(line, "{}", Quoted { text, max_chars: MAX_VALUE_CHARS }),
     }
 }
 
 fn write_json_string(
-    writer: &mut Writer<'_>,
+    line: &mut String,
     text: &(impl fmt::Display + ?Sized),
     max_chars: usize,
 ) -> fmt::Result {
-    writer.write_char('"')?;
-    write!(JsonEscaped { inner: &mut *writer, left: Some(max_chars) }, "{text}")?;
-    writer.write_char('"')
+    line.write_char('"')?;
+    write!(JsonEscaped { inner: line, left: Some(max_chars) }, "{text}")?;
+    line.write_char('"')
 }
 
 /// The inside of a JSON string. What cannot be seen is escaped, so that a terminal does not act on it.
-struct JsonEscaped<'a, 'w> {
-    inner: &'a mut Writer<'w>,
+struct JsonEscaped<'a> {
+    inner: &'a mut String,
     /// `None`: the text was cut.
     left: Option<usize>,
 }
 
-impl Write for JsonEscaped<'_, '_> {
+impl Write for JsonEscaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let Some(mut left) = self.left else { return Ok(()) };
         if text.len() <= left && is_plain(text) && !text.contains(['"', '\\']) {
@@ -239,8 +280,6 @@ impl Write for JsonEscaped<'_, '_> {
 }
 
 const MESSAGE: &str = "message";
-/// Begins the names of fields that the message of the text form says already.
-const JSON_ONLY: &str = "json.";
 
 /// Finds the target of an event that came from the crate `log`.
 struct LoggedTarget(Option<String>);
@@ -256,64 +295,59 @@ impl Visit for LoggedTarget {
 }
 
 /// Writes the message.
-struct Message<'a, 'w> {
+struct Message<'a> {
     format: Format,
-    writer: &'a mut Writer<'w>,
+    line: &'a mut String,
     outcome: fmt::Result,
 }
 
-impl Visit for Message<'_, '_> {
+impl Visit for Message<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == MESSAGE {
-            self.outcome = self.outcome.and_then(|()| write_message(self.format, self.writer, &value));
+            self.outcome = self.outcome.and_then(|()| write_message(self.format, self.line, &value));
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == MESSAGE {
             let message = format_args!("{value:?}");
-            self.outcome = self.outcome.and_then(|()| write_message(self.format, self.writer, &message));
+            self.outcome = self.outcome.and_then(|()| write_message(self.format, self.line, &message));
         }
     }
 }
 
 /// Writes everything but the message.
-struct Fields<'a, 'w> {
+struct Fields<'a> {
     format: Format,
-    writer: &'a mut Writer<'w>,
+    line: &'a mut String,
     /// Room for values that have to be seen as a whole before they are written.
     text: String,
     outcome: fmt::Result,
 }
 
-impl Fields<'_, '_> {
+impl Fields<'_> {
     fn write(&mut self, field: &Field, value: impl FnOnce(&mut Self) -> fmt::Result) {
         // Where a library's line comes from is noise.
         if self.outcome.is_err() || field.name() == MESSAGE || field.name().starts_with("log.") {
             return;
         }
-        let name = match field.name().strip_prefix(JSON_ONLY) {
-            Some(_) if self.format == Format::Text => return,
-            Some(name) => name,
-            None => field.name(),
-        };
-        self.outcome = write_key(self.format, self.writer, name).and_then(|()| value(self));
+        self.outcome = write_key(self.format, self.line, field.name()).and_then(|()| value(self));
     }
 
     fn write_number(&mut self, field: &Field, number: &dyn fmt::Display) {
-        self.write(field, |this| write!(this.writer, "{number}"));
+        self.write(field, |this| write!(this.line, "{number}"));
     }
 
     fn write_shown(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         self.write(field, |this| {
             this.text.clear();
             this.text.write_fmt(value)?;
-            write_text(this.format, this.writer, &this.text)
+            write_text(this.format, this.line, &this.text)
         });
     }
 }
 
-impl Visit for Fields<'_, '_> {
+impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         match value.is_finite() || self.format == Format::Text {
             true => self.write_number(field, &value),
@@ -328,17 +362,8 @@ impl Visit for Fields<'_, '_> {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.write(field, |this| {
-            let (mut digits, mut left) = ([0; 20], value);
-            let mut start = digits.len();
-            loop {
-                start -= 1;
-                digits[start] = b'0' + (left % 10) as u8;
-                left /= 10;
-                if left == 0 {
-                    break;
-                }
-            }
-            this.writer.write_str(std::str::from_utf8(&digits[start..]).unwrap_or_default())
+            write_u64(this.line, value);
+            Ok(())
         });
     }
 
@@ -355,7 +380,7 @@ impl Visit for Fields<'_, '_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(field, |this| write_text(this.format, this.writer, value));
+        self.write(field, |this| write_text(this.format, this.line, value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,11 @@ use super::repeats;
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// What is kept of the buffers after a flood.
 const KEPT_BYTES: usize = 1 << 16;
-/// For so long lines are gathered after a write: under load, many go out in one.
-const GATHER: Duration = Duration::from_millis(10);
+/// For so long lines are gathered after a write, which saves a switch of threads for each. Short enough for who looks on.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// The log of this process, once it was started, and the form of its lines.
+pub static STARTED: OnceLock<(&'static Queue, Line)> = OnceLock::new();
 
 /// Standard output without the buffer and the lock that std puts before it: whoever exits takes that lock.
 pub fn stdout() -> Box<dyn Write + Send> {

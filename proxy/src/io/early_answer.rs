@@ -9,7 +9,6 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection whose reading side outlives its writing side.
@@ -119,12 +118,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for EarlyAnswer<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
-    }
-}
-
-impl<S: Connection> Connection for EarlyAnswer<S> {
-    fn connected(&self) -> Connected {
-        self.inner.connected()
     }
 }
 
