@@ -114,7 +114,7 @@ impl Exchange {
     }
 
     /// A gRPC call may last for ever, and its messages have a limit of their own at whoever reads them. What waits here is
-    /// bounded by the windows of HTTP/2, and by what is kept for a repeat ([`crate::upstream::replay`]).
+    /// bounded by the windows of HTTP/2, and by what is kept for a repeat ([`crate::http::replay`]).
     fn max_body_bytes(&self) -> u64 {
         match self.form {
             Form::Grpc => u64::MAX,
