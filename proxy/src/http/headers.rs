@@ -217,13 +217,27 @@ fn is_prefix(value: &HeaderValue) -> bool {
 
 /// `ct111.mesh:3000` becomes `ct111.mesh`; any other host stays as it is.
 fn without_mesh_port(host: &HeaderValue) -> HeaderValue {
-    let bare = host.to_str().ok().and_then(|host| host.rsplit_once(':')).map(|(bare, _)| bare);
-    match bare
-        .filter(|bare| NodeName::from_mesh_host(bare).is_some() || AgentName::from_mesh_host(bare).is_some())
-    {
-        Some(bare) => HeaderValue::from_str(bare).unwrap_or_else(|_| host.clone()),
-        None => host.clone(),
+    let bare = host.to_str().map(without_port).unwrap_or_default();
+    let is_mesh = NodeName::from_mesh_host(bare).is_some() || AgentName::from_mesh_host(bare).is_some();
+    let bare = is_mesh.then(|| HeaderValue::from_str(bare).ok());
+    bare.flatten().unwrap_or_else(|| host.clone())
+}
+
+/// A host without the port behind it.
+pub fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+        _ => host,
     }
+}
+
+/// Whether this is gRPC proper, which is HTTP/2 by definition. gRPC-Web and its like go by either version, and have the
+/// status in the body.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media.get(..GRPC.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(GRPC))
+        && matches!(media.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
 /// The value of `Forwarded` (RFC 7239, section 4) for a request that came by `scheme`. Hosts were checked and cannot end
@@ -334,6 +348,16 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
+    }
+
+    #[test]
+    fn grpc_proper_is_told_from_what_looks_like_it() {
+        let is = |media: &'static str| is_grpc(&map(&[("content-type", media)]));
+        assert!(["application/grpc", "application/grpc+proto", "Application/gRPC; x=y"].into_iter().all(is));
+        let others =
+            ["application/grpc-web", "application/grpc-web+proto", "application/grpcx", "application/g", ""];
+        assert!(!others.into_iter().any(is));
+        assert!(!is_grpc(&HeaderMap::new()));
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Pipeline {
         headers::remove_forged(response.headers_mut(), Writer::Sidecar);
         let agent = exchange.account().agent.clone();
         redirect::strip_origin(response.headers_mut(), |place| {
-            let host = destination::without_port(place);
+            let host = headers::without_port(place);
             NodeName::from_mesh_host(host).as_ref() == Some(node)
                 || (agent.is_some() && AgentName::from_mesh_host(host) == agent)
         });
