@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::Semaphore;
+
 use crate::drain::Drain;
+use crate::http::body::Drains;
 use crate::http::upgrade::Tunnel;
 use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
 use crate::tls::verify::PeerIdentity;
@@ -39,6 +42,8 @@ pub struct Connection {
     begun: AtomicBool,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
+    /// Places for requests that are read to their end although they were refused.
+    pub drains: Drains,
     /// Where requests are counted that were sent to no other node.
     pub counters: Arc<PeerMetrics>,
     _open: Held,
@@ -51,13 +56,18 @@ impl Connection {
             Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
+        let direction = caller.direction();
         Self {
-            _open: METRICS.connection(caller.direction(), Side::Downstream),
+            _open: METRICS.connection(direction, Side::Downstream),
             caller,
             tunnel: Tunnel::default(),
             drain,
             begun: AtomicBool::new(false),
             cut: OnceLock::new(),
+            drains: Drains::new(match direction {
+                Direction::Inbound => &OF_PEERS,
+                Direction::Outbound => &OF_PROGRAMS,
+            }),
             counters,
         }
     }
@@ -83,6 +93,11 @@ impl Connection {
         let _ = self.cut.set(why);
     }
 }
+
+/// Places for the refused requests of peers.
+static OF_PEERS: Semaphore = Drains::of_side();
+/// The same of this host's programs, from which peers can take none.
+static OF_PROGRAMS: Semaphore = Drains::of_side();
 
 /// Why all that is still under way ends now, once the time for stopping is over.
 static STOPPED: OnceLock<&'static str> = OnceLock::new();

@@ -31,6 +31,13 @@ pub enum ProxyError {
     BodyTooLarge { limit_bytes: u64 },
     #[error("the request could not be understood: {0}")]
     BadRequest(String),
+    #[error(
+        "the request's headers are too large: together they have more bytes than proxy.limits.max_header_bytes, or there \
+         are more than {most}"
+    )]
+    HeadersTooLarge { most: usize },
+    #[error("the request's target is longer than 65,534 bytes")]
+    UriTooLong,
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
     #[error(
@@ -127,6 +134,20 @@ pub enum Fault {
     Agent,
 }
 
+/// The codes of gRPC that errors of a sidecar have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // they are gRPC's
+pub enum GrpcStatus {
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Unavailable = 14,
+}
+
 impl ProxyError {
     /// Whether the same request can be sent again without the work being done twice: nothing of it was processed.
     pub fn repeat_is_safe(&self) -> bool {
@@ -144,6 +165,8 @@ impl ProxyError {
             | Self::BrowserRequest(_)
             | Self::ConnectNotSupported
             | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong
             | Self::MethodNotAllowed { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
@@ -175,6 +198,8 @@ impl ProxyError {
             | Self::ConnectNotSupported
             | Self::BodyTooLarge { .. }
             | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong
             | Self::MethodNotAllowed { .. }
             | Self::BodyTooSlow { .. }
             | Self::TooManyRequests { .. }
@@ -201,6 +226,48 @@ impl ProxyError {
         }
     }
 
+    /// What a gRPC client is told (gRPC, "Status codes and their use").
+    ///
+    /// Its library repeats what is UNAVAILABLE by itself, so that is only what can be repeated without the work being
+    /// done twice. To it belongs a name that nobody has: gRPC's own resolvers say so of a name that they do not find,
+    /// and gRPC keeps NOT_FOUND for what the server itself was asked for (in A2A, a task that does not exist).
+    pub fn grpc_status(&self) -> GrpcStatus {
+        use GrpcStatus as G;
+        match self {
+            Self::NoDestination
+            | Self::BadDestination(_)
+            | Self::BadRequest(_)
+            | Self::HeadersTooLarge { .. }
+            | Self::UriTooLong => G::InvalidArgument,
+            Self::NotInMesh(_) | Self::BrowserRequest(_) | Self::PeerNotAllowed(_) => G::PermissionDenied,
+            Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
+            Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
+                G::ResourceExhausted
+            }
+            Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
+            Self::AgentBusy { .. }
+            | Self::NoRoster(_)
+            | Self::UnknownNode(_)
+            | Self::UnknownAgent(_)
+            | Self::NodeOffline(_)
+            | Self::AgentOffline { .. }
+            | Self::PeerUnresolved { .. }
+            | Self::PeerUnreachable { .. }
+            | Self::PeerBusy { .. }
+            | Self::PeerTimeout { .. }
+            | Self::PeerIdentityMismatch { .. }
+            | Self::PeerUntrusted { .. }
+            | Self::PeerRefusedUs { .. }
+            | Self::PeerFailed { .. }
+            | Self::BackendUnreachable { .. }
+            | Self::BackendFailed { .. }
+            | Self::RegistryUnavailable { .. } => match self.repeat_is_safe() {
+                true => G::Unavailable,
+                false => G::Unknown,
+            },
+        }
+    }
+
     /// The HTTP status, the stable code and a title.
     pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
@@ -214,6 +281,10 @@ impl ProxyError {
             }
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
             Self::BadRequest(_) => (S::BAD_REQUEST, "bad_request", "Bad request"),
+            Self::HeadersTooLarge { .. } => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "Headers too large")
+            }
+            Self::UriTooLong => (S::URI_TOO_LONG, "uri_too_long", "Target too long"),
             Self::MethodNotAllowed { .. } => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed")
             }
@@ -248,5 +319,21 @@ impl ProxyError {
                 (S::SERVICE_UNAVAILABLE, "registry_unavailable", "registryd is unavailable")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_client_repeats_by_itself_only_what_is_safe() {
+        let node: NodeName = "ct111".parse().unwrap();
+        let failed = |sent| ProxyError::PeerFailed { node: node.clone(), reason: String::new(), sent };
+        let agent = ProxyError::BackendFailed { address: String::new(), reason: String::new() };
+        assert_eq!(failed(Sent::Nothing).grpc_status(), GrpcStatus::Unavailable);
+        assert_eq!(failed(Sent::Perhaps).grpc_status(), GrpcStatus::Unknown);
+        assert_eq!(agent.grpc_status(), GrpcStatus::Unknown);
+        assert_eq!(ProxyError::UnknownNode(node).grpc_status(), GrpcStatus::Unavailable);
     }
 }

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use mesh_shared::local_api::Problem;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::{Account, Subject};
@@ -22,14 +21,10 @@ use crate::http::body::{Ending, RequestBody, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
+use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;
 use crate::metrics::{Held, METRICS, PeerMetrics, Side};
 use crate::upstream::endpoint::Endpoint;
-
-/// Whether the same request can be sent again without the work being done twice.
-const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
-/// The same in the form that OpenAI's and Anthropic's SDKs obey; without it they repeat what failed with 5xx.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A request and its answer.
 pub struct Exchange {
@@ -46,6 +41,8 @@ pub struct Exchange {
     _under_way: drain::Held,
     /// An HTTP/1.1 client learns from its answer that the connection ends with it.
     http1: bool,
+    /// How the caller reads errors.
+    form: Form,
 }
 
 /// What the bodies of an exchange must keep to.
@@ -104,13 +101,25 @@ impl Exchange {
                 .then(|| METRICS.stream(connection.caller.direction(), Side::Downstream)),
             _under_way: connection.drain.request(),
             http1: request.version() <= Version::HTTP_11,
+            form: Form::of(request.headers()),
         }
     }
 
     /// The body of the request, held to what is allowed and noted here.
     pub fn body(&self, incoming: Incoming, version: Version) -> RequestBody {
         let traffic = self.account.traffic.clone();
-        RequestBody::new(incoming, version, traffic, self.rules.max_body_bytes).paced(self.rules.body)
+        let max_bytes = self.max_body_bytes();
+        RequestBody::new(incoming, version, traffic, max_bytes, &self.connection.drains)
+            .paced(self.rules.body)
+    }
+
+    /// A gRPC call may last for ever, and its messages have a limit of their own at whoever reads them. What waits here is
+    /// bounded by the windows of HTTP/2, and by what is kept for a repeat ([`crate::upstream::replay`]).
+    fn max_body_bytes(&self) -> u64 {
+        match self.form {
+            Form::Grpc => u64::MAX,
+            Form::Problem => self.rules.max_body_bytes,
+        }
     }
 
     /// Lets a body pass that does not announce more than is allowed.
@@ -118,7 +127,7 @@ impl Exchange {
     /// # Errors
     /// One that does. Nothing of it is read.
     pub fn check_size(&self, body: &RequestBody) -> Result<(), ProxyError> {
-        let limit_bytes = self.rules.max_body_bytes;
+        let limit_bytes = self.max_body_bytes();
         if body.announced() > limit_bytes { Err(ProxyError::BodyTooLarge { limit_bytes }) } else { Ok(()) }
     }
 
@@ -214,8 +223,9 @@ impl Exchange {
         }
     }
 
-    /// What the request's own body did wrong comes before what followed from it.
-    fn cause(&self, error: ProxyError) -> ProxyError {
+    /// What the request's own body did wrong comes before what followed from it: whoever was to read the body only sees
+    /// that it broke off.
+    pub fn cause(&self, error: ProxyError) -> ProxyError {
         let passage = &self.account.traffic.request;
         match passage.ending() {
             Some(Ending::TooLarge) => ProxyError::BodyTooLarge { limit_bytes: self.rules.max_body_bytes },
@@ -230,34 +240,10 @@ impl Exchange {
         }
     }
 
-    /// An error as the caller sees it: `application/problem+json` (RFC 9457) with the code in `x-mesh-error`.
+    /// An error as the caller sees it.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
-        let (status, code, title) = error.parts();
-        METRICS.error(code);
-        let problem = Problem {
-            code: code.into(),
-            status: status.as_u16(),
-            title: title.into(),
-            detail: error.to_string(),
-            extra: serde_json::Map::new(),
-        };
-        // A struct of texts cannot fail to serialize.
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = Response::new(ResponseBody::full(body));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(MESH_ERROR, HeaderValue::from_static(code));
-        let safe = error.repeat_is_safe();
-        headers.insert(RETRYABLE, HeaderValue::from_static(if safe { "true" } else { "false" }));
-        if !safe {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-        }
-        if status == StatusCode::TOO_MANY_REQUESTS
-            || matches!(error, ProxyError::AgentBusy { .. } | ProxyError::PeerBusy { .. })
-        {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        METRICS.error(error.parts().1);
+        let response = problem::answer(&error, self.form).map(ResponseBody::full);
         self.account.failed(error);
         response
     }

@@ -1,4 +1,4 @@
-//! HTTP as it passes through: headers, bodies, upgrades, and the settings of HTTP/2.
+//! HTTP as it passes through: headers, bodies, errors, upgrades, and the settings of HTTP/2.
 
 pub mod body;
 pub mod deadline;
@@ -7,5 +7,6 @@ pub mod headers;
 pub mod idle;
 pub mod message;
 pub mod pace;
+pub mod problem;
 pub mod unread;
 pub mod upgrade;

@@ -235,7 +235,60 @@ pub struct Problem {
     pub title: String,
     /// What failed here and what to do.
     pub detail: String,
+    /// The same once more, for clients of model providers. Nodes of an older version do not send it.
+    #[serde(default)]
+    pub error: ProblemError,
     /// More for programs, such as the nodes that would have been possible.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, Value>,
+}
+
+/// The member `error` of a [`Problem`]: the form in which OpenAI's API gives its errors. Its SDKs, and the many that copy
+/// them, show the text of `message` and read nothing else.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProblemError {
+    /// The problem's detail.
+    pub message: String,
+    /// Whose business it is: `invalid_request_error`, `rate_limit_error` or `mesh_error`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The problem's code.
+    pub code: String,
+}
+
+impl Problem {
+    /// A problem in both forms.
+    pub fn new(code: &str, status: u16, title: &str, detail: String) -> Self {
+        let kind = match status {
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "mesh_error",
+        };
+        let error = ProblemError { message: detail.clone(), kind: kind.into(), code: code.into() };
+        Self { code: code.into(), status, title: title.into(), detail, error, extra: serde_json::Map::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_told_in_both_forms() {
+        for (status, kind) in [
+            (400, "invalid_request_error"),
+            (413, "invalid_request_error"),
+            (429, "rate_limit_error"),
+            (502, "mesh_error"),
+        ] {
+            let problem = Problem::new("some_code", status, "A title", "what to do".into());
+            let expected = serde_json::json!({
+                "code": "some_code", "status": status, "title": "A title", "detail": "what to do",
+                "error": {"message": "what to do", "type": kind, "code": "some_code"},
+            });
+            assert_eq!(serde_json::to_value(&problem).unwrap(), expected);
+        }
+        let older = r#"{"code": "c", "status": 400, "title": "t", "detail": "d"}"#;
+        assert_eq!(serde_json::from_str::<Problem>(older).unwrap().detail, "d");
+    }
 }

@@ -17,14 +17,21 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::http::headers;
 use crate::http::pace::{Allowance, Pace};
 use crate::http::unread::Step;
 
-/// How long to go on reading a request whose answer is there already, in all and between two pieces.
+/// How long to go on reading a request that nobody wants any more, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+/// How much of it is read: so many times what a request may have, and at least as many bytes.
+const DRAIN_BYTES: (u64, u64) = (4, 64 << 20);
+/// How many requests on one HTTP/2 connection are read to their end at once.
+const DRAINS_OF_CONNECTION: usize = 16;
+/// The same on all connections of one side. What each takes is some kilobytes, since nothing that comes is kept.
+const DRAINS_OF_SIDE: usize = 256;
 
 /// Why a body is not passed on.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -118,13 +125,17 @@ pub type Tap = Box<dyn FnMut(&Bytes) + Send>;
 
 /// A request on its way to the backend or a peer.
 ///
-/// When it is given up, an HTTP/1.1 client is still sending. Closing on it would reset the connection, and the
-/// answer that says why could be lost (RFC 9112, section 9.6); so the rest is read and dropped for a while.
+/// When it is given up, its client may still be sending. HTTP/1.1 would have to close on it, which resets the connection,
+/// and the answer that says why could be lost (RFC 9112, section 9.6). HTTP/2 can reset the one stream, but many clients
+/// then lose the answer as well (curl, httpx) or never end the request (Node.js). So the rest is read and dropped for a
+/// while, within bounds of time and bytes, and on HTTP/2 as long as not too many do so at once.
 pub struct RequestBody {
     inner: Option<Incoming>,
-    /// HTTP/2 can end one request and leave the connection alone.
-    drains: bool,
-    /// Bytes still allowed, for bodies that did not announce their length.
+    /// Where places for reading the rest come from; `None` where there is one request to a connection.
+    drains: Option<Drains>,
+    /// How much of the rest is read.
+    drain_bytes: u64,
+    /// Bytes still allowed until the answer begins, for bodies that did not announce their length.
     left_bytes: Option<u64>,
     pace: Option<Pace>,
     tap: Option<Tap>,
@@ -146,14 +157,23 @@ enum GivenUp {
 
 impl RequestBody {
     /// The body of a request that came in by `version`. If it announced no length, it is cut off with an error when it
-    /// passes `max_bytes`; the HTTP parser holds others to what they announced ([`RequestBody::announced`]).
-    pub fn new(inner: Incoming, version: Version, traffic: Arc<Traffic>, max_bytes: u64) -> Self {
+    /// passes `max_bytes` before its answer has begun: one that is answered while it comes is a conversation, which may
+    /// go on for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
+    /// announced ([`RequestBody::announced`]).
+    pub fn new(
+        inner: Incoming,
+        version: Version,
+        traffic: Arc<Traffic>,
+        max_bytes: u64,
+        drains: &Drains,
+    ) -> Self {
         let left_bytes = inner.size_hint().exact().is_none().then_some(max_bytes);
         if inner.is_end_stream() {
             traffic.request.end(Ending::Complete);
         }
-        let drains = version != Version::HTTP_2;
-        Self { inner: Some(inner), drains, left_bytes, pace: None, tap: None, traffic }
+        let drains = (version == Version::HTTP_2).then(|| drains.clone());
+        let drain_bytes = max_bytes.saturating_mul(DRAIN_BYTES.0).max(DRAIN_BYTES.1);
+        Self { inner: Some(inner), drains, drain_bytes, left_bytes, pace: None, tap: None, traffic }
     }
 
     /// Gives up where it keeps its reader waiting for longer than `allowance`, as long as the answer has not begun.
@@ -215,7 +235,9 @@ impl Body for RequestBody {
             headers::clean_trailers(trailers);
         }
         if let Some(data) = frame.data_ref() {
-            if let Some(left) = &mut this.left_bytes {
+            if let Some(left) = &mut this.left_bytes
+                && !this.traffic.answered.load(Ordering::Relaxed)
+            {
                 match left.checked_sub(data.len() as u64) {
                     Some(rest) => *left = rest,
                     None => {
@@ -250,12 +272,52 @@ impl Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         self.traffic.request.end(Ending::Dropped);
-        let rest = self.inner.take().filter(|rest| self.drains && !rest.is_end_stream());
-        if let (Some(mut rest), Ok(runtime)) = (rest, Handle::try_current()) {
-            runtime.spawn(timeout(DRAIN.0, async move {
-                while let Ok(Some(Ok(_))) = timeout(DRAIN.1, rest.frame()).await {}
-            }));
-        }
+        let rest = self.inner.take().filter(|rest| !rest.is_end_stream());
+        let (Some(mut rest), Ok(runtime)) = (rest, Handle::try_current()) else { return };
+        let place = match &self.drains {
+            Some(drains) => match drains.enter() {
+                Some(place) => Some(place),
+                // Its stream is reset.
+                None => return,
+            },
+            None => None,
+        };
+        let mut left = self.drain_bytes;
+        runtime.spawn(timeout(DRAIN.0, async move {
+            let _place = place;
+            while let Ok(Some(Ok(frame))) = timeout(DRAIN.1, rest.frame()).await {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match left.checked_sub(bytes) {
+                    Some(fewer) => left = fewer,
+                    None => return,
+                }
+            }
+        }));
+    }
+}
+
+/// Places for requests that are read to their end although nobody wants them. Where none is free, a request's stream is
+/// reset instead. So whoever uploads much that is refused gets no more work out of this sidecar than the places are.
+#[derive(Clone)]
+pub struct Drains {
+    of_connection: Arc<Semaphore>,
+    of_side: &'static Semaphore,
+}
+
+impl Drains {
+    /// The places of one connection, and those that all connections of its side share.
+    pub fn new(of_side: &'static Semaphore) -> Self {
+        Self { of_connection: Arc::new(Semaphore::new(DRAINS_OF_CONNECTION)), of_side }
+    }
+
+    /// The places of a side.
+    pub const fn of_side() -> Semaphore {
+        Semaphore::const_new(DRAINS_OF_SIDE)
+    }
+
+    /// A place, kept until it is dropped; `None` where all are taken.
+    fn enter(&self) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'static>)> {
+        Some((self.of_connection.clone().try_acquire_owned().ok()?, self.of_side.try_acquire().ok()?))
     }
 }
 

@@ -54,6 +54,7 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         };
+        let outcome = outcome.map_err(|error| exchange.cause(error));
         if let Err(error) = &outcome {
             tell(error);
         }

@@ -45,13 +45,7 @@ pub(super) fn no_content() -> Answer {
 /// An error with its stable code and a sentence that helps.
 pub(super) fn refusal(status: u16, code: &'static str, detail: String) -> Answer {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let problem = Problem {
-        code: code.into(),
-        status: status.as_u16(),
-        title: status.canonical_reason().unwrap_or("Error").into(),
-        detail,
-        extra: serde_json::Map::new(),
-    };
+    let problem = Problem::new(code, status.as_u16(), status.canonical_reason().unwrap_or("Error"), detail);
     let mut answer = typed("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default());
     *answer.status_mut() = status;
     answer.headers_mut().insert(MESH_ERROR, HeaderValue::from_static(code));
