@@ -43,6 +43,8 @@ pub struct Exchange {
     http1: bool,
     /// How the caller reads errors.
     form: Form,
+    /// Whether its answer ends like any other, with the connection still speaking HTTP.
+    answers: bool,
 }
 
 /// What the bodies of an exchange must keep to.
@@ -84,6 +86,7 @@ impl Exchange {
         subject: Subject,
         rules: Rules,
     ) -> Self {
+        connection.asks();
         Self {
             account: Account::new(
                 request.method().clone(),
@@ -102,6 +105,7 @@ impl Exchange {
             _under_way: connection.drain.request(),
             http1: request.version() <= Version::HTTP_11,
             form: Form::of(request.headers()),
+            answers: false,
         }
     }
 
@@ -192,6 +196,8 @@ impl Exchange {
         if self.http1 && self.connection.drain.has_begun() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        // What follows a CONNECT may be anything.
+        self.answers = self.account.method != Method::CONNECT;
         self.account.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {
@@ -287,6 +293,9 @@ pub async fn within_deadline<T>(
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.held.clear();
+        if self.answers {
+            self.connection.answers();
+        }
         let end = self.account.end(self.connection.why_cut());
         self.counters.ended(self.account.agent_name(), &end.figures);
         self.account.write(&self.connection.caller, &end);

@@ -16,10 +16,11 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
-use crate::http::h2;
 use crate::http::unread::Streams;
+use crate::http::{h1, h2};
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
 use crate::outbound::pipeline::Pipeline;
@@ -50,7 +51,11 @@ impl Outbound {
         let mut http = auto::Builder::new(Streams::new(unread));
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
         // Small answers go out in one piece, which the system sends for less than a list of pieces.
-        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize).writev(false);
+        http.http1()
+            .header_read_timeout(None)
+            .max_buf_size(limits.max_header_bytes as usize)
+            .max_headers(h1::MAX_HEADERS)
+            .writev(false);
         http.http2()
             .timer(TokioTimer::new())
             .max_header_list_size(limits.max_header_bytes)
@@ -93,7 +98,7 @@ impl ServerApp for OutboundListener {
                 Ok::<_, Infallible>(this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await)
             })
         });
-        let io = Socket::new(stream, outbound.unread);
+        let io = Refusing::new(Socket::new(stream, outbound.unread), from.clone());
         let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(io), service);
         if let Err(error) =
             linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await

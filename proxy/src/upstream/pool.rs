@@ -16,8 +16,8 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
-use crate::http::h2;
 use crate::http::idle::Idle;
+use crate::http::{h1, h2};
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::gathering::Gathering;
 use crate::io::link::Link;
@@ -154,7 +154,7 @@ impl Pool {
             .reset_stream_duration(Duration::from_secs(30))
             .max_local_error_reset_streams(None);
         let mut http1 = http1::Builder::new();
-        http1.max_buf_size(limits.max_header_bytes as usize);
+        http1.max_buf_size(limits.max_header_bytes as usize).max_headers(h1::MAX_HEADERS);
         Self {
             endpoint,
             roster,

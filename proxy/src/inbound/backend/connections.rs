@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep_until, timeout};
 
 use crate::http::body::{BoxError, RequestBody};
+use crate::http::h1;
 use crate::http::idle::Idle;
 use crate::io::early_answer::EarlyAnswer;
 use crate::metrics::{Direction, METRICS, Side};
@@ -52,7 +53,9 @@ impl Connections {
     pub fn new(address: SocketAddr, limits: &Limits) -> Self {
         let mut http1 = http1::Builder::new();
         // Both of the head of an answer, and of what waits for an agent that does not read or a peer that does not.
-        http1.max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize));
+        http1
+            .max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize))
+            .max_headers(h1::MAX_HEADERS);
         Self { address, http1, idle: Mutex::new(Idle::new(MAX_IDLE_CONNECTIONS)) }
     }
 
