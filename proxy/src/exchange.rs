@@ -246,6 +246,19 @@ impl Exchange {
         }
     }
 
+    /// What tells of an upload over HTTP/2 that comes to its end before its `error` is told, as long as it keeps coming.
+    /// Many clients cannot read an answer while they send: Node.js gives up where much waits to be sent. gRPC's can, and
+    /// may send for ever; and where time was what ran out, the caller is not to wait longer.
+    fn upload(&self, error: &ProxyError) -> Option<Arc<Traffic>> {
+        let in_time = !matches!(error, ProxyError::DeadlineExceeded { .. } | ProxyError::BodyTooSlow { .. });
+        let traffic = &self.account.traffic;
+        let waits = !self.http1
+            && self.form == Form::Problem
+            && in_time
+            && traffic.request.ending() != Some(Ending::Complete);
+        waits.then(|| traffic.clone())
+    }
+
     /// An error as the caller sees it.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
         METRICS.error(error.parts().1);
@@ -257,7 +270,7 @@ impl Exchange {
 
 /// Gives the caller its answer, and the exchange to whatever carries the rest of it: the answer's body, or the tunnel
 /// that the next hop agreed to.
-pub fn finish(
+pub async fn finish(
     exchange: Box<Exchange>,
     connection: &Connection,
     upgrade: Option<Upgrade>,
@@ -268,7 +281,13 @@ pub fn finish(
             upgrade.join(&mut response, &connection.tunnel, exchange.switched());
             response
         }
-        (outcome, _) => exchange.answer(outcome),
+        (outcome, _) => {
+            if let Some(upload) = outcome.as_ref().err().and_then(|error| exchange.upload(error)) {
+                // Rarely needed: boxed, so that each request's future is small.
+                Box::pin(upload.rest.read()).await;
+            }
+            exchange.answer(outcome)
+        }
     }
 }
 

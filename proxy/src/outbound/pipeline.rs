@@ -58,7 +58,7 @@ impl Pipeline {
         if let Err(error) = &outcome {
             tell(error);
         }
-        finish(exchange, connection, upgrade, outcome)
+        finish(exchange, connection, upgrade, outcome).await
     }
 
     async fn answer(
