@@ -19,6 +19,7 @@ use crate::drain;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{Ending, RequestBody, ResponseBody, Traffic};
 use crate::http::deadline;
+use crate::http::h1;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
@@ -47,11 +48,13 @@ pub struct Exchange {
     answers: bool,
 }
 
-/// What the bodies of an exchange must keep to.
+/// What the messages of an exchange must keep to.
 #[derive(Clone, Copy)]
 pub struct Rules {
     /// Largest request body.
     pub max_body_bytes: u64,
+    /// Largest head of a request.
+    pub max_header_bytes: usize,
     /// How slowly the body may come.
     pub body: Allowance,
     /// Silence after which an answer is given up.
@@ -63,6 +66,7 @@ impl Rules {
     pub fn new(proxy: &mesh_shared::config::Proxy) -> Self {
         Self {
             max_body_bytes: proxy.limits.max_body_bytes,
+            max_header_bytes: proxy.limits.max_header_bytes as usize,
             body: Allowance {
                 waiting: proxy.timeouts.body,
                 bytes_per_second: proxy.limits.min_body_bytes_per_second,
@@ -123,6 +127,17 @@ impl Exchange {
         match self.form {
             Form::Grpc => u64::MAX,
             Form::Problem => self.rules.max_body_bytes,
+        }
+    }
+
+    /// Lets a head pass that is not larger than is allowed. hyper may have read twice as much at once.
+    ///
+    /// # Errors
+    /// One that is.
+    pub fn check_head(&self, request: &http::request::Parts) -> Result<(), ProxyError> {
+        match h1::head_bytes(request) > self.rules.max_header_bytes {
+            true => Err(ProxyError::HeadersTooLarge { most: h1::MAX_HEADERS }),
+            false => Ok(()),
         }
     }
 

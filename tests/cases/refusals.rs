@@ -58,7 +58,7 @@ async fn what_is_not_http_is_told_why_and_logged() {
     let plan = mesh.node("ct111").agent("grok");
     let plan = plan.with(|config| config["proxy"]["limits"] = json!({"max_header_bytes": 100_000}));
     let mut node = plan.start().await;
-    let many: String = (0..1_001).map(|i| format!("x-{i}: y\r\n")).collect();
+    let many: String = (0..257).map(|i| format!("x-{i}: y\r\n")).collect();
     let large: String = (0..300).map(|i| format!("x-{i}: {}\r\n", "y".repeat(1000))).collect();
     for listener in LISTENERS {
         for (request, status, code) in [
@@ -124,7 +124,7 @@ async fn after_good_requests_a_bad_one_is_told_too_and_no_answer_of_the_agent_is
 async fn many_small_headers_pass_both_ways() {
     let mesh = Mesh::new();
     let (near, far) = mesh.pair().await;
-    for count in [101, 250, 900] {
+    for count in [101, 250] {
         let mut request = web::request(Method::GET, &format!("/nodes/ct111/many/{count}"));
         for i in 0..count {
             request = request.header(format!("x-small-{i}"), "s");

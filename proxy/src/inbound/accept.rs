@@ -71,6 +71,7 @@ impl Inbound {
             .timer(TokioTimer::new())
             .header_read_timeout(proxy.timeouts.header)
             .max_buf_size(proxy.limits.max_header_bytes as usize)
+            .max_header_size(proxy.limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS);
         let mut http2 = http2::Builder::new(Streams::new(proxy.timeouts.unread));
         http2

@@ -71,6 +71,7 @@ impl Pipeline {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
         let body = exchange.body(body, parts.version);
+        exchange.check_head(&parts)?;
         browser_guard::check(&parts.headers)?;
         let destination = destination::read(&mut parts, only)?;
         exchange.account().uri = parts.uri.clone();
