@@ -106,7 +106,7 @@ impl ServerApp for Admin {
 /// Lets pass what no web page can have sent: it names this host as itself, and no page asked for it. A program
 /// that names no host at all is none either.
 fn asked_by_a_program_of_this_host<B>(request: &Request<B>) -> Result<(), ProxyError> {
-    browser_guard::check(request.headers())?;
+    browser_guard::check(request.headers(), &[])?;
     let target = request.uri().authority().cloned();
     let lines = request.headers().get_all(HOST).iter();
     let named = lines.map(|line| line.to_str().ok().and_then(|line| line.parse::<Authority>().ok()));

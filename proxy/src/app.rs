@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mesh_shared::LoopbackAddr;
+use mesh_shared::BackendAddr;
 use mesh_shared::config::Config;
 use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
-use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -25,7 +24,8 @@ use crate::handover::{Predecessor, Program, Successor, UpgradeError};
 use crate::inbound;
 use crate::inbound::accept::Inbound;
 use crate::inbound::admission::Admission;
-use crate::inbound::backend::agent_slots::AgentSlots;
+use crate::inbound::backend::SlotsByAddress;
+use crate::inbound::backend::dial::Dialer;
 use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
@@ -171,7 +171,7 @@ impl Sidecar {
             target: "Mesh",
             "mesh-proxy ready node={} inbound={inbound} outbound={outbound} backend={}",
             config.mesh.node_name,
-            config.proxy.backend.address
+            config.proxy.backend.server.address
         );
         let config = Arc::new(config);
         tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
@@ -197,9 +197,10 @@ impl Sidecar {
             reporting.abort();
         }
         let report = self.as_it_is();
-        let (backend, credentials) = (self.config.proxy.backend.address, self.shared.credentials.clone());
+        let backend = self.config.proxy.backend.server.address.clone();
+        let credentials = self.shared.credentials.clone();
         let reporting = tokio::spawn(self.shared.registry.clone().report(async move || SidecarReport {
-            backend_up: Some(accepts_connections(backend).await),
+            backend_up: Some(accepts_connections(&backend).await),
             certificate_not_after: credentials.load().not_after,
             ..report.clone()
         }));
@@ -266,7 +267,7 @@ impl Sidecar {
         let report = self.as_it_is();
         let in_order = async {
             let sockets = self.sockets.take();
-            let still_open = sockets.map(|Sockets { outbound, nodes, .. }| (outbound, nodes));
+            let still_open = sockets.map(|Sockets { outbound, listeners, .. }| (outbound, listeners));
             inbound.closed().await;
             drop(still_open);
             outbound.begin();
@@ -433,7 +434,7 @@ struct Shared {
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     admission: Arc<Admission>,
-    agent: Arc<AgentSlots>,
+    agents: SlotsByAddress,
     /// Connections of this host's programs.
     locals: Connections,
     inbound: Drain,
@@ -456,7 +457,7 @@ impl Shared {
             roster,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
-            agent: Arc::new(AgentSlots::new(&proxy.backend)),
+            agents: inbound::backend::slots(&proxy.backend),
             locals: Connections::new(most),
             inbound: Drain::new(linger),
             outbound: Drain::new(linger),
@@ -476,20 +477,21 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone(), self.agent.clone()),
+            inbound::pipeline::Pipeline::new(config, self.registry.clone(), &self.agents),
             self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
         let upstream = Upstream::new(self.nodes.clone());
-        let pipeline = outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone());
+        let pipeline =
+            outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone(), self.roster.clone());
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
-        for (socket, node) in &sockets.nodes {
-            let to_node = OutboundListener { outbound: outbound.clone(), only: Some(node.clone()) };
-            worker.serve(socket.try_clone()?, to_node, self.outbound.clone());
+        for (socket, to) in &sockets.listeners {
+            let to_one = OutboundListener { outbound: outbound.clone(), only: Some(to.clone().into()) };
+            worker.serve(socket.try_clone()?, to_one, self.outbound.clone());
         }
         Ok(worker)
     }
@@ -529,7 +531,7 @@ fn dialable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-async fn accepts_connections(backend: LoopbackAddr) -> bool {
-    let attempt = TcpStream::connect(backend.socket_addr());
-    matches!(tokio::time::timeout(Duration::from_secs(2), attempt).await, Ok(Ok(_)))
+async fn accepts_connections(backend: &BackendAddr) -> bool {
+    let dialer = Dialer::new(backend.clone());
+    matches!(timeout(Duration::from_secs(2), dialer.dial()).await, Ok(Ok(_)))
 }

@@ -12,7 +12,7 @@ use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
 use crate::tls::verify::PeerIdentity;
 
 /// Who sent a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Caller {
     /// A peer, as its certificate proved.
     Peer(Arc<PeerIdentity>),
@@ -50,19 +50,39 @@ pub struct Connection {
     pub drains: Drains,
     /// Where requests are counted that were sent to no other node.
     pub counters: Arc<PeerMetrics>,
-    _open: Held,
+    /// `None` inside a tunnel: the connection that carries it is counted.
+    _open: Option<Held>,
 }
 
 impl Connection {
     /// A connection of `caller` to a side that may drain.
     pub fn new(caller: Caller, drain: Drain) -> Self {
+        let direction = caller.direction();
         let counters = match &caller {
             Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
-        let direction = caller.direction();
+        let drains = Drains::new(match direction {
+            Direction::Inbound => &OF_PEERS,
+            Direction::Outbound => &OF_PROGRAMS,
+        });
+        Self::begin(caller, drain, drains, counters, Some(METRICS.connection(direction, Side::Downstream)))
+    }
+
+    /// What is said inside a tunnel on the connection `outer`.
+    pub fn inside(outer: &Self) -> Self {
+        let (drains, counters) = (outer.drains.clone(), outer.counters.clone());
+        Self::begin(outer.caller.clone(), outer.drain.clone(), drains, counters, None)
+    }
+
+    fn begin(
+        caller: Caller,
+        drain: Drain,
+        drains: Drains,
+        counters: Arc<PeerMetrics>,
+        open: Option<Held>,
+    ) -> Self {
         Self {
-            _open: METRICS.connection(direction, Side::Downstream),
             caller,
             tunnel: Tunnel::default(),
             drain,
@@ -70,11 +90,9 @@ impl Connection {
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             cut: OnceLock::new(),
-            drains: Drains::new(match direction {
-                Direction::Inbound => &OF_PEERS,
-                Direction::Outbound => &OF_PROGRAMS,
-            }),
+            drains,
             counters,
+            _open: open,
         }
     }
 

@@ -4,7 +4,7 @@
 use mesh_shared::config::Proxy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::inbound::backend::connections::MAX_IDLE_CONNECTIONS;
+use crate::inbound::backend::{connections, shared};
 
 /// A connection of a peer is one, what it asks of the agent is counted apart; a connection of this host's programs and
 /// the one to the peer that it uses are two.
@@ -29,26 +29,28 @@ pub fn fit(proxy: &mut Proxy) {
     }
     let (connections, agent) =
         (proxy.limits.max_connections, proxy.backend.max_requests + proxy.backend.max_event_streams);
+    let agent = agent * proxy.backend.addresses().len();
     tracing::warn!(
         target: "Mesh",
         "this process may open {files} files, enough for {connections} connections a side, not {wanted} \
-         (proxy.limits.max_connections), and {agent} to the agent; raise LimitNOFILE or ulimit -n"
+         (proxy.limits.max_connections), and {agent} to agents; raise LimitNOFILE or ulimit -n"
     );
 }
 
 /// Reduces what `proxy` allows to what so many files suffice for. Whether it had to. Pure.
 fn fit_into(proxy: &mut Proxy, files: usize) -> bool {
+    let servers = proxy.backend.addresses().len();
     let (limits, backend) = (&mut proxy.limits, &mut proxy.backend);
-    let idle = MAX_IDLE_CONNECTIONS * proxy.threads;
-    let for_agent = backend.max_requests + backend.max_event_streams + idle;
+    let idle = (connections::MAX_IDLE_CONNECTIONS + shared::MAX_CONNECTIONS) * proxy.threads * servers;
+    let for_agent = (backend.max_requests + backend.max_event_streams) * servers + idle;
     let available = files.saturating_sub(RESERVED);
     if for_agent + limits.max_handshakes + PER_CONNECTION * limits.max_connections <= available {
         return false;
     }
-    // A third for the agent at most, half of it for requests, as long as there is enough for one of each.
+    // A third for agents at most, half of it for requests, as long as there is enough for one of each.
     let share = available / 3;
     if for_agent > share {
-        let share = share.saturating_sub(idle.min(share / 3));
+        let share = share.saturating_sub(idle.min(share / 3)) / servers;
         backend.max_requests = backend.max_requests.min(share / 2).max(1);
         backend.max_event_streams = backend.max_event_streams.min(share / 2);
     }

@@ -12,20 +12,24 @@ use mesh_shared::{AgentName, NodeName};
 pub enum ProxyError {
     // The request itself.
     #[error(
-        "the request names no destination; use http://<node>.mesh/… through this proxy, /nodes/<node>/…, \
-         /agents/<agent>/…, or the header x-mesh-node or x-mesh-agent"
+        "the request names no destination; use http://<node>.mesh/… or http://<agent>.agent.mesh/… through this \
+         proxy, /nodes/<node>/…, /agents/<agent>/…, or the header x-mesh-node or x-mesh-agent. A program that uses this \
+         sidecar as its http_proxy reaches servers of this host with no_proxy=localhost,127.0.0.1"
     )]
     NoDestination,
     #[error("{0}")]
     BadDestination(String),
-    #[error("{0} is not in the mesh; only <node>.mesh hosts can be reached through this sidecar")]
+    #[error(
+        "{0} is not in the mesh; only <node>.mesh and <agent>.agent.mesh can be reached through this sidecar. A program \
+         that uses it as its http_proxy names all other hosts in no_proxy, such as no_proxy=localhost,127.0.0.1"
+    )]
     NotInMesh(String),
     #[error(
-        "the request comes from a web page ({0}); pages may not use this node's identity. \
-         Programs should not send that header"
+        "the request comes from a web page ({0}); pages may not use this node's identity. Programs should not send that \
+         header; an Origin that one always sends can be named in proxy.outbound.allowed_origins"
     )]
     BrowserRequest(String),
-    #[error("CONNECT is not supported: the sidecar makes the TLS itself, so use http:// instead of https://")]
+    #[error("CONNECT is for programs of this host; a peer cannot open a tunnel here")]
     ConnectNotSupported,
     #[error("the request body is larger than {limit_bytes} bytes (proxy.limits.max_body_bytes)")]
     BodyTooLarge { limit_bytes: u64 },

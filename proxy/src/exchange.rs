@@ -211,8 +211,8 @@ impl Exchange {
         if self.http1 && self.connection.drain.has_begun() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        // What follows a CONNECT may be anything.
-        self.answers = self.account.method != Method::CONNECT;
+        // What follows a CONNECT that is granted may be anything.
+        self.answers = self.account.method != Method::CONNECT || !response.status().is_success();
         self.account.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {

@@ -9,5 +9,6 @@ pub mod idle;
 pub mod message;
 pub mod pace;
 pub mod problem;
+pub mod redirect;
 pub mod unread;
 pub mod upgrade;

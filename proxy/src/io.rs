@@ -1,6 +1,7 @@
 //! Wrappers around a connection's bytes.
 
 pub mod early_answer;
+pub mod first_bytes;
 pub mod gathering;
 pub mod link;
 pub mod read_ahead;

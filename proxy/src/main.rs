@@ -9,6 +9,12 @@ use mesh_shared::{certificate, check, daemon};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// A thread's caches hold what the requests of one turn of its loop need. With jemalloc's own sizes they overflow, and are
+/// emptied and filled again with each turn.
+#[allow(unsafe_code, reason = "jemalloc finds its options by this name")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_OPTIONS: &[u8; 52] = b"tcache_nslots_small_max:1000,lg_tcache_nslots_mul:4\0";
+
 fn main() -> ExitCode {
     let about = "Sidecar that terminates and originates the mesh's mutual TLS";
     daemon::main("mesh-proxy", about, check::mesh_proxy, run)

@@ -622,6 +622,7 @@ impl Metrics {
     /// What the configured limits allow.
     pub fn set_limits(&self, proxy: &Proxy) {
         let (limits, backend) = (&proxy.limits, &proxy.backend);
+        let servers = backend.addresses().len();
         for (limit, most) in [
             (Limit::Connections, limits.max_connections),
             (Limit::LocalConnections, limits.max_connections),
@@ -629,9 +630,9 @@ impl Metrics {
             (Limit::Handshakes, limits.max_handshakes),
             (Limit::HandshakesPerAddress, limits.max_handshakes_per_address),
             (Limit::RequestsPerPeer, limits.max_requests_per_peer),
-            (Limit::BackendRequests, backend.max_requests),
-            (Limit::BackendQueue, backend.max_queue),
-            (Limit::BackendEventStreams, backend.max_event_streams),
+            (Limit::BackendRequests, backend.max_requests * servers),
+            (Limit::BackendQueue, backend.max_queue * servers),
+            (Limit::BackendEventStreams, backend.max_event_streams * servers),
             (Limit::RequestsPerNode, proxy.outbound.max_requests_per_node),
         ] {
             self.set_limit(limit, most);

@@ -2,8 +2,8 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use mesh_shared::config::Config;
-use mesh_shared::{LoopbackAddr, NodeName};
+use mesh_shared::LoopbackAddr;
+use mesh_shared::config::{Config, ListenerTarget};
 
 use crate::listener::{BindError, Listener};
 
@@ -51,8 +51,8 @@ pub struct Sockets {
     pub inbound: Listener,
     /// For this host's programs.
     pub outbound: Listener,
-    /// For this host's programs, to one node each.
-    pub nodes: Vec<(Listener, NodeName)>,
+    /// For this host's programs, to one place each.
+    pub listeners: Vec<(Listener, ListenerTarget)>,
     /// For supervisors.
     pub admin: Option<Listener>,
 }
@@ -73,11 +73,11 @@ impl Sockets {
         let sockets = Self {
             inbound: given.take_or_bind(INBOUND, inbound, "proxy.inbound.address")?,
             outbound: local(&mut given, OUTBOUND, proxy.outbound.listen, "proxy.outbound.listen")?,
-            nodes: proxy
+            listeners: proxy
                 .outbound
                 .listeners
                 .iter()
-                .map(|each| Ok((local(&mut given, "", each.listen, &each.key)?, each.node.clone())))
+                .map(|each| Ok((local(&mut given, "", each.listen, &each.key)?, each.to.clone())))
                 .collect::<Result<_, BindError>>()?,
             admin: proxy
                 .admin
@@ -95,8 +95,8 @@ impl Sockets {
 
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Listener> {
-        let nodes = self.nodes.iter().map(|(listener, _)| listener);
-        [&self.inbound, &self.outbound].into_iter().chain(nodes).chain(&self.admin)
+        let listeners = self.listeners.iter().map(|(listener, _)| listener);
+        [&self.inbound, &self.outbound].into_iter().chain(listeners).chain(&self.admin)
     }
 }
 

@@ -1,8 +1,12 @@
 //! Addresses whose type says what they may reach.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// Longest path of a unix socket, in bytes: `sun_path` of unix(7) without its final NUL.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// A socket address on this host's loopback interface, by construction.
 ///
@@ -19,6 +23,12 @@ pub enum AddressError {
     /// An address that other hosts could reach or that leaves this host.
     #[error("{0} is not a loopback address; plain HTTP stays on this host (use 127.0.0.1 or [::1])")]
     NotLoopback(SocketAddr),
+    /// A path that no socket can have, or that depends on the working directory.
+    #[error(
+        "{0:?} is not the path of a unix socket: it must be absolute and have at most {MAX_SOCKET_PATH_BYTES} bytes, \
+         as in unix:/run/opus.sock"
+    )]
+    SocketPath(String),
 }
 
 impl LoopbackAddr {
@@ -54,6 +64,84 @@ impl fmt::Display for LoopbackAddr {
     }
 }
 
+/// Where an agent's server listens: on this host, by construction.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum BackendAddr {
+    /// One loopback address.
+    Tcp(LoopbackAddr),
+    /// A port of `127.0.0.1` or of `::1`: servers that listen on `localhost` take the one or the other.
+    Localhost(u16),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl BackendAddr {
+    /// `127.0.0.1:port`, for defaults.
+    pub const fn v4(port: u16) -> Self {
+        Self::Tcp(LoopbackAddr::v4(port))
+    }
+
+    /// The TCP addresses in the order in which they are tried; none for a unix socket.
+    pub fn socket_addrs(&self) -> impl Iterator<Item = SocketAddr> + use<> {
+        let (first, second) = match self {
+            Self::Tcp(address) => (Some(address.socket_addr()), None),
+            Self::Localhost(port) => (
+                Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), *port)),
+                Some(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), *port)),
+            ),
+            Self::Unix(_) => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// What a program of this host says in `Host` to a server there.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Tcp(_) | Self::Localhost(_) => self.to_string(),
+            Self::Unix(_) => "localhost".into(),
+        }
+    }
+
+    /// The path of a unix socket.
+    pub fn socket_path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) | Self::Localhost(_) => None,
+        }
+    }
+}
+
+impl FromStr for BackendAddr {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let is_path =
+                path.starts_with('/') && path.len() <= MAX_SOCKET_PATH_BYTES && !path.contains('\0');
+            return match is_path {
+                true => Ok(Self::Unix(path.into())),
+                false => Err(AddressError::SocketPath(path.into())),
+            };
+        }
+        // Said once for both: what is a port, and that the name is not looked up.
+        let address: LoopbackAddr = text.parse()?;
+        Ok(match text.starts_with("localhost:") {
+            true => Self::Localhost(address.socket_addr().port()),
+            false => Self::Tcp(address),
+        })
+    }
+}
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// An IP address or something that can be looked up; never a URL or `host:port`.
 pub fn is_host(text: &str) -> bool {
     let label = |label: &str| {
@@ -75,6 +163,23 @@ mod tests {
         }
         for bad in ["0.0.0.0:80", "[::]:80", "192.168.0.1:80", "example.org:80", "127.0.0.1", ""] {
             assert!(bad.parse::<LoopbackAddr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_backend_is_on_this_host_whatever_its_form() {
+        let parsed = |text: &str| text.parse::<BackendAddr>();
+        for text in ["127.0.0.1:8080", "[::1]:8080", "localhost:8080", "unix:/run/opus.sock"] {
+            assert_eq!(parsed(text).map(|address| address.to_string()), Ok(text.into()));
+        }
+        let both: Vec<_> = parsed("localhost:80").unwrap().socket_addrs().collect();
+        assert_eq!(both, ["127.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()]);
+        assert_eq!(parsed("unix:/a").unwrap().socket_addrs().count(), 0);
+        for path in ["", "run/opus.sock", &format!("/{}", "a".repeat(MAX_SOCKET_PATH_BYTES))] {
+            assert_eq!(parsed(&format!("unix:{path}")), Err(AddressError::SocketPath(path.into())));
+        }
+        for bad in ["10.0.0.1:80", "localhost:", "localhost:70000", "/run/opus.sock", "example.org:80"] {
+            assert!(parsed(bad).is_err(), "{bad}");
         }
     }
 }

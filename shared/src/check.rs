@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ impl fmt::Display for Check {
 /// What the sidecar needs, as the user who runs this sees it.
 pub fn mesh_proxy(config: &Config) -> Vec<Check> {
     let mut report = Report::new(config);
-    report.tell(Outcome::Ok, format!("backend {} is loopback", config.proxy.backend.address));
+    report.backends();
     let (certificate, key) = (&config.mesh.tls.cert_path, &config.mesh.tls.key_path);
     let chain = report.certificates();
     let shown = key.display();
@@ -191,6 +192,28 @@ impl<'c> Report<'c> {
             }));
         }
         Some(chain)
+    }
+
+    /// The agents' servers. They need not run yet.
+    fn backends(&mut self) {
+        for (key, address) in self.config.proxy.backend.addresses() {
+            let Some(path) = address.socket_path() else {
+                self.tell(Outcome::Ok, format!("backend {address} is loopback"));
+                continue;
+            };
+            let is_socket = path.metadata().map(|file| file.file_type().is_socket());
+            let (outcome, found) = match (is_socket, permits(path, Access::WRITE_OK)) {
+                (Ok(false), _) => (Outcome::Failed, format!("something else lies there ({key})")),
+                (Ok(true), Ok(())) => (Outcome::Ok, "this user can connect".into()),
+                (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {
+                    (Outcome::Skipped, "not there yet; the agent makes it at its start".into())
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    (Outcome::Warning, format!("{error}; this user cannot connect ({key})"))
+                }
+            };
+            self.tell(outcome, format!("backend {address} is a unix socket: {found}"));
+        }
     }
 
     fn expiry(&mut self, leaf: &Leaf, now: UnixTime) {

@@ -11,7 +11,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
-pub use proxy::{Backend, Inbound, Limits, Outbound, OutboundListener, Policy, Proxy, Timeouts};
+pub use proxy::{
+    AgentServer, Backend, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound, OutboundListener,
+    Policy, Protocol, Proxy, Timeouts,
+};
 pub use registryd::{Dns, Registryd};
 pub use yaml::Mistake;
 
@@ -103,7 +106,7 @@ impl Config {
         let registryd = registryd::read(document.section("registryd"));
         if let Some(mesh) = &mesh {
             for listener in &proxy.outbound.listeners {
-                if listener.node == mesh.node_name {
+                if listener.to == ListenerTarget::Node(mesh.node_name.clone()) {
                     let key = format!("{}.node", listener.key);
                     document
                         .mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));
@@ -117,7 +120,7 @@ impl Config {
     }
 }
 
-/// Reports every address of this host that is given away twice.
+/// Reports every address of this host that is given away twice. Several agents may share a server.
 fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Proxy, registryd: &Registryd) {
     let inbound = mesh.map(|mesh| SocketAddr::new(proxy.inbound.address, mesh.agent_channel_port));
     let named = |key: &str, address| (key.to_owned(), address);
@@ -131,13 +134,26 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
             .map(|listener| (format!("{}.listen", listener.key), listener.listen.socket_addr())),
     );
     used.extend(proxy.admin.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
-    used.push(named("proxy.backend.address", proxy.backend.address.socket_addr()));
+    let ours = used.len();
+    let backends = proxy.backend.addresses();
+    for (key, address) in &backends {
+        used.extend(address.socket_addrs().map(|address| (key.clone(), address)));
+    }
+    let backends_end = used.len();
     // DNS is served over TCP as well.
     used.extend(registryd.dns.listen.map(|address| named("registryd.dns.listen", address)));
+    let mut told: Vec<(&str, &str)> = Vec::new();
     for (i, (key, address)) in used.iter().enumerate() {
-        let Some((other_key, other)) = used[..i].iter().find(|(_, other)| overlap(*address, *other)) else {
+        // Agents' servers are nobody's but their own.
+        let before = if (ours..backends_end).contains(&i) { &used[..ours] } else { &used[..i] };
+        let Some((other_key, other)) = before.iter().find(|(_, other)| overlap(*address, *other)) else {
             continue;
         };
+        // Both addresses of localhost may be taken by one.
+        if told.contains(&(key, other_key)) {
+            continue;
+        }
+        told.push((key, other_key));
         // At the one that is written down, so that there is a line to look at.
         let (here, there) = match document.has(key) {
             true => ((key, address), (other_key, other)),
@@ -147,6 +163,11 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
             here.0,
             format!("{} is taken by {} ({}); each needs a port of its own", here.1, there.0, there.1),
         );
+    }
+    for (key, address) in backends {
+        if address.socket_path() == Some(&registryd.socket) {
+            document.mistake(&key, format!("{address} is taken by registryd.socket"));
+        }
     }
 }
 

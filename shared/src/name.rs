@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// The zone in which every node has a host name.
 pub const MESH_ZONE: &str = "mesh";
+/// The zone in which every agent has one: `<agent>.agent.mesh`.
+pub const AGENT_ZONE: &str = "agent.mesh";
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +84,24 @@ impl FromStr for NodeName {
 pub struct AgentName(Arc<str>);
 
 impl AgentName {
+    /// Reads a host name of the form `<agent>.agent.mesh` (any case of the zone, with or without the final dot).
+    ///
+    /// `None` if it is anything else.
+    pub fn from_mesh_host(host: &str) -> Option<Self> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let end = host.len().checked_sub(AGENT_ZONE.len() + 1)?;
+        let (agent, zone) = host.split_at_checked(end)?;
+        if !zone.strip_prefix('.')?.eq_ignore_ascii_case(AGENT_ZONE) {
+            return None;
+        }
+        agent.parse().ok()
+    }
+
+    /// The host name by which programs of a node name this agent: `<agent>.agent.mesh`.
+    pub fn mesh_host(&self) -> String {
+        format!("{}.{AGENT_ZONE}", self.0)
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -102,7 +102,7 @@ async fn requests_without_a_usable_destination_are_refused_in_words() {
 }
 
 #[tokio::test]
-async fn connect_is_refused_and_the_way_out_told() {
+async fn a_tunnel_for_tls_is_refused_and_the_way_out_told() {
     let mesh = Mesh::new();
     let node = mesh.start("ct110", "opus").await;
     let told = web::raw(
@@ -110,8 +110,8 @@ async fn connect_is_refused_and_the_way_out_told() {
         b"CONNECT ct110.mesh:443 HTTP/1.1\r\nhost: ct110.mesh:443\r\nconnection: close\r\n\r\n",
     )
     .await;
-    assert!(told.starts_with("HTTP/1.1 405"), "{told}");
-    assert!(told.contains("x-mesh-error: connect_not_supported") && told.contains("http://"), "{told}");
+    assert!(told.starts_with("HTTP/1.1 400"), "{told}");
+    assert!(told.contains("x-mesh-error: bad_destination") && told.contains("http://"), "{told}");
 }
 
 #[tokio::test]

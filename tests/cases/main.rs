@@ -4,6 +4,7 @@
 mod access_line;
 mod addresses;
 mod admin;
+mod agents;
 mod certificates;
 mod clocks;
 mod configuration;

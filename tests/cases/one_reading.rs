@@ -164,9 +164,10 @@ impl Site {
         ensure!(probes.len() == 2, "the agent read the next one as {probes:?}");
         record.requests.extend(late);
         for seen in &record.requests {
-            let peer = if listener == "inbound" { "ct112" } else { "ct110" };
+            // What a program says to its sidecar is plain HTTP.
+            let (peer, scheme) = if listener == "inbound" { ("ct112", "https") } else { ("ct110", "http") };
             for (name, value) in
-                [("x-mesh-peer-cn", peer), ("x-forwarded-for", "127.0.0.1"), ("x-forwarded-proto", "https")]
+                [("x-mesh-peer-cn", peer), ("x-forwarded-for", "127.0.0.1"), ("x-forwarded-proto", scheme)]
             {
                 ensure!(seen.all(name) == [value], "{name}: {seen:?}");
             }

@@ -117,7 +117,8 @@ async fn what_http_2_says_differently_is_said_the_http_1_way() {
         .header("cookie", "b=2");
     assert_eq!(h2.send_request(request.body(web::empty()).unwrap()).await.unwrap().status(), 200);
     let seen = node.agent().last();
-    assert_eq!(seen.all("host"), ["ct110.mesh"], "`:authority` counts");
+    assert_eq!(seen.all("x-forwarded-host"), ["ct110.mesh"], "`:authority` counts");
+    assert_eq!(seen.all("host"), [node.backend().to_string()]);
     assert_eq!(seen.all("cookie"), ["a=1; b=2"]);
 }
 

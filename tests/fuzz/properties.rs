@@ -17,9 +17,9 @@ use mesh_proxy::http::message;
 use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::certificate::Leaf;
-use mesh_shared::config::{Config, Mistake};
+use mesh_shared::config::{Config, ListenerTarget, Mistake};
 use mesh_shared::registry::{Entry, Registry, VERSION};
-use mesh_shared::{AgentName, Identity, NodeName};
+use mesh_shared::{AgentName, Identity, LoopbackAddr, NodeName};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
 use registryd::membership::admission::{MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, admit};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -62,10 +62,16 @@ pub fn config(data: &[u8]) {
 fn fits_together(config: &Config) {
     let (mesh, outbound) = (&config.mesh, &config.proxy.outbound);
     assert!(mesh.stale_threshold > mesh.heartbeat_interval);
-    assert!(outbound.listeners.iter().all(|listener| listener.node != mesh.node_name));
+    let own = ListenerTarget::Node(mesh.node_name.clone());
+    assert!(outbound.listeners.iter().all(|listener| listener.to != own));
     let mut addresses: Vec<_> = outbound.listeners.iter().map(|listener| listener.listen).collect();
-    addresses.extend([outbound.listen, config.proxy.backend.address]);
+    addresses.push(outbound.listen);
     addresses.extend(config.proxy.admin);
+    let mut addresses: Vec<_> = addresses.into_iter().map(LoopbackAddr::socket_addr).collect();
+    for (key, backend) in config.proxy.backend.addresses() {
+        let taken = backend.socket_addrs().find(|each| each.port() != 0 && addresses.contains(each));
+        assert_eq!(taken, None, "{key} is the sidecar's own");
+    }
     let count = addresses.len();
     addresses.sort();
     addresses.dedup();
@@ -230,11 +236,11 @@ pub fn destination(data: &[u8]) {
     if message::check_request(&request, false).is_err() {
         return;
     }
-    let own: NodeName = "ct111".parse().expect("a name");
+    let own = Destination::Node("ct111".parse().expect("a name"));
     for only in [None, Some(&own)] {
         let mut left = request.clone();
-        if let Ok(destination) = destination::read(&mut left, only) {
-            goes_where_it_says(&request, &left, &destination, only);
+        if let Ok(wanted) = destination::read(&mut left, only, |_, port| port == 3000) {
+            goes_where_it_says(&request, &left, &wanted.to, only);
         }
     }
 }
@@ -251,7 +257,7 @@ fn request(data: &[u8]) -> Option<Parts> {
     Some(request.body(()).ok()?.into_parts().0)
 }
 
-fn goes_where_it_says(request: &Parts, left: &Parts, destination: &Destination, only: Option<&NodeName>) {
+fn goes_where_it_says(request: &Parts, left: &Parts, destination: &Destination, only: Option<&Destination>) {
     let path = |parts: &Parts| parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
     let (before, after) = (path(request), path(left));
     assert!(
@@ -275,12 +281,14 @@ fn goes_where_it_says(request: &Parts, left: &Parts, destination: &Destination, 
     let named = in_mesh(&hosts[0]);
     let to = |node: &str| matches!(destination, Destination::Node(to) if to.as_str() == node);
     if let Some(only) = only {
-        assert!(to(only.as_str()) && named.is_none_or(|named| named == only.as_str()), "{destination:?}");
+        assert!(destination == only && named.is_none_or(|named| to(&named)), "{destination:?}");
         assert_eq!(before, after);
         return;
     }
     if let Some(named) = named {
-        assert!(to(&named), "{named:?}: {destination:?}");
+        let agent = matches!(destination, Destination::Agent(agent)
+            if named.strip_suffix(".agent").is_some_and(|named| agent.as_str().eq_ignore_ascii_case(named)));
+        assert!(agent || to(&named), "{named:?}: {destination:?}");
         assert_eq!(before, after);
         return;
     }

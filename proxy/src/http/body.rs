@@ -196,6 +196,19 @@ impl RequestBody {
         self.size_hint().lower()
     }
 
+    /// The body of the same request once more, where it has none.
+    pub fn none_again(&self) -> Self {
+        Self {
+            inner: None,
+            drains: None,
+            drain_bytes: 0,
+            left_bytes: None,
+            pace: None,
+            tap: None,
+            traffic: self.traffic.clone(),
+        }
+    }
+
     /// Shows what passes to `tap`.
     pub fn tapped(mut self, tap: Option<Tap>) -> Self {
         self.tap = tap;

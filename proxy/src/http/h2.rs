@@ -1,6 +1,8 @@
 //! HTTP/2 between sidecars: windows that fill a fast link and yet bound what a stalled request holds, pings that notice
 //! a dead peer, and what can be told of a connection from the frames that come in.
 
+pub mod client;
+
 use std::time::Duration;
 
 /// How much of a request's body may be under way (RFC 9113, section 6.9.2): a gigabit at 1.5 ms. This much of each waits

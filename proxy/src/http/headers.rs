@@ -9,6 +9,7 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Uri};
 use http_body::SizeHint;
+use mesh_shared::{AgentName, NodeName};
 
 use crate::tls::verify::PeerIdentity;
 
@@ -30,6 +31,10 @@ pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_ap
 pub const MESH_SERVED_BY: HeaderName = HeaderName::from_static("x-mesh-served-by");
 /// The session whose requests go to one node.
 pub const MESH_SESSION: HeaderName = HeaderName::from_static("x-mesh-session");
+/// How the program that called the sidecar before spoke to it; it goes no further than the next sidecar.
+const MESH_SCHEME: HeaderName = HeaderName::from_static("x-mesh-scheme");
+/// The beginning of the path by which a program named the destination.
+pub const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 /// Which node a request is for.
 pub const MESH_NODE: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_NODE);
 
@@ -129,9 +134,14 @@ fn starts_like(name: &[u8], beginning: &[u8]) -> bool {
 fn may_say(writer: Writer, name: &[u8]) -> bool {
     let reserved: &[&[u8]] = match writer {
         // The node was read by then.
-        Writer::Caller => {
-            &[b"x-mesh-peer-cn", b"x-mesh-node", b"x-mesh-error", b"x-mesh-retryable", b"x-mesh-served-by"]
-        }
+        Writer::Caller => &[
+            b"x-mesh-peer-cn",
+            b"x-mesh-node",
+            b"x-mesh-scheme",
+            b"x-mesh-error",
+            b"x-mesh-retryable",
+            b"x-mesh-served-by",
+        ],
         Writer::Sidecar => &[b"x-mesh-peer-cn", b"x-mesh-served-by"],
         Writer::Agent => return false,
     };
@@ -162,26 +172,63 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Replaces whatever the peer said about itself by what its handshake proved. `Host` is as the peer said it.
+/// Tells the next sidecar how a program of this host named the destination: by plain HTTP, and by the beginning of a path,
+/// if it was that.
+pub fn set_way(headers: &mut HeaderMap, prefix: Option<HeaderValue>) {
+    headers.insert(MESH_SCHEME, HeaderValue::from_static("http"));
+    if let Some(prefix) = prefix {
+        headers.insert(FORWARDED_PREFIX, prefix);
+    }
+}
+
+/// Replaces whatever the peer said about itself by what its handshake proved. `Host` is as the peer said it, without the
+/// mesh's port, at which the agent's callers do not find it.
 pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
+    // A program that called its own sidecar spoke plain HTTP, and that is how links of the agent must lead back.
+    let scheme =
+        if headers.get(MESH_SCHEME).is_some_and(|scheme| scheme == "http") { "http" } else { "https" };
+    let prefix = headers.remove(FORWARDED_PREFIX).filter(is_prefix);
     remove_forged(headers, Writer::Caller);
-    let host = headers.get(HOST).cloned();
+    let host = headers.get(HOST).map(without_mesh_port);
     let address = peer.address_header();
     headers.insert(PEER_CN, peer.cn_header());
     headers.insert(CLIENT_CERTIFICATE, peer.certificate_header());
-    if let Some(forwarded) = forwarded(address.as_bytes(), host.as_ref().map(HeaderValue::as_bytes)) {
+    let named = host.as_ref().map(HeaderValue::as_bytes);
+    if let Some(forwarded) = forwarded(address.as_bytes(), named, scheme) {
         headers.insert(FORWARDED, forwarded);
     }
     headers.insert(FORWARDED_FOR, address);
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    if let Some(prefix) = prefix {
+        headers.insert(FORWARDED_PREFIX, prefix);
+    }
     if let Some(host) = host {
+        headers.insert(HOST, host.clone());
         headers.insert(FORWARDED_HOST, host);
     }
 }
 
-/// The value of `Forwarded` (RFC 7239, section 4) for a request that came over TLS. Hosts were checked and cannot end
+/// Whether this is the beginning of a path that names a node or an agent, and nothing else.
+fn is_prefix(value: &HeaderValue) -> bool {
+    let Ok(text) = value.to_str() else { return false };
+    text.strip_prefix("/nodes/").is_some_and(|node| node.parse::<NodeName>().is_ok())
+        || text.strip_prefix("/agents/").is_some_and(|agent| agent.parse::<AgentName>().is_ok())
+}
+
+/// `ct111.mesh:3000` becomes `ct111.mesh`; any other host stays as it is.
+fn without_mesh_port(host: &HeaderValue) -> HeaderValue {
+    let bare = host.to_str().ok().and_then(|host| host.rsplit_once(':')).map(|(bare, _)| bare);
+    match bare
+        .filter(|bare| NodeName::from_mesh_host(bare).is_some() || AgentName::from_mesh_host(bare).is_some())
+    {
+        Some(bare) => HeaderValue::from_str(bare).unwrap_or_else(|_| host.clone()),
+        None => host.clone(),
+    }
+}
+
+/// The value of `Forwarded` (RFC 7239, section 4) for a request that came by `scheme`. Hosts were checked and cannot end
 /// a quoted text.
-fn forwarded(address: &[u8], host: Option<&[u8]>) -> Option<HeaderValue> {
+fn forwarded(address: &[u8], host: Option<&[u8]>, scheme: &str) -> Option<HeaderValue> {
     let host = host.unwrap_or_default();
     let mut value = Vec::with_capacity(40 + address.len() + host.len());
     // An IPv6 address stands in brackets, and these in quotes (section 6).
@@ -195,7 +242,8 @@ fn forwarded(address: &[u8], host: Option<&[u8]>) -> Option<HeaderValue> {
             value.extend_from_slice(part);
         }
     }
-    value.extend_from_slice(b";proto=https");
+    value.extend_from_slice(b";proto=");
+    value.extend_from_slice(scheme.as_bytes());
     HeaderValue::from_maybe_shared(Bytes::from(value)).ok()
 }
 
@@ -379,7 +427,7 @@ mod tests {
     #[test]
     fn forwarded_has_the_standard_form() {
         let made = |address: &str, host: Option<&str>| {
-            let value = forwarded(address.as_bytes(), host.map(str::as_bytes)).unwrap();
+            let value = forwarded(address.as_bytes(), host.map(str::as_bytes), "https").unwrap();
             value.to_str().unwrap().to_owned()
         };
         assert_eq!(

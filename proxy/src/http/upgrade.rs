@@ -30,7 +30,8 @@ impl Tunnel {
         while carried.join_next().await.is_some() {}
     }
 
-    fn carry(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Carries something more.
+    pub fn carry(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
     }
 }

@@ -1,48 +1,74 @@
-//! The local agent's server: plain HTTP/1.1 on loopback, and no more requests at once than it is to get.
+//! The servers of this host's agents: plain HTTP on loopback or a unix socket, and no more requests at once than each is
+//! to get.
 //!
-//! [`agent_slots`] says when a request may go to it, [`connections`] has something to send it on.
+//! [`agent_slots`] says when a request may go to one, [`server`] in which protocol; [`connections`] and [`shared`] have
+//! something to send it on, which [`dial`] connects.
 
 pub mod agent_slots;
 pub mod connections;
+pub mod dial;
+pub mod server;
+pub mod shared;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use mesh_shared::config::{self, Limits};
+use mesh_shared::config::{self, AgentServer, HostHeader, Limits};
+use mesh_shared::{AgentName, BackendAddr};
 
 use crate::error::ProxyError;
-use crate::http::body::{RequestBody, root_cause};
-use crate::http::headers::to_origin_form;
+use crate::http::body::RequestBody;
+use crate::http::headers::{MESH_AGENT, to_origin_form};
+use crate::http::redirect;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::agent_slots::{AgentSlots, Slot};
-use crate::inbound::backend::connections::{Connections, Lent};
+use crate::inbound::backend::server::{Carrier, Server, failure};
 
-/// The one backend.
+/// One worker's ways to the servers.
 pub struct Backend {
-    connections: Arc<Connections>,
-    address: String,
-    slots: Arc<AgentSlots>,
+    default: Server,
+    /// What servers are told in `Host`.
+    host: HostHeader,
+    /// The agents that have servers of their own.
+    agents: HashMap<AgentName, Arc<Server>>,
 }
 
 /// What a request occupies until its answer has passed.
 pub struct Occupied {
     /// Before the slot: whoever gets that finds the connection.
-    _connection: Lent,
+    _carrier: Carrier,
     _slot: Slot,
+    address: Arc<str>,
+}
+
+/// What each server is given at once, by all workers together.
+pub type SlotsByAddress = HashMap<BackendAddr, Arc<AgentSlots>>;
+
+/// Slots for each server that is configured.
+pub fn slots(backend: &config::Backend) -> SlotsByAddress {
+    let addresses = backend.addresses().into_iter();
+    addresses.map(|(_, address)| (address.clone(), Arc::new(AgentSlots::new(backend)))).collect()
 }
 
 impl Backend {
-    /// A way to the server that is configured, which gets no more at once than `slots` allow. Nothing is connected yet.
-    pub fn new(backend: &config::Backend, limits: &Limits, slots: Arc<AgentSlots>) -> Self {
-        let connections = Arc::new(Connections::new(backend.address.socket_addr(), limits));
-        Self { connections, address: backend.address.to_string(), slots }
+    /// Ways to the servers that are configured, which get no more at once than `slots` allow. Nothing is connected yet.
+    pub fn new(backend: &config::Backend, limits: &Limits, slots: &SlotsByAddress) -> Self {
+        let server = |configured: &AgentServer| {
+            let slots = slots.get(&configured.address).cloned();
+            let slots = slots.unwrap_or_else(|| Arc::new(AgentSlots::new(backend)));
+            Server::new(configured, backend, limits, slots)
+        };
+        let agents =
+            backend.agents.iter().map(|(agent, configured)| (agent.clone(), Arc::new(server(configured))));
+        Self { default: server(&backend.server), host: backend.host, agents: agents.collect() }
     }
 
-    /// Sends a request of `peer` whose `Host` and headers are as the backend should see them, once there is a slot for
-    /// it. What it occupies is to be kept until the answer has passed.
+    /// Sends a request of `peer` whose headers are as the backend should see them, once there is a slot for it. Its `Host` is
+    /// replaced where servers are told their own, and places of their own in the answer become paths. What it occupies is to be kept until the answer has passed.
     ///
     /// # Errors
     /// The backend has enough to do, does not listen, or ended the connection before it answered.
@@ -51,33 +77,44 @@ impl Backend {
         peer: &Peer,
         mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Occupied), ProxyError> {
-        let mut slot = self.slots.enter(peer).await?;
+        let server = self.server(request.headers());
+        let mut slot = server.slots.enter(peer).await?;
         request.body().sent(true);
         to_origin_form(request.uri_mut());
         *request.version_mut() = Version::HTTP_11;
+        let named = request.headers().get(HOST).cloned();
+        if let (HostHeader::Local, Some(host)) = (self.host, server.host()) {
+            request.headers_mut().insert(HOST, host.clone());
+        }
         let only_reads = request.method() == Method::GET && request.body().is_end_stream();
-        let (response, connection) = loop {
-            let mut connection = self.connections.lend().await.map_err(|error| {
-                let reason = root_cause(&*error).to_string();
-                ProxyError::BackendUnreachable { address: self.address.clone(), reason }
-            })?;
-            match connection.send(request).await {
-                Ok(response) => break (response, connection),
-                // The agent closed it just then.
-                Err(Ok(untouched)) => request = untouched,
-                Err(Err(error)) => return Err(self.failed(root_cause(&*error).to_string())),
-            }
-        };
+        let (mut response, carrier) = server.send(request).await?;
+        redirect::strip_origin(response.headers_mut(), |place| {
+            let is = |host: Option<&HeaderValue>| {
+                host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(place.as_bytes()))
+            };
+            is(server.host()) || is(named.as_ref())
+        });
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched || (only_reads && is_event_stream(&response)) {
             slot.becomes_stream()?;
         }
-        Ok((response, Occupied { _connection: connection, _slot: slot }))
+        Ok((response, Occupied { _carrier: carrier, _slot: slot, address: server.address().clone() }))
     }
 
-    /// The error for a backend that took the request and did not answer as it should.
+    /// The server of the agent that a request names.
+    fn server(&self, headers: &HeaderMap) -> &Server {
+        if self.agents.is_empty() {
+            return &self.default;
+        }
+        let named = headers.get(MESH_AGENT).and_then(|agent| agent.to_str().ok());
+        named.and_then(|agent| self.agents.get(agent)).map_or(&self.default, |server| &**server)
+    }
+}
+
+impl Occupied {
+    /// The error for a server that answered as it should not.
     pub fn failed(&self, reason: impl Into<String>) -> ProxyError {
-        ProxyError::BackendFailed { address: self.address.clone(), reason: reason.into() }
+        failure(&self.address, reason)
     }
 }
 

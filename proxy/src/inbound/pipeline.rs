@@ -17,8 +17,7 @@ use crate::http::headers::{self, Writer};
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
-use crate::inbound::backend::Backend;
-use crate::inbound::backend::agent_slots::AgentSlots;
+use crate::inbound::backend::{Backend, SlotsByAddress};
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::policy;
 use crate::roster::registryd::RegistryLink;
@@ -40,7 +39,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, registry: Arc<RegistryLink>, slots: Arc<AgentSlots>) -> Self {
+    pub fn new(config: &Config, registry: Arc<RegistryLink>, slots: &SlotsByAddress) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
         let default_agent = match config.registryd.agents.as_slice() {
             [only] => only.name.clone(),
@@ -140,9 +139,11 @@ impl Pipeline {
                 if let Some(upgrade) = upgrade {
                     upgrade.ask(&mut parts.headers);
                 }
-                let (mut response, slot) = self.backend.send(share, Request::from_parts(parts, body)).await?;
-                exchange.hold(slot);
-                Upgrade::check(upgrade, &response).map_err(|reason| self.backend.failed(reason))?;
+                let (mut response, occupied) =
+                    self.backend.send(share, Request::from_parts(parts, body)).await?;
+                let checked = Upgrade::check(upgrade, &response).map_err(|reason| occupied.failed(reason));
+                exchange.hold(occupied);
+                checked?;
                 headers::remove_forged(response.headers_mut(), Writer::Agent);
                 response
             }

@@ -6,23 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::{Caller, Connection};
 use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
+use crate::http::body::ResponseBody;
 use crate::http::unread::Streams;
 use crate::http::{h1, h2};
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
+use crate::outbound::destination::Destination;
 use crate::outbound::pipeline::Pipeline;
 
 /// What all outbound listeners share.
@@ -41,7 +45,7 @@ pub struct OutboundListener {
     /// The shared part.
     pub outbound: Arc<Outbound>,
     /// Where everything goes that comes in here; `None`: each request says where.
-    pub only: Option<NodeName>,
+    pub only: Option<Destination>,
 }
 
 impl Outbound {
@@ -91,21 +95,63 @@ impl ServerApp for OutboundListener {
         let _slot = METRICS.slot(Limit::LocalConnections);
         let caller = Caller::Program(remote_address(&stream).map(|address| address.to_string().into()));
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
-        let service = service_fn(|request| {
-            let (this, from) = (self.clone(), from.clone());
-            // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move {
-                Ok::<_, Infallible>(this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await)
-            })
-        });
-        let io = Refusing::new(Socket::new(stream, outbound.unread), from.clone());
-        let connection = outbound.http.serve_connection_with_upgrades(TokioIo::new(io), service);
-        if let Err(error) =
-            linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &outbound.drain).await
-        {
-            tracing::debug!(target: "Outbound", "a local connection ended: {error}");
-        }
+        self.serve(Socket::new(stream, outbound.unread), &from).await;
         from.tunnel.ended().await;
         None
+    }
+}
+
+impl OutboundListener {
+    /// Serves HTTP on a connection, or inside a tunnel.
+    fn serve<I>(self: &Arc<Self>, io: I, from: &Arc<Connection>) -> impl Future<Output = ()> + Send + use<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let this = self.clone();
+        let drain = this.outbound.drain.clone();
+        let service = service_fn({
+            let (this, from) = (this.clone(), from.clone());
+            move |request: Request<Incoming>| {
+                let (this, from) = (this.clone(), from.clone());
+                // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
+                Box::pin(async move {
+                    Ok::<_, Infallible>(match *request.method() {
+                        Method::CONNECT => this.connect(&from, request).await,
+                        _ => this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await,
+                    })
+                })
+            }
+        });
+        let io = TokioIo::new(Refusing::new(io, from.clone()));
+        let connection = this.outbound.http.serve_connection_with_upgrades(io, service);
+        // The builder's settings are in the connection.
+        let connection = connection.into_owned();
+        async move {
+            let ended = linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &drain);
+            if let Err(error) = ended.await {
+                tracing::debug!(target: "Outbound", "a local connection ended: {error}");
+            }
+        }
+    }
+
+    /// Answers a CONNECT, behind which a program speaks plain HTTP as on a listener that leads to one place.
+    async fn connect(
+        self: &Arc<Self>,
+        from: &Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let tunnel = hyper::upgrade::on(&mut request);
+        let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request).await;
+        if let Some(destination) = destination {
+            let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
+            let through = Arc::new(Connection::inside(from));
+            from.tunnel.carry(async move {
+                if let Ok(tunnel) = tunnel.await {
+                    inside.serve(TokioIo::new(tunnel), &through).await;
+                    through.tunnel.ended().await;
+                }
+            });
+        }
+        response
     }
 }

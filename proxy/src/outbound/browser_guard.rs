@@ -9,6 +9,7 @@
 
 use http::HeaderMap;
 use http::header::{HeaderName, ORIGIN, USER_AGENT};
+use mesh_shared::config::Origin;
 
 use crate::error::ProxyError;
 
@@ -17,13 +18,22 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Every browser's `User-Agent` begins like this, and no page can change it without a preflight.
 const BROWSER: &[u8] = b"Mozilla/";
 
-/// Lets pass what no web page can have sent. `Sec-Fetch-Site: none` is a person who typed the address.
+/// Lets pass what no web page can have sent, or only one of an origin that is `allowed`. `Sec-Fetch-Site: none` is a
+/// person who typed the address.
 ///
 /// # Errors
 /// A request that a page made, or may have made. Fails closed: an unknown value of `Sec-Fetch-Site` is refused.
-pub fn check(headers: &HeaderMap) -> Result<(), ProxyError> {
-    if headers.contains_key(ORIGIN) {
-        return Err(ProxyError::BrowserRequest("it has an Origin header".into()));
+pub fn check(headers: &HeaderMap, allowed: &[Origin]) -> Result<(), ProxyError> {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    if let Some(origin) = origins.next() {
+        let is = |allowed: &Origin| origin.as_bytes().eq_ignore_ascii_case(allowed.as_str().as_bytes());
+        return match origins.next() {
+            None if allowed.iter().any(is) => Ok(()),
+            _ => Err(ProxyError::BrowserRequest(format!(
+                "Origin: {}",
+                String::from_utf8_lossy(origin.as_bytes())
+            ))),
+        };
     }
     let mut typed = false;
     for site in headers.get_all(SEC_FETCH_SITE) {
@@ -51,7 +61,7 @@ mod tests {
     fn verdict(headers: &[(&'static str, &'static str)]) -> bool {
         let pairs =
             headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
-        check(&HeaderMap::from_iter(pairs)).is_ok()
+        check(&HeaderMap::from_iter(pairs), &["http://ct111.mesh".parse().unwrap()]).is_ok()
     }
 
     #[test]
@@ -64,11 +74,15 @@ mod tests {
             vec![("user-agent", "node"), ("sec-fetch-mode", "cors")],
             vec![("sec-fetch-site", "none")],
             vec![CHROMIUM, ("sec-fetch-site", "none")],
+            vec![("origin", "http://ct111.mesh")],
+            vec![("origin", "HTTP://CT111.mesh")],
         ] {
             assert!(verdict(&headers), "{headers:?}");
         }
         for headers in [
             vec![("origin", "null")],
+            vec![("origin", "http://ct111.mesh:80")],
+            vec![("origin", "http://ct111.mesh"), ("origin", "http://ct111.mesh")],
             vec![("origin", "")],
             vec![("sec-fetch-site", "cross-site")],
             vec![("sec-fetch-site", "same-site")],

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
 use hyper::body::{Body, Incoming};
-use mesh_shared::NodeName;
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Origin};
 use mesh_shared::logging::Excerpt;
+use mesh_shared::{AgentName, NodeName};
 
 use crate::access_log::Subject;
 use crate::caller::Connection;
@@ -14,33 +14,86 @@ use crate::error::{Fault, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
-use crate::http::message;
 use crate::http::upgrade::Upgrade;
+use crate::http::{message, redirect};
 use crate::inbound::mesh_api;
 use crate::outbound::browser_guard;
-use crate::outbound::destination::{self, Destination};
+use crate::outbound::destination::{self, Destination, Wanted};
 use crate::roster::registryd::RegistryLink;
+use crate::roster::store::RosterStore;
 use crate::upstream::{Recipient, Target, Upstream};
 
 /// What a request of this host passes.
 pub struct Pipeline {
     upstream: Upstream,
     registry: Arc<RegistryLink>,
+    roster: Arc<RosterStore>,
     rules: Rules,
+    allowed_origins: Vec<Origin>,
+    /// The port of this node, which most others have as well.
+    mesh_port: u16,
+    /// Where programs of this host come in.
+    own_port: u16,
 }
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, upstream: Upstream, registry: Arc<RegistryLink>) -> Self {
-        Self { upstream, registry, rules: Rules::new(&config.proxy) }
+    pub fn new(
+        config: &Config,
+        upstream: Upstream,
+        registry: Arc<RegistryLink>,
+        roster: Arc<RosterStore>,
+    ) -> Self {
+        Self {
+            upstream,
+            registry,
+            roster,
+            rules: Rules::new(&config.proxy),
+            allowed_origins: config.proxy.outbound.allowed_origins.clone(),
+            mesh_port: config.mesh.agent_channel_port,
+            own_port: config.proxy.outbound.listen.socket_addr().port(),
+        }
+    }
+
+    /// Answers a CONNECT. Where that is 200, it also gives where the tunnel leads.
+    pub async fn connect(
+        &self,
+        connection: &Arc<Connection>,
+        only: Option<&Destination>,
+        request: Request<Incoming>,
+    ) -> (Response<ResponseBody>, Option<Destination>) {
+        let exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
+        let (parts, _) = request.into_parts();
+        let destination = message::check_request(&parts, false)
+            .and_then(|()| exchange.check_head(&parts))
+            .and_then(|()| browser_guard::check(&parts.headers, &self.allowed_origins))
+            .and_then(|()| destination::read_connect(&parts, only, |to, port| self.is_mesh_port(to, port)));
+        if let Err(error) = &destination {
+            tell(error);
+        }
+        let (outcome, destination) = match destination {
+            Ok(destination) => (Ok(Response::new(ResponseBody::full(""))), Some(destination)),
+            Err(error) => (Err(error), None),
+        };
+        (finish(exchange, connection, None, outcome).await, destination)
+    }
+
+    fn is_mesh_port(&self, to: &Destination, port: u16) -> bool {
+        let registered = |node: &NodeName| {
+            self.roster.node(node).is_ok_and(|route| route.authority.port_u16() == Some(port))
+        };
+        // The second is for those whose resolver leads the name here.
+        port == self.mesh_port
+            || port == self.own_port
+            || matches!(to, Destination::Node(node) if registered(node))
     }
 
     /// Takes a request of this host to the head of its answer; its body takes the exchange to its end. `only`: where
-    /// everything goes that comes in on this listener.
+    /// everything goes that comes in on this listener, or in this tunnel.
     pub async fn handle(
         &self,
         connection: &Arc<Connection>,
-        only: Option<&NodeName>,
+        only: Option<&Destination>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
@@ -64,7 +117,7 @@ impl Pipeline {
     async fn answer(
         &self,
         exchange: &mut Exchange,
-        only: Option<&NodeName>,
+        only: Option<&Destination>,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -72,14 +125,16 @@ impl Pipeline {
         message::check_request(&parts, !body.is_end_stream())?;
         let body = exchange.body(body, parts.version);
         exchange.check_head(&parts)?;
-        browser_guard::check(&parts.headers)?;
-        let destination = destination::read(&mut parts, only)?;
+        browser_guard::check(&parts.headers, &self.allowed_origins)?;
+        let Wanted { to: destination, prefix } =
+            destination::read(&mut parts, only, |to, port| self.is_mesh_port(to, port))?;
         exchange.account().uri = parts.uri.clone();
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
         headers::announce_body(&mut parts.headers, &body.size_hint());
+        headers::set_way(&mut parts.headers, prefix.clone());
         exchange.pass_deadline(&mut parts.headers);
         let to = match destination {
             Destination::Registry => {
@@ -121,6 +176,15 @@ impl Pipeline {
         })?;
         headers::remove_hop_by_hop(response.headers_mut());
         headers::remove_forged(response.headers_mut(), Writer::Sidecar);
+        let agent = exchange.account().agent.clone();
+        redirect::strip_origin(response.headers_mut(), |place| {
+            let host = destination::without_port(place);
+            NodeName::from_mesh_host(host).as_ref() == Some(node)
+                || (agent.is_some() && AgentName::from_mesh_host(host) == agent)
+        });
+        if let Some(prefix) = &prefix {
+            redirect::add_prefix(response.headers_mut(), prefix);
+        }
         exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
         if let Ok(node) = HeaderValue::from_str(node.as_str()) {
             response.headers_mut().insert(headers::MESH_SERVED_BY, node);

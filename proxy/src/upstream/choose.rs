@@ -101,8 +101,12 @@ impl Latency {
     /// The average as of now.
     pub fn at(&self, now: Instant) -> Duration {
         let Some(at) = self.at else { return Duration::ZERO };
-        let age = now.saturating_duration_since(at).as_secs_f64() / HALF_LIFE.as_secs_f64();
-        self.average.mul_f64(0.5_f64.powf(age))
+        let age = now.saturating_duration_since(at);
+        // Under load, nothing worth the exponent has passed.
+        if age < HALF_LIFE / 1000 {
+            return self.average;
+        }
+        self.average.mul_f64(0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64()))
     }
 }
 

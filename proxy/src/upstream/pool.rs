@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
@@ -16,6 +15,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
+use crate::http::h2::client::{Spawner, settle};
 use crate::http::idle::Idle;
 use crate::http::{h1, h2};
 use crate::io::early_answer::EarlyAnswer;
@@ -46,16 +46,6 @@ type Http2Connection = http2::Connection<TokioIo<Box<Gathering<EarlyAnswer<PeerS
 pub type Http2Sender = http2::SendRequest<Replay>;
 /// How a request is sent on an http/1.1 connection.
 pub type Http1Sender = http1::SendRequest<Replay>;
-
-/// Runs what hyper has to do for each request. Its futures are as large as a connection; in a box, they are moved less.
-#[derive(Clone, Copy)]
-struct Spawner;
-
-impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawner {
-    fn execute(&self, future: F) {
-        tokio::spawn(Box::pin(future));
-    }
-}
 
 /// One thread's connections to one node.
 pub struct Pool {
@@ -504,24 +494,6 @@ fn handshake_failure(error: &ProxyError) -> HandshakeFailure {
         ProxyError::PeerUnreachable { .. } => HandshakeFailure::Unreachable,
         _ => HandshakeFailure::Other,
     }
-}
-
-/// Drives a connection until the peer's SETTINGS have come: a peer that refuses this node's certificate says so in their
-/// place, one that is held up says nothing, and how many requests there may be is known before the first one.
-///
-/// # Errors
-/// The connection ended.
-async fn settle(connection: &mut Http2Connection, link: &Link) -> Result<(), hyper::Error> {
-    std::future::poll_fn(|context| {
-        let ended = Pin::new(&mut *connection).poll(context);
-        link.wake_on_first_reads(context);
-        match (link.has_received(), ended) {
-            (true, _) => Poll::Ready(Ok(())),
-            (false, Poll::Ready(ended)) => Poll::Ready(ended),
-            (false, Poll::Pending) => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Drives a connection to its end, and notes what the peer allows. Once no request wants it any more, it ends.

@@ -1,14 +1,15 @@
 //! The `proxy:` section: the sidecar. Every key has a default that works.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::yaml::Section;
-use crate::address::LoopbackAddr;
+use crate::address::{BackendAddr, LoopbackAddr};
 use crate::identity::Identity;
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -17,7 +18,7 @@ pub struct Proxy {
     pub inbound: Inbound,
     /// Where this host's programs go out.
     pub outbound: Outbound,
-    /// The agent's server.
+    /// The servers of this host's agents.
     pub backend: Backend,
     /// How much one client may take.
     pub limits: Limits,
@@ -50,15 +51,17 @@ pub struct Inbound {
 pub struct Outbound {
     /// Plain HTTP for all destinations.
     pub listen: LoopbackAddr,
-    /// Plain HTTP for one node each.
+    /// Plain HTTP for one node or agent each.
     pub listeners: Vec<OutboundListener>,
+    /// Values of `Origin` that programs of this host may send.
+    pub allowed_origins: Vec<Origin>,
     /// Most requests of this host to one node at once.
     pub max_requests_per_node: usize,
     /// How often a request is sent at most, the first time included, as long as nothing of it was processed.
     pub max_attempts: u32,
 }
 
-/// A listener whose requests all go to one node.
+/// A listener whose requests all go to one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundListener {
     /// Its place in the file, such as `proxy.outbound.listeners[0]`.
@@ -66,15 +69,28 @@ pub struct OutboundListener {
     /// Where to listen.
     pub listen: LoopbackAddr,
     /// Where everything goes.
-    pub node: NodeName,
+    pub to: ListenerTarget,
 }
 
-/// The agent's server.
+/// Where everything goes that comes in on one listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerTarget {
+    /// To this node.
+    Node(NodeName),
+    /// To a node that hosts this agent.
+    Agent(AgentName),
+}
+
+/// The servers of this host's agents. What may be under way at once counts for each of them by itself.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    /// Plain HTTP/1.1.
-    pub address: LoopbackAddr,
-    /// Most requests that the agent gets at once.
+    /// Where requests go that name no agent, or one without a server of its own.
+    pub server: AgentServer,
+    /// The agents that have servers of their own.
+    pub agents: BTreeMap<AgentName, AgentServer>,
+    /// What servers are told in `Host`.
+    pub host: HostHeader,
+    /// Most requests that a server gets at once.
     pub max_requests: usize,
     /// Most requests that wait for one of those to end.
     pub max_queue: usize,
@@ -82,6 +98,75 @@ pub struct Backend {
     pub queue: Duration,
     /// Most event streams and upgraded connections at once; they take no place of requests.
     pub max_event_streams: usize,
+}
+
+impl Backend {
+    /// Where servers listen, each once, with the configuration key of the first one there.
+    pub fn addresses(&self) -> Vec<(String, &BackendAddr)> {
+        let mut addresses = vec![("proxy.backend.address".to_owned(), &self.server.address)];
+        for (agent, server) in &self.agents {
+            if addresses.iter().all(|(_, known)| *known != &server.address) {
+                addresses.push((format!("proxy.backend.agents.{agent}.address"), &server.address));
+            }
+        }
+        addresses
+    }
+}
+
+/// An agent's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentServer {
+    /// Where it listens; always plain HTTP.
+    pub address: BackendAddr,
+    /// What it is spoken to in.
+    pub protocol: Protocol,
+}
+
+/// What an agent's server is told in `Host`. What the peer said is in `x-forwarded-host` all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostHeader {
+    /// The address at which it listens, as a local client would say: servers that are bound to loopback refuse others.
+    #[default]
+    Local,
+    /// What the peer said, `<node>.mesh`.
+    Peer,
+}
+
+impl FromStr for HostHeader {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "local" => Ok(Self::Local),
+            "peer" => Ok(Self::Peer),
+            other => Err(format!("expected local or peer, found {other:?}")),
+        }
+    }
+}
+
+/// What an agent's server is spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// gRPC by HTTP/2; everything else by HTTP/1.1, unless the server turns out to speak HTTP/2 only.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge (RFC 9113, section 3.3), apart from requests for an upgrade.
+    H2c,
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "http1" => Ok(Self::Http1),
+            "h2c" => Ok(Self::H2c),
+            other => Err(format!("expected auto, http1 or h2c, found {other:?}")),
+        }
+    }
 }
 
 /// How much one client may take.
@@ -150,8 +235,14 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     let outbound = outbound(section.section("outbound"));
 
     let backend = section.section("backend");
+    let server = AgentServer {
+        address: backend.parsed("address").unwrap_or(BackendAddr::v4(8080)),
+        protocol: backend.parsed("protocol").unwrap_or_default(),
+    };
     let backend_read = Backend {
-        address: backend.parsed("address").unwrap_or(LoopbackAddr::v4(8080)),
+        agents: agents(&backend, server.protocol),
+        server,
+        host: backend.parsed("host").unwrap_or_default(),
         max_requests: backend.number("max_requests", 1..=100_000).unwrap_or(256) as usize,
         max_queue: backend.number("max_queue", 0..=100_000).unwrap_or(256) as usize,
         queue: Duration::from_millis(backend.number("queue_ms", 0..=86_400_000).unwrap_or(5_000)),
@@ -239,26 +330,78 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     proxy
 }
 
+/// The agents that have servers of their own; `protocol` is for those that say none.
+fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, AgentServer> {
+    const EXPECTED: &str = "{address: 127.0.0.1:8081}";
+    let mut agents = BTreeMap::new();
+    for (name, item) in backend.named_sections("agents", EXPECTED) {
+        let (address, own) = (item.parsed("address"), item.parsed("protocol"));
+        if !item.has("address") {
+            item.mistake_here(format!("address is missing; expected {EXPECTED}"));
+        }
+        item.finish();
+        if let Some(address) = address {
+            agents.insert(name, AgentServer { address, protocol: own.unwrap_or(protocol) });
+        }
+    }
+    agents
+}
+
 fn outbound(section: Section<'_>) -> Outbound {
-    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}";
+    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
     let mut listeners = Vec::new();
     for (i, item) in section.sections("listeners", EXPECTED) {
-        let given = (item.parsed("listen"), item.parsed("node"));
-        if !(item.has("listen") && item.has("node")) {
+        let listen = item.parsed("listen");
+        let node = item.parsed("node").map(ListenerTarget::Node);
+        let to = item.parsed("agent").map(ListenerTarget::Agent).or(node);
+        if !item.has("listen") || item.has("node") == item.has("agent") {
             section.mistake_at("listeners", i, format!("expected {EXPECTED}"));
         }
         item.finish();
-        if let (Some(listen), Some(node)) = given {
+        if let (Some(listen), Some(to)) = (listen, to) {
             let key = format!("proxy.outbound.listeners[{i}]");
-            listeners.push(OutboundListener { key, listen, node });
+            listeners.push(OutboundListener { key, listen, to });
         }
     }
     let max_requests_per_node =
         section.number("max_requests_per_node", 1..=1_000_000).unwrap_or(4_096) as usize;
     let max_attempts = section.number("max_attempts", 1..=10).unwrap_or(3) as u32;
+    let allowed_origins = section.list("allowed_origins").unwrap_or_default();
     section.finish();
-    Outbound { listen, listeners, max_requests_per_node, max_attempts }
+    Outbound { listen, listeners, allowed_origins, max_requests_per_node, max_attempts }
+}
+
+/// The value of an `Origin` header (RFC 6454, section 7), as browsers and some programs send it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// The value.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Err("any web page could then use this node's identity; name each origin".into());
+        }
+        let host = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty()).map(|(_, host)| host);
+        let is_host = |host: &str| {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
+        };
+        if !host.is_some_and(is_host) {
+            return Err(format!(
+                "{text:?} is no origin such as http://ct111.mesh (no path, no slash at its end)"
+            ));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
 }
 
 /// An address whose port is said elsewhere.

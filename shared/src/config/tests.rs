@@ -42,6 +42,8 @@ proxy:
         node: ct111
   backend:
     address: 127.0.0.1:8080
+    protocol: auto
+    agents: {grok: {address: localhost:8081, protocol: h2c}, opus: {address: unix:/run/opus.sock}}
   limits:
     max_body_bytes: 1000
     max_requests_per_peer: 10
@@ -226,11 +228,11 @@ fn a_mistake_is_told_once_and_in_plain_words() {
         ),
         (
             "proxy:\n  outbound:\n    listeners:\n    - ct111",
-            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, found the text \"ct111\"",
+            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}, found the text \"ct111\"",
         ),
         (
             "proxy: {outbound: {listeners: [{listen: '127.0.0.1:3111'}]}}",
-            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}",
+            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}",
         ),
         ("proxy: {<<: {threads: 2}}", "line 2: proxy.<<: merge keys are not supported; write the keys out"),
         (
@@ -372,6 +374,74 @@ fn an_address_is_given_away_once() {
         let text =
             format!("mesh: {{enabled: true, node_name: a, tls: true, agent_channel_port: 4000}}\n{rest}");
         assert_eq!(mistakes(&text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn agents_have_servers_of_their_own_and_the_protocol_of_the_section() {
+    let of = |backend: &str| {
+        let mesh = "mesh: {enabled: true, node_name: a, tls: true}";
+        Config::parse(&format!("{mesh}\nproxy: {{backend: {backend}}}")).unwrap().proxy.backend
+    };
+    let plain = of("{}");
+    assert_eq!(
+        (plain.server.address.to_string().as_str(), plain.server.protocol),
+        ("127.0.0.1:8080", Protocol::Auto)
+    );
+    let several = of(
+        "{protocol: h2c, agents: {grok: {address: 'localhost:8081'}, Opus-4.1: {address: 'unix:/o', protocol: http1}, \
+         haiku: {address: 'localhost:8081'}}}",
+    );
+    let protocol = |agent: &str| several.agents[agent].protocol;
+    assert_eq!(
+        (several.server.protocol, protocol("grok"), protocol("Opus-4.1")),
+        (Protocol::H2c, Protocol::H2c, Protocol::Http1)
+    );
+    let addresses: Vec<_> = several.addresses().iter().map(|(_, address)| address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:8080", "unix:/o", "localhost:8081"], "grok and haiku share one");
+}
+
+#[test]
+fn a_wrong_backend_is_named() {
+    for (backend, message) in [
+        ("{protocol: http2}", "protocol: expected auto, http1 or h2c, found \"http2\""),
+        ("{agents: {grok: {}}}", "agents.grok: address is missing; expected {address: 127.0.0.1:8081}"),
+        ("{agents: {grok: 8081}}", "agents.grok: expected {address: 127.0.0.1:8081}, found 8081"),
+        (
+            "{agents: {grok: {address: '10.0.0.1:80'}}}",
+            "agents.grok.address: 10.0.0.1:80 is not a loopback address; plain HTTP stays on this host (use 127.0.0.1 or [::1])",
+        ),
+        (
+            "{agents: {grok: {address: '127.0.0.1:1', adress: x}}}",
+            "agents.grok.adress: unknown key; did you mean address?",
+        ),
+        (
+            "{agents: {gr/ok: {address: '127.0.0.1:1'}}}",
+            "agents.gr/ok: \"gr/ok\" is not an agent name: 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit (as in opus)",
+        ),
+        (
+            "{agents: {7: {address: '127.0.0.1:1'}}}",
+            "agents.7: expected a text, found 7 (put it in quotes if it is one)",
+        ),
+        (
+            "{address: 'unix:opus.sock'}",
+            "address: \"opus.sock\" is not the path of a unix socket: it must be absolute and have at most 107 bytes, as in unix:/run/opus.sock",
+        ),
+        (
+            "{agents: {grok: {address: 'localhost:3001'}}}",
+            "agents.grok.address: 127.0.0.1:3001 is taken by proxy.outbound.listen (127.0.0.1:3001); each needs a port of its own",
+        ),
+        (
+            "{agents: {grok: {address: 'localhost:3000'}}}",
+            "agents.grok.address: 127.0.0.1:3000 is taken by mesh.agent_channel_port ([::]:3000); each needs a port of its own",
+        ),
+        (
+            "{agents: {grok: {address: 'unix:/run/mesh/registryd.sock'}}}",
+            "agents.grok.address: unix:/run/mesh/registryd.sock is taken by registryd.socket",
+        ),
+    ] {
+        let told = only_mistake(&format!("proxy: {{backend: {backend}}}"));
+        assert_eq!(told, format!("line 2: proxy.backend.{message}"));
     }
 }
 

@@ -354,6 +354,39 @@ impl<'d> Section<'d> {
         Section::new(self.document, self.at(key), self.value(key).unwrap_or(&Value::Null))
     }
 
+    /// A section whose keys have the form of a `T`, and whose values are sections; `expected` says what one of them looks
+    /// like.
+    pub(super) fn named_sections<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &'static str,
+        expected: &str,
+    ) -> Vec<(T, Section<'d>)> {
+        let outer = self.section(key);
+        let mut named = Vec::new();
+        for (name, value) in outer.map.into_iter().flatten() {
+            let shown_name = name.as_str().map_or_else(|| shown(name), str::to_owned);
+            let path = outer.at(&shown_name);
+            let report = |message| self.document.report(&path, message);
+            match (text(name).map(|name| name.parse::<T>()), value) {
+                _ if shown_name == MERGE_KEY => {
+                    report("merge keys are not supported; write the keys out".into());
+                }
+                (Err(found), _) => report(format!("expected a text, found {found}")),
+                (Ok(Err(error)), _) => report(error.to_string()),
+                (Ok(Ok(name)), Value::Mapping(_)) => {
+                    named.push((name, Section::new(self.document, path, value)));
+                }
+                (_, other) => report(format!("expected {expected}, found {}", shown(other))),
+            }
+        }
+        named
+    }
+
+    /// Adds a mistake about this section as a whole.
+    pub(super) fn mistake_here(&self, message: impl Into<String>) {
+        self.document.report(&self.path, message.into());
+    }
+
     /// Any mapping, as JSON.
     pub(super) fn json_map(&self, key: &'static str) -> Option<serde_json::Map<String, serde_json::Value>> {
         let value = self.value(key)?;

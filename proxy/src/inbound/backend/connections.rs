@@ -1,41 +1,45 @@
-//! One worker's connections to the agent: HTTP/1.1, used again once an answer has passed.
+//! One worker's HTTP/1.1 connections to a server, used again once an answer has passed.
 
-use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_shared::config::Limits;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use crate::http::body::{BoxError, RequestBody};
 use crate::http::h1;
 use crate::http::idle::Idle;
+use crate::inbound::backend::dial::Dialer;
 use crate::io::early_answer::EarlyAnswer;
+use crate::io::first_bytes::FirstBytes;
 use crate::metrics::{Direction, METRICS, Side};
-use crate::tcp;
+use crate::upstream::replay::Replay;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
 /// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new
 /// connection on loopback costs next to nothing.
 const IDLE: Duration = Duration::from_millis(1500);
-const CONNECT: Duration = Duration::from_secs(5);
 /// How large the buffer of a connection may become while an answer streams: a read of the system brings as much at a time.
 const READ_BUFFER_BYTES: usize = 128 * 1024;
 /// Connections that wait for the next request.
 pub const MAX_IDLE_CONNECTIONS: usize = 64;
 
-type Sender = http1::SendRequest<RequestBody>;
+type Sender = http1::SendRequest<AgentBody>;
 
 /// The connections to one address.
 pub struct Connections {
-    address: SocketAddr,
+    dialer: Arc<Dialer>,
     http1: http1::Builder,
     idle: Mutex<Idle<Sender>>,
 }
@@ -44,39 +48,48 @@ pub struct Connections {
 pub struct Lent {
     sender: Option<Sender>,
     from: Arc<Connections>,
-    /// Whether it has carried a request before, so that the agent may be closing it.
-    pub is_used: bool,
+    /// Set when the server turns out to speak HTTP/2, on a new connection where that is looked for.
+    speaks_http2: Option<Arc<AtomicBool>>,
+}
+
+/// A request that got no answer.
+pub struct Unanswered {
+    /// Why.
+    pub error: BoxError,
+    /// The request, if none of it was sent.
+    pub untouched: Option<Request<AgentBody>>,
 }
 
 impl Connections {
     /// None yet.
-    pub fn new(address: SocketAddr, limits: &Limits) -> Self {
+    pub fn new(dialer: Arc<Dialer>, limits: &Limits) -> Self {
         let mut http1 = http1::Builder::new();
         // Both of the head of an answer, and of what waits for an agent that does not read or a peer that does not.
         http1
             .max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize))
             .max_headers(h1::MAX_HEADERS);
-        Self { address, http1, idle: Mutex::new(Idle::new(MAX_IDLE_CONNECTIONS)) }
+        Self { dialer, http1, idle: Mutex::new(Idle::new(MAX_IDLE_CONNECTIONS)) }
     }
 
-    /// One that waits, or a new one.
+    /// One that has carried a request before, so that the agent may be closing it.
+    pub fn waiting(self: &Arc<Self>) -> Option<Lent> {
+        let sender = self.idle.lock().take(Instant::now(), |sender| !sender.is_closed())?;
+        Some(Lent { sender: Some(sender), from: self.clone(), speaks_http2: None })
+    }
+
+    /// A new one. With `looks`, it is noticed where the server speaks HTTP/2 instead.
     ///
     /// # Errors
     /// The agent does not listen.
-    pub async fn lend(self: &Arc<Self>) -> Result<Lent, BoxError> {
-        let waiting = self.idle.lock().take(Instant::now(), |sender| !sender.is_closed());
-        let is_used = waiting.is_some();
-        let sender = match waiting {
-            Some(sender) => sender,
-            // Rarely needed: boxed, so that each request's future is small.
-            None => Box::pin(self.connect()).await?,
+    pub async fn connect(self: &Arc<Self>, looks: bool) -> Result<Lent, BoxError> {
+        let stream = self.dialer.dial().await?;
+        let (stream, speaks_http2) = match looks {
+            true => {
+                let (stream, speaks_http2) = FirstBytes::expect(stream, false);
+                (stream, Some(speaks_http2))
+            }
+            false => (FirstBytes::any(stream), None),
         };
-        Ok(Lent { sender: Some(sender), from: self.clone(), is_used })
-    }
-
-    async fn connect(&self) -> Result<Sender, BoxError> {
-        let stream = timeout(CONNECT, TcpStream::connect(self.address)).await??;
-        tcp::prepare(&stream)?;
         let (sender, connection) = self.http1.handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
         let open = METRICS.connection(Direction::Inbound, Side::Upstream);
         tokio::spawn(async move {
@@ -84,7 +97,7 @@ impl Connections {
             // Its request learns itself of an error.
             let _ = connection.with_upgrades().await;
         });
-        Ok(sender)
+        Ok(Lent { sender: Some(sender), from: self.clone(), speaks_http2 })
     }
 
     fn put(self: &Arc<Self>, sender: Sender) {
@@ -107,16 +120,19 @@ impl Lent {
     ///
     /// # Errors
     /// The connection failed; the request comes back if it had not begun.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, Result<Request<RequestBody>, BoxError>> {
-        let Some(sender) = &mut self.sender else { return Err(Ok(request)) };
-        let sent = sender.try_send_request(request).await;
-        sent.map_err(|mut error: TrySendError<_>| match error.take_message() {
-            Some(request) if self.is_used => Ok(request),
-            _ => Err(error.into_error().into()),
+    pub async fn send(&mut self, request: Request<AgentBody>) -> Result<Response<Incoming>, Unanswered> {
+        let Some(sender) = &mut self.sender else {
+            return Err(Unanswered { error: "the connection is gone".into(), untouched: Some(request) });
+        };
+        sender.try_send_request(request).await.map_err(|mut error| {
+            let untouched = error.take_message();
+            Unanswered { error: error.into_error().into(), untouched }
         })
+    }
+
+    /// Whether the server turned out to speak HTTP/2, so that it took nothing of what it was sent.
+    pub fn speaks_http2(&self) -> bool {
+        self.speaks_http2.as_ref().is_some_and(|speaks| speaks.load(Ordering::Relaxed))
     }
 }
 
@@ -134,6 +150,43 @@ impl Drop for Lent {
                     from.put(sender);
                 }
             });
+        }
+    }
+}
+
+/// The body of a request on an HTTP/1.1 connection to an agent.
+pub enum AgentBody {
+    /// Sent once, and gone then.
+    Once(RequestBody),
+    /// Kept, where it may turn out that the server speaks another protocol.
+    Kept(Replay),
+}
+
+impl Body for AgentBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Once(body) => Pin::new(body).poll_frame(context),
+            Self::Kept(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Once(body) => body.is_end_stream(),
+            Self::Kept(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Once(body) => body.size_hint(),
+            Self::Kept(body) => body.size_hint(),
         }
     }
 }

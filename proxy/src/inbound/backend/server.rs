@@ -1,0 +1,327 @@
+//! An agent's server, and what it is spoken to in.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::header::{CONTENT_TYPE, HOST, UPGRADE};
+use http::request::Parts;
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use mesh_shared::config::{self, AgentServer, Limits, Protocol};
+
+use crate::error::ProxyError;
+use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::http::headers::absolute;
+use crate::inbound::backend::agent_slots::AgentSlots;
+use crate::inbound::backend::connections::{AgentBody, Connections, Lent, Unanswered};
+use crate::inbound::backend::dial::Dialer;
+use crate::inbound::backend::shared::{DialError, SharedConnections, StreamSlot};
+use crate::io::link::Link;
+use crate::upstream::in_flight::InFlight;
+use crate::upstream::replay::{Replay, Source};
+use crate::upstream::retry;
+
+/// How often a request is sent at most on HTTP/2 connections that end before they take it.
+const ATTEMPTS: usize = 3;
+
+/// One worker's way to an agent's server.
+pub struct Server {
+    address: Arc<str>,
+    /// What a program of this host says in `Host` to it.
+    host: Option<HeaderValue>,
+    protocol: Protocol,
+    /// Whether it turned out to speak HTTP/2 only.
+    only_http2: AtomicBool,
+    http1: Arc<Connections>,
+    http2: Arc<SharedConnections>,
+    /// What it is given at once.
+    pub slots: Arc<AgentSlots>,
+}
+
+/// What a request goes out on, until its answer has passed.
+pub enum Carrier {
+    /// A connection of its own.
+    Http1(Lent),
+    /// A stream of a shared connection.
+    Http2(StreamSlot),
+}
+
+/// The answer's head and what brings the rest.
+pub type Answered = (Response<Incoming>, Carrier);
+
+/// A request that can be sent by either protocol.
+struct Message {
+    /// In origin form.
+    parts: Parts,
+    source: Source,
+}
+
+/// Why there is no answer.
+enum Failure {
+    /// Of the request nothing was processed: the server does not speak what it was spoken to in.
+    OtherProtocol(ProxyError),
+    /// Nothing else can be tried.
+    Final(ProxyError),
+}
+
+impl Server {
+    /// Nothing is connected yet.
+    pub fn new(
+        server: &AgentServer,
+        backend: &config::Backend,
+        limits: &Limits,
+        slots: Arc<AgentSlots>,
+    ) -> Self {
+        let dialer = Arc::new(Dialer::new(server.address.clone()));
+        Self {
+            address: server.address.to_string().into(),
+            host: server.address.host().try_into().ok(),
+            protocol: server.protocol,
+            only_http2: AtomicBool::new(false),
+            http1: Arc::new(Connections::new(dialer.clone(), limits)),
+            http2: Arc::new(SharedConnections::new(dialer, backend, limits)),
+            slots,
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
+    /// What a program of this host says in `Host` to it.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
+    }
+
+    /// Sends a request in origin form.
+    ///
+    /// # Errors
+    /// The server does not listen, or failed before it answered.
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Answered, ProxyError> {
+        // What is rare is boxed, so that each request's future is small.
+        if self.takes_http2(request.headers()) {
+            return Box::pin(self.send_anew(request, true)).await;
+        }
+        let mut request = request.map(AgentBody::Once);
+        while let Some(mut connection) = self.http1.waiting() {
+            let again = reads_again(&request);
+            match connection.send(request).await {
+                Ok(response) => return Ok((response, Carrier::Http1(connection))),
+                // The agent closed it just then.
+                Err(Unanswered { untouched: Some(untouched), .. }) => request = untouched,
+                // It broke under the request, perhaps through the fault of the one before. Reading twice does no harm
+                // (RFC 9110, section 9.2.2).
+                Err(Unanswered { error, .. }) => {
+                    let again = again.filter(|_| is_lost(&error));
+                    let failed = self.failed(&error);
+                    let Some(again) = again else { return Err(failed) };
+                    return match Box::pin(self.send_anew(*again, false)).await {
+                        // The agent may have begun with the first one.
+                        Err(ProxyError::BackendUnreachable { .. }) => Err(failed),
+                        outcome => outcome,
+                    };
+                }
+            }
+        }
+        match request.into_parts() {
+            (parts, AgentBody::Once(body)) => {
+                Box::pin(self.send_anew(Request::from_parts(parts, body), false)).await
+            }
+            // Nothing is kept on connections that wait.
+            (_, AgentBody::Kept(_)) => Err(failure(&self.address, "it was sent before")),
+        }
+    }
+
+    /// Whether a request goes by HTTP/2.
+    fn takes_http2(&self, headers: &HeaderMap) -> bool {
+        let http2 = match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::H2c => true,
+            Protocol::Auto => self.only_http2.load(Ordering::Relaxed) || is_grpc(headers),
+        };
+        http2 && !headers.contains_key(UPGRADE)
+    }
+
+    /// Sends a request on a new HTTP/1.1 connection, or by HTTP/2; where it may find out which, by the one after the
+    /// other.
+    async fn send_anew(
+        &self,
+        request: Request<RequestBody>,
+        mut http2: bool,
+    ) -> Result<Answered, ProxyError> {
+        let finds_out = self.protocol == Protocol::Auto;
+        if !finds_out && !http2 {
+            let mut connection = self.connect(false).await?;
+            return match connection.send(request.map(AgentBody::Once)).await {
+                Ok(response) => Ok((response, Carrier::Http1(connection))),
+                Err(Unanswered { error, .. }) => Err(self.failed(&error)),
+            };
+        }
+        let (parts, body) = request.into_parts();
+        let upgrades = parts.headers.contains_key(UPGRADE);
+        let message = Message { parts, source: Source::new(body) };
+        let mut may_change = finds_out && !upgrades;
+        loop {
+            let outcome = match http2 {
+                true => self.send_by_http2(&message).await,
+                false => self.send_by_http1(&message).await,
+            };
+            let error = match outcome {
+                Ok(answered) => return Ok(answered),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::OtherProtocol(error)) => error,
+            };
+            if finds_out {
+                self.only_http2.store(!http2, Ordering::Relaxed);
+            }
+            if !may_change || !message.source.can_repeat() {
+                return Err(error);
+            }
+            (http2, may_change) = (!http2, false);
+        }
+    }
+
+    async fn connect(&self, looks: bool) -> Result<Lent, ProxyError> {
+        self.http1.connect(looks).await.map_err(|error| {
+            let reason = root_cause(&*error).to_string();
+            ProxyError::BackendUnreachable { address: self.address.to_string(), reason }
+        })
+    }
+
+    /// On a new connection, on which the server may turn out to speak HTTP/2 only.
+    async fn send_by_http1(&self, message: &Message) -> Result<Answered, Failure> {
+        let mut connection = self.connect(true).await.map_err(Failure::Final)?;
+        match connection.send(message.for_http1()).await {
+            Ok(response) => Ok((response, Carrier::Http1(connection))),
+            Err(Unanswered { error, .. }) if connection.speaks_http2() => {
+                Err(Failure::OtherProtocol(self.failed(&error)))
+            }
+            Err(Unanswered { error, .. }) => Err(Failure::Final(self.failed(&error))),
+        }
+    }
+
+    async fn send_by_http2(&self, message: &Message) -> Result<Answered, Failure> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (mut sender, link, slot) = self.http2.stream().await.map_err(|error| {
+                let is_other = matches!(error, DialError::Unsettled(_));
+                let told = error.told(&self.address, self.http2.patience());
+                if is_other { Failure::OtherProtocol(told) } else { Failure::Final(told) }
+            })?;
+            let request = message.for_http2(&link);
+            let (answer, slot) = InFlight::send(&mut sender, link, request, slot).await;
+            let mut error = match answer {
+                Ok(response) => return Ok((response, Carrier::Http2(slot))),
+                Err(error) => error,
+            };
+            // Its connection ended, as that of a server does that starts again.
+            let untouched = error.take_message().is_some();
+            let error = error.into_error();
+            let is_unprocessed = untouched || retry::unprocessed(&error).is_some();
+            if !is_unprocessed || attempt == ATTEMPTS || !message.source.can_repeat() {
+                return Err(Failure::Final(failure(&self.address, root_cause(&error).to_string())));
+            }
+        }
+    }
+
+    fn failed(&self, error: &BoxError) -> ProxyError {
+        failure(&self.address, root_cause(&**error).to_string())
+    }
+}
+
+/// The error for a server that took the request and did not answer as it should.
+pub fn failure(address: &str, reason: impl Into<String>) -> ProxyError {
+    ProxyError::BackendFailed { address: address.into(), reason: reason.into() }
+}
+
+impl Message {
+    fn for_http1(&self) -> Request<AgentBody> {
+        // Nothing is reset on HTTP/1.1.
+        let mut request = self.once_more(AgentBody::Kept(self.source.attempt(&Arc::default())));
+        *request.uri_mut() = self.parts.uri.clone();
+        request
+    }
+
+    fn for_http2(&self, link: &Arc<Link>) -> Request<Replay> {
+        let mut request = self.once_more(self.source.attempt(link));
+        let path = self.parts.uri.path_and_query().cloned();
+        // A host is checked before; without one, HTTP/2 makes do with the path.
+        let host = self.parts.headers.get(HOST).map(|host| Authority::try_from(host.as_bytes()));
+        match host {
+            Some(Ok(authority)) => {
+                *request.uri_mut() = absolute(Scheme::HTTP, authority, path);
+                request.headers_mut().remove(HOST);
+            }
+            _ => *request.uri_mut() = self.parts.uri.clone(),
+        }
+        request
+    }
+
+    fn once_more<B>(&self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.headers_mut() = self.parts.headers.clone();
+        request
+    }
+}
+
+/// The request once more, if it only reads and has no body.
+fn reads_again(request: &Request<AgentBody>) -> Option<Box<Request<RequestBody>>> {
+    let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let AgentBody::Once(body) = request.body() else { return None };
+    if !only_reads || !body.is_end_stream() {
+        return None;
+    }
+    let mut again = Request::new(body.none_again());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(Box::new(again))
+}
+
+/// Whether the connection ended, and nothing was wrong with what came on it.
+fn is_lost(error: &BoxError) -> bool {
+    let Some(error) = error.downcast_ref::<hyper::Error>() else { return false };
+    let mut causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let lost = |error: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+    };
+    error.is_incomplete_message() || causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(lost))
+}
+
+/// Whether this is gRPC proper, which is HTTP/2 by definition; gRPC-Web and its like go by either.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+    let rest = kind.and_then(|kind| {
+        let (start, rest) = kind.split_at_checked(b"application/grpc".len())?;
+        start.eq_ignore_ascii_case(b"application/grpc").then_some(rest)
+    });
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn grpc_proper_is_told_from_what_looks_like_it() {
+        let is = |kind: &'static str| {
+            is_grpc(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
+        };
+        assert!(["application/grpc", "application/grpc+proto", "Application/GRPC; a=b"].into_iter().all(is));
+        assert!(
+            !["application/grpc-web", "application/grpc-web+proto", "application/json", ""]
+                .into_iter()
+                .any(is)
+        );
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+}

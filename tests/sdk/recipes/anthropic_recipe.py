@@ -1,0 +1,6 @@
+# With anthropic for Python. Here `base_url` has no `/v1`.
+from anthropic import Anthropic
+
+client = Anthropic(base_url="http://127.0.0.1:3001/agents/grok", api_key="unused")
+answer = client.messages.create(model="grok", max_tokens=100, messages=[{"role": "user", "content": "hello"}])
+print(answer.content[0].text)

@@ -1,0 +1,11 @@
+# With httpx: by base URL; by header; over the unix socket. (requests, aiohttp and urllib3 take the first two the same way.)
+import httpx
+
+with httpx.Client(base_url="http://127.0.0.1:3001/agents/grok") as client:
+    print(client.get("/v1/name").raise_for_status().text)
+
+with httpx.Client(base_url="http://127.0.0.1:3001", headers={"x-mesh-agent": "grok"}) as client:
+    print(client.get("/v1/name").raise_for_status().text)
+
+with httpx.Client(base_url="http://localhost/agents/grok", transport=httpx.HTTPTransport(uds="/run/mesh/outbound.sock")) as client:
+    print(client.get("/v1/name").raise_for_status().text)

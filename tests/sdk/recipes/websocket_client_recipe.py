@@ -1,0 +1,6 @@
+# With websocket-client, which always sends an Origin: leave it out, or allow it with `proxy.outbound.allowed_origins`.
+import websocket
+
+connection = websocket.create_connection("ws://127.0.0.1:3001/agents/grok/socket", suppress_origin=True)
+connection.send("hello")
+print(connection.recv())
