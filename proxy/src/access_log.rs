@@ -232,6 +232,33 @@ impl Account {
     }
 }
 
+/// Writes a line for what is not a request, and was refused with `error` before there was an exchange.
+pub fn write_refusal(caller: &Caller, error: &ProxyError) {
+    let (status, code, _) = error.parts();
+    let line = match caller {
+        Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
+            Record::begin(INBOUND, format_args!("Refused a malformed request peer.cn={}", peer.name()))
+        }
+        Caller::Program(_) if tracing::enabled!(target: OUTBOUND, Level::INFO) => {
+            Record::begin(OUTBOUND, format_args!("Refused a malformed request"))
+        }
+        _ => None,
+    };
+    let Some(mut line) = line else { return };
+    if let Caller::Peer(peer) = caller
+        && line.is_json()
+    {
+        line.text("peer.cn", peer.name());
+    }
+    line.number("status", u64::from(status.as_u16()));
+    line.text("code", code);
+    line.text("error", &*format!("{code}: {error}"));
+    if let Caller::Program(address) = caller {
+        line.text("caller", address.as_deref());
+    }
+    line.end();
+}
+
 /// A path in which nothing can pass for another part of the line.
 struct Path<'a>(&'a str);
 

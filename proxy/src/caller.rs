@@ -1,6 +1,6 @@
 //! Who sends requests, and what the requests of one connection share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Semaphore;
@@ -12,7 +12,7 @@ use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
 use crate::tls::verify::PeerIdentity;
 
 /// Who sent a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Caller {
     /// A peer, as its certificate proved.
     Peer(Arc<PeerIdentity>),
@@ -40,41 +40,82 @@ pub struct Connection {
     pub drain: Drain,
     /// Whether a request has come.
     begun: AtomicBool,
+    /// Requests that were given to the sidecar.
+    asked: AtomicU64,
+    /// How many of them have been answered, as far as the sidecar gives the answer's bytes to its connection.
+    answered: AtomicU64,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
     /// Places for requests that are read to their end although they were refused.
     pub drains: Drains,
     /// Where requests are counted that were sent to no other node.
     pub counters: Arc<PeerMetrics>,
-    _open: Held,
+    /// `None` inside a tunnel: the connection that carries it is counted.
+    _open: Option<Held>,
 }
 
 impl Connection {
     /// A connection of `caller` to a side that may drain.
     pub fn new(caller: Caller, drain: Drain) -> Self {
+        let direction = caller.direction();
         let counters = match &caller {
             Caller::Peer(peer) => METRICS.peer_of(peer.identity()),
             Caller::Program(_) => METRICS.no_peer(Direction::Outbound),
         };
-        let direction = caller.direction();
+        let drains = Drains::new(match direction {
+            Direction::Inbound => &OF_PEERS,
+            Direction::Outbound => &OF_PROGRAMS,
+        });
+        Self::begin(caller, drain, drains, counters, Some(METRICS.connection(direction, Side::Downstream)))
+    }
+
+    /// What is said inside a tunnel on the connection `outer`.
+    pub fn inside(outer: &Self) -> Self {
+        let (drains, counters) = (outer.drains.clone(), outer.counters.clone());
+        Self::begin(outer.caller.clone(), outer.drain.clone(), drains, counters, None)
+    }
+
+    fn begin(
+        caller: Caller,
+        drain: Drain,
+        drains: Drains,
+        counters: Arc<PeerMetrics>,
+        open: Option<Held>,
+    ) -> Self {
         Self {
-            _open: METRICS.connection(direction, Side::Downstream),
             caller,
             tunnel: Tunnel::default(),
             drain,
             begun: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             cut: OnceLock::new(),
-            drains: Drains::new(match direction {
-                Direction::Inbound => &OF_PEERS,
-                Direction::Outbound => &OF_PROGRAMS,
-            }),
+            drains,
             counters,
+            _open: open,
         }
     }
 
     /// Notes that a request has come.
     pub fn begins(&self) {
         self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a request was given to the sidecar.
+    pub fn asks(&self) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that the last byte of a request's answer was given to the connection. Never for a request after which the
+    /// connection leaves HTTP.
+    pub fn answers(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests there have been, if each has been answered.
+    pub fn all_answered(&self) -> Option<u64> {
+        let answered = self.answered.load(Ordering::Relaxed);
+        (self.asked.load(Ordering::Relaxed) == answered).then_some(answered)
     }
 
     /// Whether a request has come.

@@ -19,6 +19,7 @@ use crate::drain;
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{Ending, RequestBody, ResponseBody, Traffic};
 use crate::http::deadline;
+use crate::http::h1;
 use crate::http::headers::MESH_ERROR;
 use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
@@ -43,13 +44,17 @@ pub struct Exchange {
     http1: bool,
     /// How the caller reads errors.
     form: Form,
+    /// Whether its answer ends like any other, with the connection still speaking HTTP.
+    answers: bool,
 }
 
-/// What the bodies of an exchange must keep to.
+/// What the messages of an exchange must keep to.
 #[derive(Clone, Copy)]
 pub struct Rules {
     /// Largest request body.
     pub max_body_bytes: u64,
+    /// Largest head of a request.
+    pub max_header_bytes: usize,
     /// How slowly the body may come.
     pub body: Allowance,
     /// Silence after which an answer is given up.
@@ -61,6 +66,7 @@ impl Rules {
     pub fn new(proxy: &mesh_shared::config::Proxy) -> Self {
         Self {
             max_body_bytes: proxy.limits.max_body_bytes,
+            max_header_bytes: proxy.limits.max_header_bytes as usize,
             body: Allowance {
                 waiting: proxy.timeouts.body,
                 bytes_per_second: proxy.limits.min_body_bytes_per_second,
@@ -84,6 +90,7 @@ impl Exchange {
         subject: Subject,
         rules: Rules,
     ) -> Self {
+        connection.asks();
         Self {
             account: Account::new(
                 request.method().clone(),
@@ -102,6 +109,7 @@ impl Exchange {
             _under_way: connection.drain.request(),
             http1: request.version() <= Version::HTTP_11,
             form: Form::of(request.headers()),
+            answers: false,
         }
     }
 
@@ -119,6 +127,17 @@ impl Exchange {
         match self.form {
             Form::Grpc => u64::MAX,
             Form::Problem => self.rules.max_body_bytes,
+        }
+    }
+
+    /// Lets a head pass that is not larger than is allowed. hyper may have read twice as much at once.
+    ///
+    /// # Errors
+    /// One that is.
+    pub fn check_head(&self, request: &http::request::Parts) -> Result<(), ProxyError> {
+        match h1::head_bytes(request) > self.rules.max_header_bytes {
+            true => Err(ProxyError::HeadersTooLarge { most: h1::MAX_HEADERS }),
+            false => Ok(()),
         }
     }
 
@@ -192,6 +211,8 @@ impl Exchange {
         if self.http1 && self.connection.drain.has_begun() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        // What follows a CONNECT that is granted may be anything.
+        self.answers = self.account.method != Method::CONNECT || !response.status().is_success();
         self.account.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
         if self.account.method == Method::HEAD {
@@ -240,6 +261,19 @@ impl Exchange {
         }
     }
 
+    /// What tells of an upload over HTTP/2 that comes to its end before its `error` is told, as long as it keeps coming.
+    /// Many clients cannot read an answer while they send: Node.js gives up where much waits to be sent. gRPC's can, and
+    /// may send for ever; and where time was what ran out, the caller is not to wait longer.
+    fn upload(&self, error: &ProxyError) -> Option<Arc<Traffic>> {
+        let in_time = !matches!(error, ProxyError::DeadlineExceeded { .. } | ProxyError::BodyTooSlow { .. });
+        let traffic = &self.account.traffic;
+        let waits = !self.http1
+            && self.form == Form::Problem
+            && in_time
+            && traffic.request.ending() != Some(Ending::Complete);
+        waits.then(|| traffic.clone())
+    }
+
     /// An error as the caller sees it.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
         METRICS.error(error.parts().1);
@@ -251,7 +285,7 @@ impl Exchange {
 
 /// Gives the caller its answer, and the exchange to whatever carries the rest of it: the answer's body, or the tunnel
 /// that the next hop agreed to.
-pub fn finish(
+pub async fn finish(
     exchange: Box<Exchange>,
     connection: &Connection,
     upgrade: Option<Upgrade>,
@@ -262,7 +296,13 @@ pub fn finish(
             upgrade.join(&mut response, &connection.tunnel, exchange.switched());
             response
         }
-        (outcome, _) => exchange.answer(outcome),
+        (outcome, _) => {
+            if let Some(upload) = outcome.as_ref().err().and_then(|error| exchange.upload(error)) {
+                // Rarely needed: boxed, so that each request's future is small.
+                Box::pin(upload.rest.read()).await;
+            }
+            exchange.answer(outcome)
+        }
     }
 }
 
@@ -287,6 +327,9 @@ pub async fn within_deadline<T>(
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.held.clear();
+        if self.answers {
+            self.connection.answers();
+        }
         let end = self.account.end(self.connection.why_cut());
         self.counters.ended(self.account.agent_name(), &end.figures);
         self.account.write(&self.connection.caller, &end);

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod deadline;
+pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod idle;

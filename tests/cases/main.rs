@@ -37,6 +37,7 @@ mod pass_through;
 mod peer_api;
 mod properties;
 mod queries;
+mod refusals;
 mod resilience;
 mod retries;
 mod stopping;
@@ -46,6 +47,7 @@ mod supervisor;
 mod threads;
 mod trust_while_connected;
 mod upgrading;
+mod uploads;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -49,6 +49,7 @@ impl Recorded {
 /// - `/headers`: the request's headers as JSON
 /// - `/status/<code>`: that status without a body, with an `x-mesh-error` that only sidecars may send
 /// - `/wide`: an answer with 40,000 bytes of headers
+/// - `/many/<count>`: an answer with so many headers
 /// - `/stream`: a body that the test sends ([`Example::stream`])
 /// - `/upload`: takes a body whose pieces the test sees ([`Example::upload`]), answers at its end
 /// - `/hang`: nothing, until the client goes ([`Example::gone`])
@@ -237,6 +238,13 @@ impl Example {
             _ if path.starts_with("/keep-alive/") => Ok(Response::builder()
                 .header("keep-alive", format!("timeout={}, max=100", path.trim_start_matches("/keep-alive/")))
                 .body(web::empty())?),
+            _ if path.starts_with("/many/") => {
+                let mut response = Response::builder();
+                for i in 0..path.trim_start_matches("/many/").parse()? {
+                    response = response.header(format!("x-many-{i}"), "m");
+                }
+                Ok(response.body(web::full("many"))?)
+            }
             _ if path.starts_with("/session/") => Ok(Response::builder()
                 .header("mcp-session-id", path.trim_start_matches("/session/"))
                 .body(web::empty())?),
@@ -325,7 +333,8 @@ async fn accept(listener: TcpListener, example: Arc<Example>) {
         let example = example.clone();
         connections.spawn(async move {
             let service = service_fn(|request| example.clone().answer(request));
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let connection =
+                http1::Builder::new().max_headers(1_000).serve_connection(TokioIo::new(stream), service);
             let _ = connection.with_upgrades().await;
         });
         while connections.try_join_next().is_some() {}

@@ -118,6 +118,15 @@ impl Answer {
         assert!(problem["title"].as_str().is_some_and(|title| title.len() > 5), "{}", shown());
         let detail = problem["detail"].as_str().unwrap_or_default();
         assert!(detail.len() > 15, "no helpful sentence: {}", shown());
+        // Clients of model providers read nothing but this.
+        assert_eq!(problem["error"]["message"], detail, "{}", shown());
+        assert_eq!(problem["error"]["code"], code, "{}", shown());
+        let kind = match status {
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "mesh_error",
+        };
+        assert_eq!(problem["error"]["type"], kind, "{}", shown());
         detail.into()
     }
 }
@@ -142,7 +151,8 @@ pub struct Connection(http1::SendRequest<Body>);
 impl Connection {
     /// Speaks HTTP/1.1 on a stream.
     pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let handshake = http1::Builder::new().max_headers(1_000).handshake(TokioIo::new(stream));
+        let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection.with_upgrades());
         Self(sender)
     }

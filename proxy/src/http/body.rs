@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::error::Error;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::http::headers;
@@ -28,6 +28,8 @@ use crate::http::unread::Step;
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 /// How much of it is read: so many times what a request may have, and at least as many bytes.
 const DRAIN_BYTES: (u64, u64) = (4, 64 << 20);
+/// How long an error waits for the rest of a request that comes over HTTP/2, in all and between two pieces.
+const UPLOAD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 /// How many requests on one HTTP/2 connection are read to their end at once.
 const DRAINS_OF_CONNECTION: usize = 16;
 /// The same on all connections of one side. What each takes is some kilobytes, since nothing that comes is kept.
@@ -47,6 +49,8 @@ pub struct Traffic {
     pub answered: AtomicBool,
     /// Whether the request was given to a connection, so that whoever is behind it may have begun to work on it.
     pub sent: AtomicBool,
+    /// What becomes of the rest of the request once nobody wants it.
+    pub rest: Remainder,
 }
 
 /// How much of one body passed, and how it ended.
@@ -285,8 +289,8 @@ impl Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         self.traffic.request.end(Ending::Dropped);
-        let rest = self.inner.take().filter(|rest| !rest.is_end_stream());
-        let (Some(mut rest), Ok(runtime)) = (rest, Handle::try_current()) else { return };
+        let rest = Rest(self.traffic.clone());
+        let Some(mut inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else { return };
         let place = match &self.drains {
             Some(drains) => match drains.enter() {
                 Some(place) => Some(place),
@@ -295,17 +299,53 @@ impl Drop for RequestBody {
             },
             None => None,
         };
+        let Ok(runtime) = Handle::try_current() else { return };
         let mut left = self.drain_bytes;
         runtime.spawn(timeout(DRAIN.0, async move {
             let _place = place;
-            while let Ok(Some(Ok(frame))) = timeout(DRAIN.1, rest.frame()).await {
+            while let Ok(Some(Ok(frame))) = timeout(DRAIN.1, inner.frame()).await {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match left.checked_sub(bytes) {
                     Some(fewer) => left = fewer,
                     None => return,
                 }
+                rest.0.rest.came.notify_waiters();
             }
         }));
+    }
+}
+
+/// The reading of what is left of a request that nobody wants any more.
+struct Rest(Arc<Traffic>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.rest.ended.store(true, Ordering::Release);
+        self.0.rest.came.notify_waiters();
+    }
+}
+
+/// What is told of that reading.
+#[derive(Default)]
+pub struct Remainder {
+    came: Notify,
+    ended: AtomicBool,
+}
+
+impl Remainder {
+    /// Waits while what is left of the request keeps coming, for a while.
+    pub async fn read(&self) {
+        let _ = timeout(UPLOAD.0, async {
+            loop {
+                let mut came = pin!(self.came.notified());
+                // From here on, nothing is missed.
+                came.as_mut().enable();
+                if self.ended.load(Ordering::Acquire) || timeout(UPLOAD.1, came).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
     }
 }
 

@@ -26,11 +26,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
 use crate::drain::Drain;
-use crate::http::h2;
 use crate::http::unread::Streams;
+use crate::http::{h1, h2};
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
@@ -69,7 +70,9 @@ impl Inbound {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(proxy.timeouts.header)
-            .max_buf_size(proxy.limits.max_header_bytes as usize);
+            .max_buf_size(proxy.limits.max_header_bytes as usize)
+            .max_header_size(proxy.limits.max_header_bytes as usize)
+            .max_headers(h1::MAX_HEADERS);
         let mut http2 = http2::Builder::new(Streams::new(proxy.timeouts.unread));
         http2
             .timer(TokioTimer::new())
@@ -225,7 +228,8 @@ impl Inbound {
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
-                let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                let io = TokioIo::new(Refusing::new(io, of.clone()));
+                let connection = self.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
                 Box::pin(linger_to_end(connection, finish, &self.drain))
             }

@@ -81,7 +81,7 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         };
-        finish(exchange, connection, upgrade, outcome)
+        finish(exchange, connection, upgrade, outcome).await
     }
 
     fn begin(&self, connection: &Arc<Connection>, request: &Request<Incoming>) -> Box<Exchange> {

@@ -15,13 +15,15 @@ use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
 use crate::http::body::ResponseBody;
-use crate::http::h2;
 use crate::http::unread::Streams;
+use crate::http::{h1, h2};
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
 use crate::outbound::destination::Destination;
@@ -53,7 +55,11 @@ impl Outbound {
         let mut http = auto::Builder::new(Streams::new(unread));
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
         // Small answers go out in one piece, which the system sends for less than a list of pieces.
-        http.http1().header_read_timeout(None).max_buf_size(limits.max_header_bytes as usize).writev(false);
+        http.http1()
+            .header_read_timeout(None)
+            .max_buf_size(limits.max_header_bytes as usize)
+            .max_headers(h1::MAX_HEADERS)
+            .writev(false);
         http.http2()
             .timer(TokioTimer::new())
             .max_header_list_size(limits.max_header_bytes)
@@ -89,7 +95,7 @@ impl ServerApp for OutboundListener {
         let _slot = METRICS.slot(Limit::LocalConnections);
         let caller = Caller::Program(remote_address(&stream).map(|address| address.to_string().into()));
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
-        self.serve(TokioIo::new(Socket::new(stream, outbound.unread)), &from).await;
+        self.serve(Socket::new(stream, outbound.unread), &from).await;
         from.tunnel.ended().await;
         None
     }
@@ -99,23 +105,24 @@ impl OutboundListener {
     /// Serves HTTP on a connection, or inside a tunnel.
     fn serve<I>(self: &Arc<Self>, io: I, from: &Arc<Connection>) -> impl Future<Output = ()> + Send + use<I>
     where
-        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (this, from) = (self.clone(), from.clone());
+        let this = self.clone();
         let drain = this.outbound.drain.clone();
         let service = service_fn({
-            let this = this.clone();
+            let (this, from) = (this.clone(), from.clone());
             move |request: Request<Incoming>| {
                 let (this, from) = (this.clone(), from.clone());
                 // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
                 Box::pin(async move {
                     Ok::<_, Infallible>(match *request.method() {
-                        Method::CONNECT => this.connect(&from, request),
+                        Method::CONNECT => this.connect(&from, request).await,
                         _ => this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await,
                     })
                 })
             }
         });
+        let io = TokioIo::new(Refusing::new(io, from.clone()));
         let connection = this.outbound.http.serve_connection_with_upgrades(io, service);
         // The builder's settings are in the connection.
         let connection = connection.into_owned();
@@ -128,19 +135,20 @@ impl OutboundListener {
     }
 
     /// Answers a CONNECT, behind which a program speaks plain HTTP as on a listener that leads to one place.
-    fn connect(
+    async fn connect(
         self: &Arc<Self>,
         from: &Arc<Connection>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let tunnel = hyper::upgrade::on(&mut request);
-        let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request);
+        let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request).await;
         if let Some(destination) = destination {
             let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
-            let through = from.clone();
+            let through = Arc::new(Connection::inside(from));
             from.tunnel.carry(async move {
                 if let Ok(tunnel) = tunnel.await {
-                    inside.serve(tunnel, &through).await;
+                    inside.serve(TokioIo::new(tunnel), &through).await;
+                    through.tunnel.ended().await;
                 }
             });
         }

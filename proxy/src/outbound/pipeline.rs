@@ -56,7 +56,7 @@ impl Pipeline {
     }
 
     /// Answers a CONNECT. Where that is 200, it also gives where the tunnel leads.
-    pub fn connect(
+    pub async fn connect(
         &self,
         connection: &Arc<Connection>,
         only: Option<&Destination>,
@@ -65,6 +65,7 @@ impl Pipeline {
         let exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
         let (parts, _) = request.into_parts();
         let destination = message::check_request(&parts, false)
+            .and_then(|()| exchange.check_head(&parts))
             .and_then(|()| browser_guard::check(&parts.headers, &self.allowed_origins))
             .and_then(|()| destination::read_connect(&parts, only, |to, port| self.is_mesh_port(to, port)));
         if let Err(error) = &destination {
@@ -74,7 +75,7 @@ impl Pipeline {
             Ok(destination) => (Ok(Response::new(ResponseBody::full(""))), Some(destination)),
             Err(error) => (Err(error), None),
         };
-        (finish(exchange, connection, None, outcome), destination)
+        (finish(exchange, connection, None, outcome).await, destination)
     }
 
     fn is_mesh_port(&self, to: &Destination, port: u16) -> bool {
@@ -110,7 +111,7 @@ impl Pipeline {
         if let Err(error) = &outcome {
             tell(error);
         }
-        finish(exchange, connection, upgrade, outcome)
+        finish(exchange, connection, upgrade, outcome).await
     }
 
     async fn answer(
@@ -123,6 +124,7 @@ impl Pipeline {
         let (mut parts, body) = request.into_parts();
         message::check_request(&parts, !body.is_end_stream())?;
         let body = exchange.body(body, parts.version);
+        exchange.check_head(&parts)?;
         browser_guard::check(&parts.headers, &self.allowed_origins)?;
         let Wanted { to: destination, prefix } =
             destination::read(&mut parts, only, |to, port| self.is_mesh_port(to, port))?;

@@ -14,11 +14,11 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
-use crate::http::h2;
 use crate::http::h2::client::{self, Spawner, Unsettled};
 use crate::http::h2::shared::{CONNECTIONS, DIALS, Dial, Dialled, STREAMS, Shared, StreamSlot, Taken};
 use crate::http::idle::Idle;
 use crate::http::replay::Replay;
+use crate::http::{h1, h2};
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::link::Link;
 use crate::metrics::{Direction, HandshakeFailure, Limit, METRICS, Side};
@@ -82,7 +82,7 @@ impl Pool {
             .keep_alive_interval(h2::CALLER_PING_INTERVAL)
             .keep_alive_timeout(h2::CALLER_PING_TIMEOUT);
         let mut http1 = http1::Builder::new();
-        http1.max_buf_size(limits.max_header_bytes as usize);
+        http1.max_buf_size(limits.max_header_bytes as usize).max_headers(h1::MAX_HEADERS);
         let peer = Arc::new(Peer {
             endpoint,
             roster,

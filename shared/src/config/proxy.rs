@@ -172,7 +172,7 @@ impl FromStr for Protocol {
 /// How much one client may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Largest request body, in bytes.
+    /// Largest request body, in bytes. What comes once the answer has begun, and gRPC, is not counted.
     pub max_body_bytes: u64,
     /// Largest header block, in bytes.
     pub max_header_bytes: u32,

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::sleep_until;
 
 use crate::http::body::{BoxError, RequestBody};
+use crate::http::h1;
 use crate::http::idle::Idle;
 use crate::http::replay::Replay;
 use crate::inbound::backend::dial::Dialer;
@@ -64,7 +65,9 @@ impl Connections {
     pub fn new(dialer: Arc<Dialer>, limits: &Limits) -> Self {
         let mut http1 = http1::Builder::new();
         // Both of the head of an answer, and of what waits for an agent that does not read or a peer that does not.
-        http1.max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize));
+        http1
+            .max_buf_size(READ_BUFFER_BYTES.max(limits.max_header_bytes as usize))
+            .max_headers(h1::MAX_HEADERS);
         Self { dialer, http1, idle: Mutex::new(Idle::new(MAX_IDLE_CONNECTIONS)) }
     }
 
