@@ -27,6 +27,7 @@ use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::time::timeout;
 
 use crate::error::{ProxyError, Sent};
@@ -208,7 +209,7 @@ impl Upstream {
         };
         self.nodes.budget.lock().deposit();
         let message = Message { parts: &parts, source: &source, target: &target };
-        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        let mut tried: SmallVec<[Arc<Endpoint>; 2]> = SmallVec::new();
         let mut last = None;
         let failed = |error, tried: &[Arc<Endpoint>]| Failed {
             error,
@@ -258,7 +259,7 @@ impl Upstream {
     }
 
     /// The ways to the nodes that could get the request, as the roster knows them.
-    fn ways_to(&self, target: &Target) -> Result<Vec<Way>, ProxyError> {
+    fn ways_to(&self, target: &Target) -> Result<SmallVec<[Way; 1]>, ProxyError> {
         let roster = &self.nodes.roster;
         match &target.to {
             Recipient::Node(name) => {
@@ -266,14 +267,14 @@ impl Upstream {
                 match route.status {
                     // The mesh's own paths are how one learns that a node is back.
                     Status::Offline if !target.own_path => Err(ProxyError::NodeOffline(name.clone())),
-                    _ => Ok(vec![self.ways.to(&route, &self.nodes.endpoints)]),
+                    _ => Ok(smallvec![self.ways.to(&route, &self.nodes.endpoints)]),
                 }
             }
             Recipient::Agent(agent) => {
                 let routes = roster.agent(agent)?;
                 let takes_tasks =
                     |route: &&Arc<Route>| matches!(route.status, Status::Online | Status::Degraded);
-                let ways: Vec<Way> = routes
+                let ways: SmallVec<[Way; 1]> = routes
                     .iter()
                     .filter(takes_tasks)
                     .map(|route| self.ways.to(route, &self.nodes.endpoints))
