@@ -15,12 +15,12 @@ use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::http::headers;
+use crate::http::incoming::Incoming;
 use crate::http::pace::{Allowance, Pace};
 use crate::http::unread::Step;
 
@@ -134,7 +134,7 @@ pub type Tap = Box<dyn FnMut(&Bytes) + Send>;
 /// then lose the answer as well (curl, httpx) or never end the request (Node.js). So the rest is read and dropped for a
 /// while, within bounds of time and bytes, and on HTTP/2 as long as not too many do so at once.
 pub struct RequestBody {
-    inner: Option<Incoming>,
+    inner: Option<hyper::body::Incoming>,
     /// Where places for reading the rest come from; `None` where there is one request to a connection.
     drains: Option<Drains>,
     /// How much of the rest is read.
@@ -165,7 +165,7 @@ impl RequestBody {
     /// go on for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
     /// announced ([`RequestBody::announced`]).
     pub fn new(
-        inner: Incoming,
+        inner: hyper::body::Incoming,
         version: Version,
         traffic: Arc<Traffic>,
         max_bytes: u64,
@@ -406,8 +406,8 @@ impl ResponseBody {
     }
 
     /// An answer that comes from elsewhere.
-    pub fn passing(inner: Incoming) -> Self {
-        Self { source: Source::Passing(inner), watched: None }
+    pub fn passing(inner: impl Into<Incoming>) -> Self {
+        Self { source: Source::Passing(inner.into()), watched: None }
     }
 
     /// Notes in `traffic` what passes, and drops `guard` when the answer has passed or was given up. It is given up at
@@ -497,11 +497,11 @@ impl Body for ResponseBody {
                         limits.progressed();
                     }
                 }
-                Some(Err(error)) => passage.end_because(Ending::SourceFailed, error),
+                Some(Err(error)) => passage.end_because(Ending::SourceFailed, &**error),
                 None => passage.end(Ending::Complete),
             }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

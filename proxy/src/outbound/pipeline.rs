@@ -133,7 +133,6 @@ impl Pipeline {
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
-        headers::announce_body(&mut parts.headers, &body.size_hint());
         headers::set_way(&mut parts.headers, prefix.clone());
         exchange.pass_deadline(&mut parts.headers);
         let to = match destination {

@@ -4,18 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::header::{HOST, UPGRADE};
+use http::header::{HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
 
 use crate::error::ProxyError;
 use crate::http::body::{BoxError, RequestBody, root_cause};
-use crate::http::h2::in_flight::InFlight;
+use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::headers::{absolute, is_grpc};
+use crate::http::incoming::Incoming;
 use crate::http::replay::{Replay, Source, once_more};
 use crate::inbound::backend::agent_slots::AgentSlots;
 use crate::inbound::backend::connections::{AgentBody, Connections, Lent, Unanswered};
@@ -110,7 +110,7 @@ impl Server {
         while let Some(mut connection) = self.http1.waiting() {
             let again = reads_again(&request);
             match connection.send(request).await {
-                Ok(response) => return Ok((response, Carrier::Http1(connection))),
+                Ok(response) => return Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
                 // The agent closed it just then.
                 Err(Unanswered { untouched: Some(untouched), .. }) => request = untouched,
                 // It broke under the request, perhaps through the fault of the one before. Reading twice does no harm
@@ -157,7 +157,7 @@ impl Server {
         if !finds_out && !http2 {
             let mut connection = self.connect(false).await?;
             return match connection.send(request.map(AgentBody::Once)).await {
-                Ok(response) => Ok((response, Carrier::Http1(connection))),
+                Ok(response) => Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
                 Err(Unanswered { error, .. }) => Err(self.failed(&error)),
             };
         }
@@ -196,7 +196,7 @@ impl Server {
     async fn send_by_http1(&self, message: &Message) -> Result<Answered, Failure> {
         let mut connection = self.connect(true).await.map_err(Failure::Final)?;
         match connection.send(message.for_http1()).await {
-            Ok(response) => Ok((response, Carrier::Http1(connection))),
+            Ok(response) => Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
             Err(Unanswered { error, .. }) if connection.speaks_http2() => {
                 Err(Failure::OtherProtocol(self.failed(&error)))
             }
@@ -215,13 +215,11 @@ impl Server {
             })?;
             let request = message.for_http2(&link);
             let (answer, slot) = InFlight::send(&mut sender, link, request, slot).await;
-            let mut error = match answer {
+            let SendError { error, untouched } = match answer {
                 Ok(response) => return Ok((response, Carrier::Http2(slot))),
                 Err(error) => error,
             };
             // Its connection ended, as that of a server does that starts again.
-            let untouched = error.take_message().is_some();
-            let error = error.into_error();
             let is_unprocessed = untouched || retry::unprocessed(&error).is_some();
             if !is_unprocessed || attempt == ATTEMPTS || !message.source.can_repeat() {
                 return Err(Failure::Final(failure(&self.address, root_cause(&error).to_string())));
@@ -249,6 +247,8 @@ impl Message {
 
     fn for_http2(&self, link: &Arc<Link>) -> Request<Replay> {
         let mut request = once_more(&self.parts, self.source.attempt(link));
+        // It may have been on an HTTP/1.1 connection that ended.
+        request.headers_mut().remove(TRANSFER_ENCODING);
         let path = self.parts.uri.path_and_query().cloned();
         // A host is checked before; without one, HTTP/2 makes do with the path.
         let host = self.parts.headers.get(HOST).map(|host| Authority::try_from(host.as_bytes()));
