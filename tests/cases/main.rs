@@ -46,6 +46,7 @@ mod streaming;
 mod supervisor;
 mod threads;
 mod trust_while_connected;
+mod tunnels;
 mod upgrading;
 mod uploads;
 
