@@ -37,6 +37,7 @@ mod pass_through;
 mod peer_api;
 mod properties;
 mod queries;
+mod redirects;
 mod refusals;
 mod resilience;
 mod retries;
