@@ -20,6 +20,7 @@ mod failover;
 mod first_view;
 mod floods;
 mod forged_answers;
+mod forwarding;
 mod guards;
 mod handshake;
 mod harness;
