@@ -1,6 +1,7 @@
 //! CONNECT: programs that open a tunnel through their proxy for every host, and speak plain HTTP inside.
 
-use http::Method;
+use http::{Method, Request};
+use hyper_util::rt::TokioIo;
 use mesh_tests::frames::{self, PING, PREFACE, SETTINGS, frame};
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
@@ -76,8 +77,58 @@ async fn http1_http2_and_websockets_pass_a_tunnel_to_a_node_or_an_agent() {
         }
     }
     assert_eq!(two.agent().last().all("x-mesh-peer-cn"), ["ct110"]);
-    one.proxy().wait_log(&["[Outbound] Request CONNECT", "status=200"]).await;
+    one.proxy().wait_log(&["[Outbound] Request CONNECT grok.agent.mesh:80 status=200"]).await;
     one.proxy().wait_log(&["[Outbound] Request GET /a", "status=200", "node=ct111"]).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_http2_may_be_a_tunnel_as_well() {
+    let mesh = Mesh::new();
+    let (one, _two) = mesh.pair().await;
+    let mut h2 = web::h2(TcpStream::connect(one.outbound()).await.unwrap()).await;
+    let ask = |target| Request::connect(target).body(web::empty()).unwrap();
+    let refused = within("an answer", h2.send_request(ask("ct111.mesh:443"))).await.unwrap();
+    Answer::read(refused).await.unwrap().problem(400, "bad_destination");
+    for _ in 0..2 {
+        let answer = within("an answer", h2.send_request(ask("grok.agent.mesh:80"))).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let tunnel = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        let mut inside = Connection::over(tunnel).await;
+        for path in ["/a", "/b"] {
+            assert_eq!(inside.send(web::get_with(path, &[])).await.text(), format!("GET {path}"));
+        }
+    }
+    // The others go on.
+    let answer =
+        within("an answer", h2.send_request(web::get_with("http://ct111.mesh/c", &[]))).await.unwrap();
+    assert_eq!(Answer::read(answer).await.unwrap().text(), "GET /c");
+}
+
+#[tokio::test]
+async fn what_could_be_a_body_or_a_tunnels_first_bytes_is_refused() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let hidden = "GET /hidden HTTP/1.1\r\nhost: ct111.mesh\r\nconnection: close\r\n\r\n";
+    let length = format!("content-length: {}\r\n\r\n{hidden}", hidden.len());
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
+    for framed in [length, chunked] {
+        let head = "CONNECT ct111.mesh:80 HTTP/1.1\r\nhost: ct111.mesh:80\r\nconnection: close\r\n";
+        let told = web::raw(one.outbound(), (head.to_owned() + &framed).as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("CONNECT request with a body"), "{told}");
+        assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "{told}");
+    }
+    for target in ["ct111.mesh", "http://ct111.mesh/", "http://ct111.mesh:80/x"] {
+        let head = format!("CONNECT {target} HTTP/1.1\r\nhost: ct111.mesh\r\nconnection: close\r\n\r\n");
+        let told = web::raw(one.outbound(), head.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("a host and a port"), "{told}");
+    }
+    assert!(two.agent().requests().is_empty());
+    // Without content it is one all the same, and old clients have no Host.
+    for head in ["HTTP/1.1\r\nhost: ct111.mesh\r\ncontent-length: 0\r\n", "HTTP/1.0\r\n"] {
+        let request = format!("CONNECT ct111.mesh:80 {head}\r\n{}", hidden.replace("hidden", "shown"));
+        let told = web::raw(one.outbound(), request.as_bytes()).await;
+        assert!(told.contains(" 200 OK") && told.ends_with("GET /shown"), "{told}");
+    }
 }
 
 #[tokio::test]

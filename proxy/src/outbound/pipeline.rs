@@ -63,8 +63,8 @@ impl Pipeline {
         request: Request<Incoming>,
     ) -> (Response<ResponseBody>, Option<Destination>) {
         let exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
-        let (parts, _) = request.into_parts();
-        let destination = message::check_request(&parts, false)
+        let (parts, body) = request.into_parts();
+        let destination = message::check_request(&parts, !body.is_end_stream())
             .and_then(|()| exchange.check_head(&parts))
             .and_then(|()| browser_guard::check(&parts.headers, &self.allowed_origins))
             .and_then(|()| destination::read_connect(&parts, only, |to, port| self.is_mesh_port(to, port)));
