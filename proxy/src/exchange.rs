@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::header::{CONNECTION, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::{Account, Subject};
@@ -36,7 +37,7 @@ pub struct Exchange {
     deadline: Option<Deadline>,
     rules: Rules,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
-    held: Vec<Box<dyn Any + Send>>,
+    held: SmallVec<[Box<dyn Any + Send>; 2]>,
     _in_flight: Held,
     _stream: Option<Held>,
     _under_way: drain::Held,
@@ -102,7 +103,7 @@ impl Exchange {
             counters: connection.counters.clone(),
             deadline: None,
             rules,
-            held: Vec::new(),
+            held: SmallVec::new(),
             _in_flight: METRICS.request(connection.caller.direction()),
             _stream: (request.version() == Version::HTTP_2)
                 .then(|| METRICS.stream(connection.caller.direction(), Side::Downstream)),
@@ -122,7 +123,7 @@ impl Exchange {
     }
 
     /// A gRPC call may last for ever, and its messages have a limit of their own at whoever reads them. What waits here is
-    /// bounded by the windows of HTTP/2, and by what is kept for a repeat ([`crate::upstream::replay`]).
+    /// bounded by the windows of HTTP/2, and by what is kept for a repeat ([`crate::http::replay`]).
     fn max_body_bytes(&self) -> u64 {
         match self.form {
             Form::Grpc => u64::MAX,

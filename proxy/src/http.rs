@@ -10,5 +10,6 @@ pub mod message;
 pub mod pace;
 pub mod problem;
 pub mod redirect;
+pub mod replay;
 pub mod unread;
 pub mod upgrade;

@@ -1,16 +1,14 @@
 //! From "which node" to "which connection": [`Upstream::send`] is the entry.
 //!
 //! [`mod@choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
-//! [`ways`] finds its [`pool`] of connections, which [`connect`] makes; [`in_flight`] is the request on one of them. When
-//! that fails, [`retry`] says whether the request may be sent again, with the body that [`replay`] has kept.
+//! [`ways`] finds its [`pool`] of connections, which [`connect`] makes. When a request fails there, [`retry`] says whether it
+//! may be sent again.
 
 pub mod choose;
 pub mod connect;
 pub mod endpoint;
 pub mod health;
-pub mod in_flight;
 pub mod pool;
-pub mod replay;
 pub mod retry;
 pub mod session;
 pub mod ways;
@@ -29,11 +27,15 @@ use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::time::timeout;
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::{RequestBody, root_cause};
+use crate::http::h2::in_flight::InFlight;
+use crate::http::h2::shared::Taken;
 use crate::http::headers::{absolute, to_origin_form};
+use crate::http::replay::{Replay, Source, once_more};
 use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
 use crate::roster::store::RosterStore;
@@ -42,9 +44,7 @@ use crate::tls::credentials::CredentialStore;
 use crate::upstream::choose::{Candidate, Readiness, choose};
 use crate::upstream::connect::list;
 use crate::upstream::endpoint::{Endpoint, RESERVE, RequestSlot};
-use crate::upstream::in_flight::InFlight;
-use crate::upstream::pool::{Connection, StreamSlot};
-use crate::upstream::replay::{Replay, Source};
+use crate::upstream::pool::{Connection, PeerStreamSlot};
 use crate::upstream::retry::{Again, Budget, again};
 use crate::upstream::session::{Issued, rank};
 use crate::upstream::ways::{Endpoints, Way, Ways};
@@ -110,7 +110,7 @@ pub struct Failed {
 pub struct Slot {
     /// Its stream on a shared connection.
     #[allow(dead_code, reason = "held")]
-    stream: Option<StreamSlot>,
+    stream: Option<PeerStreamSlot>,
     request: RequestSlot,
 }
 
@@ -209,7 +209,7 @@ impl Upstream {
         };
         self.nodes.budget.lock().deposit();
         let message = Message { parts: &parts, source: &source, target: &target };
-        let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+        let mut tried: SmallVec<[Arc<Endpoint>; 2]> = SmallVec::new();
         let mut last = None;
         let failed = |error, tried: &[Arc<Endpoint>]| Failed {
             error,
@@ -259,7 +259,7 @@ impl Upstream {
     }
 
     /// The ways to the nodes that could get the request, as the roster knows them.
-    fn ways_to(&self, target: &Target) -> Result<Vec<Way>, ProxyError> {
+    fn ways_to(&self, target: &Target) -> Result<SmallVec<[Way; 1]>, ProxyError> {
         let roster = &self.nodes.roster;
         match &target.to {
             Recipient::Node(name) => {
@@ -267,14 +267,14 @@ impl Upstream {
                 match route.status {
                     // The mesh's own paths are how one learns that a node is back.
                     Status::Offline if !target.own_path => Err(ProxyError::NodeOffline(name.clone())),
-                    _ => Ok(vec![self.ways.to(&route, &self.nodes.endpoints)]),
+                    _ => Ok(smallvec![self.ways.to(&route, &self.nodes.endpoints)]),
                 }
             }
             Recipient::Agent(agent) => {
                 let routes = roster.agent(agent)?;
                 let takes_tasks =
                     |route: &&Arc<Route>| matches!(route.status, Status::Online | Status::Degraded);
-                let ways: Vec<Way> = routes
+                let ways: SmallVec<[Way; 1]> = routes
                     .iter()
                     .filter(takes_tasks)
                     .map(|route| self.ways.to(route, &self.nodes.endpoints))
@@ -378,7 +378,7 @@ impl Upstream {
             let (connection, connect) = self.connect(way, message.target, others).await?;
             message.source.sent(true);
             let (mut error, link) = match connection {
-                Connection::Http2(mut sender, link, stream) => {
+                Taken::Stream(mut sender, link, stream) => {
                     let request = message.for_http2(&way.route, &link);
                     let slot = Slot { stream: Some(stream), request: request_slot };
                     let sent = InFlight::send(&mut sender, link.clone(), request, slot);
@@ -394,7 +394,7 @@ impl Upstream {
                         }
                     }
                 }
-                Connection::Http1(mut sender, link) => {
+                Taken::Other((mut sender, link)) => {
                     let request = message.for_http1(&way.route, &link);
                     match sender.try_send_request(request).await {
                         Ok(answer) => {
@@ -488,27 +488,20 @@ fn keep_alive(answer: &Response<Incoming>) -> Option<Duration> {
 
 impl Message<'_> {
     fn for_http2(&self, route: &Route, link: &Arc<Link>) -> Request<Replay> {
-        let mut request = self.once_more(link);
+        let mut request = once_more(self.parts, self.source.attempt(link));
         let path = self.parts.uri.path_and_query().cloned();
         *request.uri_mut() = absolute(Scheme::HTTPS, route.authority.clone(), path);
         request
     }
 
     fn for_http1(&self, route: &Route, link: &Arc<Link>) -> Request<Replay> {
-        let mut request = self.once_more(link);
+        let mut request = once_more(self.parts, self.source.attempt(link));
         *request.uri_mut() = self.parts.uri.clone();
         to_origin_form(request.uri_mut());
         // An authority is always a valid value.
         if let Ok(host) = HeaderValue::from_str(route.authority.as_str()) {
             request.headers_mut().insert(HOST, host);
         }
-        request
-    }
-
-    fn once_more(&self, link: &Arc<Link>) -> Request<Replay> {
-        let mut request = Request::new(self.source.attempt(link));
-        *request.method_mut() = self.parts.method.clone();
-        *request.headers_mut() = self.parts.headers.clone();
         request
     }
 }

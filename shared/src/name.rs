@@ -41,12 +41,27 @@ impl NodeName {
     ///
     /// `None` if it is anything else; a bare `ct110` is not a mesh host name.
     pub fn from_mesh_host(host: &str) -> Option<Self> {
+        Self::label(host)?.parse().ok()
+    }
+
+    /// Whether [`from_mesh_host`](Self::from_mesh_host) would read this.
+    pub fn is_mesh_host(host: &str) -> bool {
+        Self::label(host).is_some_and(Self::is_valid)
+    }
+
+    fn label(host: &str) -> Option<&str> {
         let host = host.strip_suffix('.').unwrap_or(host);
         let (node, zone) = host.rsplit_once('.')?;
-        if !zone.eq_ignore_ascii_case(MESH_ZONE) {
-            return None;
-        }
-        node.parse().ok()
+        zone.eq_ignore_ascii_case(MESH_ZONE).then_some(node)
+    }
+
+    /// Whether this could be read as a name.
+    pub fn is_valid(text: &str) -> bool {
+        let bytes = text.as_bytes();
+        (1..=63).contains(&bytes.len())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+            && bytes.first() != Some(&b'-')
+            && bytes.last() != Some(&b'-')
     }
 
     /// The host name under which peers dial and verify this node: `<node>.mesh`.
@@ -64,15 +79,11 @@ impl FromStr for NodeName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let bytes = text.as_bytes();
-        let valid = (1..=63).contains(&bytes.len())
-            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
-            && bytes.first() != Some(&b'-')
-            && bytes.last() != Some(&b'-');
-        if !valid {
+        if !Self::is_valid(text) {
             return Err(NameError::Node(text.into()));
         }
-        Ok(Self(text.to_ascii_lowercase().into()))
+        let in_lower_case = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+        Ok(Self(if in_lower_case { text.into() } else { text.to_ascii_lowercase().into() }))
     }
 }
 
@@ -88,13 +99,27 @@ impl AgentName {
     ///
     /// `None` if it is anything else.
     pub fn from_mesh_host(host: &str) -> Option<Self> {
+        Self::labels(host)?.parse().ok()
+    }
+
+    /// Whether [`from_mesh_host`](Self::from_mesh_host) would read this.
+    pub fn is_mesh_host(host: &str) -> bool {
+        Self::labels(host).is_some_and(Self::is_valid)
+    }
+
+    fn labels(host: &str) -> Option<&str> {
         let host = host.strip_suffix('.').unwrap_or(host);
         let end = host.len().checked_sub(AGENT_ZONE.len() + 1)?;
         let (agent, zone) = host.split_at_checked(end)?;
-        if !zone.strip_prefix('.')?.eq_ignore_ascii_case(AGENT_ZONE) {
-            return None;
-        }
-        agent.parse().ok()
+        zone.strip_prefix('.')?.eq_ignore_ascii_case(AGENT_ZONE).then_some(agent)
+    }
+
+    /// Whether this could be read as a name.
+    pub fn is_valid(text: &str) -> bool {
+        let bytes = text.as_bytes();
+        (1..=64).contains(&bytes.len())
+            && bytes[0].is_ascii_alphanumeric()
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
     }
 
     /// The host name by which programs of a node name this agent: `<agent>.agent.mesh`.
@@ -112,11 +137,7 @@ impl FromStr for AgentName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let bytes = text.as_bytes();
-        let valid = (1..=64).contains(&bytes.len())
-            && bytes[0].is_ascii_alphanumeric()
-            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b));
-        if !valid {
+        if !Self::is_valid(text) {
             return Err(NameError::Agent(text.into()));
         }
         Ok(Self(text.into()))

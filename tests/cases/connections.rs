@@ -209,6 +209,22 @@ async fn a_connection_is_used_for_a_second_less_than_the_peer_keeps_it() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_peer_does_not_say_is_used_for_less_than_node_js_keeps_it() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { alpn: vec!["http/1.1"], ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.comes_to("/nodes/ct150/close", None).await;
+    assert_eq!(node.get("/nodes/ct150/one").await.status, 200);
+    let before = peer.accepted().len();
+    assert_eq!(node.get("/nodes/ct150/another").await.status, 200);
+    assert_eq!(peer.accepted().len(), before);
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    assert_eq!(node.get("/nodes/ct150/late").await.status, 200);
+    assert_eq!(peer.accepted().len(), before + 1);
+}
+
+#[tokio::test]
 async fn a_connection_with_many_cancelled_requests_gets_no_more_and_those_on_it_go_on() {
     let mesh = Mesh::new();
     let (peer, _address) = mesh.peer("ct150", &[]).await;

@@ -2,6 +2,8 @@
 //! a dead peer, and what can be told of a connection from the frames that come in.
 
 pub mod client;
+pub mod in_flight;
+pub mod shared;
 
 use std::time::Duration;
 

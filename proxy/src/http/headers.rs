@@ -173,21 +173,21 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
 }
 
 /// Tells the next sidecar how a program of this host named the destination: by plain HTTP, and by the beginning of a path,
-/// if it was that.
+/// if it was that, which says both.
 pub fn set_way(headers: &mut HeaderMap, prefix: Option<HeaderValue>) {
-    headers.insert(MESH_SCHEME, HeaderValue::from_static("http"));
-    if let Some(prefix) = prefix {
-        headers.insert(FORWARDED_PREFIX, prefix);
-    }
+    match prefix {
+        Some(prefix) => headers.insert(FORWARDED_PREFIX, prefix),
+        None => headers.insert(MESH_SCHEME, HeaderValue::from_static("http")),
+    };
 }
 
 /// Replaces whatever the peer said about itself by what its handshake proved. `Host` is as the peer said it, without the
 /// mesh's port, at which the agent's callers do not find it.
 pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
-    // A program that called its own sidecar spoke plain HTTP, and that is how links of the agent must lead back.
-    let scheme =
-        if headers.get(MESH_SCHEME).is_some_and(|scheme| scheme == "http") { "http" } else { "https" };
     let prefix = headers.remove(FORWARDED_PREFIX).filter(is_prefix);
+    // A program that called its own sidecar spoke plain HTTP, and that is how links of the agent must lead back.
+    let plain = prefix.is_some() || headers.get(MESH_SCHEME).is_some_and(|scheme| scheme == "http");
+    let scheme = if plain { "http" } else { "https" };
     remove_forged(headers, Writer::Caller);
     let host = headers.get(HOST).map(without_mesh_port);
     let address = peer.address_header();
@@ -211,19 +211,33 @@ pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
 /// Whether this is the beginning of a path that names a node or an agent, and nothing else.
 fn is_prefix(value: &HeaderValue) -> bool {
     let Ok(text) = value.to_str() else { return false };
-    text.strip_prefix("/nodes/").is_some_and(|node| node.parse::<NodeName>().is_ok())
-        || text.strip_prefix("/agents/").is_some_and(|agent| agent.parse::<AgentName>().is_ok())
+    text.strip_prefix("/nodes/").is_some_and(NodeName::is_valid)
+        || text.strip_prefix("/agents/").is_some_and(AgentName::is_valid)
 }
 
 /// `ct111.mesh:3000` becomes `ct111.mesh`; any other host stays as it is.
 fn without_mesh_port(host: &HeaderValue) -> HeaderValue {
-    let bare = host.to_str().ok().and_then(|host| host.rsplit_once(':')).map(|(bare, _)| bare);
-    match bare
-        .filter(|bare| NodeName::from_mesh_host(bare).is_some() || AgentName::from_mesh_host(bare).is_some())
-    {
-        Some(bare) => HeaderValue::from_str(bare).unwrap_or_else(|_| host.clone()),
-        None => host.clone(),
+    let bare = host.to_str().map(without_port).unwrap_or_default();
+    let is_mesh = NodeName::is_mesh_host(bare) || AgentName::is_mesh_host(bare);
+    let bare = is_mesh.then(|| HeaderValue::from_str(bare).ok());
+    bare.flatten().unwrap_or_else(|| host.clone())
+}
+
+/// A host without the port behind it.
+pub fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+        _ => host,
     }
+}
+
+/// Whether this is gRPC proper, which is HTTP/2 by definition. gRPC-Web and its like go by either version, and have the
+/// status in the body.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media.get(..GRPC.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(GRPC))
+        && matches!(media.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
 /// The value of `Forwarded` (RFC 7239, section 4) for a request that came by `scheme`. Hosts were checked and cannot end
@@ -334,6 +348,16 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
+    }
+
+    #[test]
+    fn grpc_proper_is_told_from_what_looks_like_it() {
+        let is = |media: &'static str| is_grpc(&map(&[("content-type", media)]));
+        assert!(["application/grpc", "application/grpc+proto", "Application/gRPC; x=y"].into_iter().all(is));
+        let others =
+            ["application/grpc-web", "application/grpc-web+proto", "application/grpcx", "application/g", ""];
+        assert!(!others.into_iter().any(is));
+        assert!(!is_grpc(&HeaderMap::new()));
     }
 
     #[test]

@@ -5,41 +5,34 @@
 //! leads to the agent itself becomes a path (RFC 9110, section 10.2.2), which the caller's own sidecar puts behind the
 //! beginning by which the caller named the agent.
 
+use std::borrow::Cow;
+
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const PLACES: [HeaderName; 2] = [LOCATION, CONTENT_LOCATION];
 
-/// Takes the origin off places that are the agent's own; `is_own` knows its authorities, of which it may have several.
-pub fn strip_origin(headers: &mut HeaderMap, is_own: impl Fn(&str) -> bool) {
+/// Makes paths of places that are the agent's own; `is_own` knows its authorities, of which it may have several. Then puts
+/// `prefix`, if there is one, before those that do not begin with it already: some agents know of it.
+pub fn lead_back(headers: &mut HeaderMap, is_own: impl Fn(&str) -> bool, prefix: Option<&HeaderValue>) {
+    let prefix = prefix.and_then(|prefix| prefix.to_str().ok()).unwrap_or_default();
     for name in PLACES {
         let Some(place) = headers.get(&name).and_then(|place| place.to_str().ok()) else { continue };
-        let Some((authority, rest)) = split_origin(place) else { continue };
-        if !is_own(authority) {
-            continue;
-        }
-        let path = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
-        // A part of a valid value.
-        if let Ok(path) = HeaderValue::try_from(path) {
-            headers.insert(name, path);
-        }
-    }
-}
-
-/// Puts `prefix` before places that are paths and do not begin with it already: some agents know of it.
-pub fn add_prefix(headers: &mut HeaderMap, prefix: &HeaderValue) {
-    let Ok(prefix) = prefix.to_str() else { return };
-    for name in PLACES {
-        let Some(place) = headers.get(&name).and_then(|place| place.to_str().ok()) else { continue };
-        let is_path = place.starts_with('/') && !place.starts_with("//");
-        let known = place
+        let path = match split_origin(place) {
+            Some((authority, _)) if !is_own(authority) => continue,
+            Some((_, rest)) if rest.starts_with('/') => Cow::Borrowed(rest),
+            Some((_, rest)) => Cow::Owned(format!("/{rest}")),
+            None => Cow::Borrowed(place),
+        };
+        let knows = path
             .strip_prefix(prefix)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
-        if !is_path || known {
+        let prefix = if path.starts_with('/') && !knows { prefix } else { "" };
+        if prefix.is_empty() && path == place {
             continue;
         }
         // Made of valid values.
-        if let Ok(place) = HeaderValue::try_from(format!("{prefix}{place}")) {
+        if let Ok(place) = HeaderValue::try_from(format!("{prefix}{path}")) {
             headers.insert(name, place);
         }
     }
@@ -86,7 +79,7 @@ mod tests {
             ("ftp://127.0.0.1:8080/", "ftp://127.0.0.1:8080/"),
             ("a/b", "a/b"),
         ] {
-            let strip = |headers: &mut HeaderMap| strip_origin(headers, |own| own == "127.0.0.1:8080");
+            let strip = |headers: &mut HeaderMap| lead_back(headers, |own| own == "127.0.0.1:8080", None);
             assert_eq!(places(location, strip), expected);
         }
     }
@@ -103,9 +96,13 @@ mod tests {
             ("?a", "?a"),
             ("//example.org/", "//example.org/"),
             ("http://example.org/", "http://example.org/"),
+            ("http://ct111.mesh/a", "/agents/grok/a"),
+            ("http://ct111.mesh", "/agents/grok/"),
+            ("http://ct111.mesh/agents/grok/a", "/agents/grok/a"),
         ] {
             let prefix = HeaderValue::from_static("/agents/grok");
-            assert_eq!(places(location, |headers| add_prefix(headers, &prefix)), expected);
+            let add = |headers: &mut HeaderMap| lead_back(headers, |own| own == "ct111.mesh", Some(&prefix));
+            assert_eq!(places(location, add), expected);
         }
     }
 }

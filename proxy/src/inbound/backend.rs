@@ -88,12 +88,13 @@ impl Backend {
         }
         let only_reads = request.method() == Method::GET && request.body().is_end_stream();
         let (mut response, carrier) = server.send(request).await?;
-        redirect::strip_origin(response.headers_mut(), |place| {
+        let is_own = |place: &str| {
             let is = |host: Option<&HeaderValue>| {
                 host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(place.as_bytes()))
             };
             is(server.host()) || is(named.as_ref())
-        });
+        };
+        redirect::lead_back(response.headers_mut(), is_own, None);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched || (only_reads && is_event_stream(&response)) {
             slot.becomes_stream()?;

@@ -15,7 +15,7 @@ use mesh_shared::local_api::{EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
-use crate::http::headers::{MESH_AGENT, MESH_NODE};
+use crate::http::headers::{MESH_AGENT, MESH_NODE, without_port};
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,14 +187,6 @@ fn judge(host: &str) -> Result<Option<Destination>, ProxyError> {
     let loopback = bare.eq_ignore_ascii_case("localhost")
         || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
     if loopback { Ok(None) } else { Err(ProxyError::NotInMesh(host.into())) }
-}
-
-/// A host without the port behind it.
-pub fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
-        _ => host,
-    }
 }
 
 fn first_segment(path: &str) -> &str {

@@ -183,18 +183,14 @@ impl Pipeline {
         headers::remove_hop_by_hop(response.headers_mut());
         headers::remove_forged(response.headers_mut(), Writer::Sidecar);
         let agent = exchange.account().agent.clone();
-        redirect::strip_origin(response.headers_mut(), |place| {
-            let host = destination::without_port(place);
+        let is_own = |place: &str| {
+            let host = headers::without_port(place);
             NodeName::from_mesh_host(host).as_ref() == Some(node)
                 || (agent.is_some() && AgentName::from_mesh_host(host) == agent)
-        });
-        if let Some(prefix) = &prefix {
-            redirect::add_prefix(response.headers_mut(), prefix);
-        }
+        };
+        redirect::lead_back(response.headers_mut(), is_own, prefix.as_ref());
         exchange.account().far_code = response.headers().get(headers::MESH_ERROR).cloned();
-        if let Ok(node) = HeaderValue::from_str(node.as_str()) {
-            response.headers_mut().insert(headers::MESH_SERVED_BY, node);
-        }
+        response.headers_mut().insert(headers::MESH_SERVED_BY, delivered.endpoint.name_header());
         Ok(response.map(ResponseBody::passing))
     }
 }

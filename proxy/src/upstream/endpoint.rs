@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use mesh_shared::NodeName;
 use parking_lot::Mutex;
 
@@ -20,6 +21,7 @@ pub const RESERVE: usize = 16;
 /// One node as it is observed at its present addresses.
 pub struct Endpoint {
     node: NodeName,
+    name_header: HeaderValue,
     in_flight: AtomicUsize,
     counters: Arc<PeerMetrics>,
     observed: Mutex<Observed>,
@@ -39,6 +41,9 @@ impl Endpoint {
             Observed { route: route.clone(), latency: Latency::default(), health: Health::default() };
         Self {
             node: route.node.clone(),
+            // A name is always a valid value.
+            name_header: HeaderValue::from_str(route.node.as_str())
+                .unwrap_or_else(|_| HeaderValue::from_static("")),
             in_flight: AtomicUsize::new(0),
             counters: METRICS.peer(Direction::Outbound, route.node.as_str()),
             observed: Mutex::new(observed),
@@ -48,6 +53,11 @@ impl Endpoint {
     /// The node's name.
     pub fn node(&self) -> &NodeName {
         &self.node
+    }
+
+    /// The same for an answer.
+    pub fn name_header(&self) -> HeaderValue {
+        self.name_header.clone()
     }
 
     /// Where requests to it are counted.

@@ -210,7 +210,7 @@ pub struct Timeouts {
     pub stream_idle: Option<Duration>,
     /// How long a client may read nothing of an answer that waits for it; `None`: for ever.
     pub unread: Option<Duration>,
-    /// How long an unused connection to a peer or the backend is kept.
+    /// How long an unused connection to a peer is kept; one of HTTP/1.1 for less, by what the peer says.
     pub pool_idle: Duration,
     /// How long requests in flight may go on after SIGTERM.
     pub drain: Duration,

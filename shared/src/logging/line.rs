@@ -117,17 +117,7 @@ impl Line {
 
 /// A number.
 pub fn write_u64(line: &mut String, value: u64) {
-    let (mut digits, mut left) = ([0; 20], value);
-    let mut start = digits.len();
-    loop {
-        start -= 1;
-        digits[start] = b'0' + (left % 10) as u8;
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    line.push_str(std::str::from_utf8(&digits[start..]).unwrap_or_default());
+    line.push_str(itoa::Buffer::new().format(value));
 }
 
 /// A string for a line: the one of this thread, or a new one while another line is made in that.

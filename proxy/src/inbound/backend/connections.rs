@@ -20,11 +20,11 @@ use tokio::time::sleep_until;
 use crate::http::body::{BoxError, RequestBody};
 use crate::http::h1;
 use crate::http::idle::Idle;
+use crate::http::replay::Replay;
 use crate::inbound::backend::dial::Dialer;
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::first_bytes::FirstBytes;
 use crate::metrics::{Direction, METRICS, Side};
-use crate::upstream::replay::Replay;
 
 /// Shorter than the keep-alive times of common agent servers (uvicorn and Node.js close after 5 s,
 /// gunicorn after 2), so that no request is sent on a connection that the server is closing. A new

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HOST, UPGRADE};
+use http::header::{HOST, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -15,14 +15,14 @@ use mesh_shared::config::{self, AgentServer, Limits, Protocol};
 
 use crate::error::ProxyError;
 use crate::http::body::{BoxError, RequestBody, root_cause};
-use crate::http::headers::absolute;
+use crate::http::h2::in_flight::InFlight;
+use crate::http::headers::{absolute, is_grpc};
+use crate::http::replay::{Replay, Source, once_more};
 use crate::inbound::backend::agent_slots::AgentSlots;
 use crate::inbound::backend::connections::{AgentBody, Connections, Lent, Unanswered};
 use crate::inbound::backend::dial::Dialer;
 use crate::inbound::backend::shared::{DialError, SharedConnections, StreamSlot};
 use crate::io::link::Link;
-use crate::upstream::in_flight::InFlight;
-use crate::upstream::replay::{Replay, Source};
 use crate::upstream::retry;
 
 /// How often a request is sent at most on HTTP/2 connections that end before they take it.
@@ -276,13 +276,13 @@ impl Message {
     fn for_http1(&self, patience: Option<Duration>) -> Request<AgentBody> {
         // Nothing is reset on HTTP/1.1.
         let body = self.source.attempt(&Arc::default()).patient(patience);
-        let mut request = self.once_more(AgentBody::Kept(body));
+        let mut request = once_more(&self.parts, AgentBody::Kept(body));
         *request.uri_mut() = self.parts.uri.clone();
         request
     }
 
     fn for_http2(&self, link: &Arc<Link>) -> Request<Replay> {
-        let mut request = self.once_more(self.source.attempt(link));
+        let mut request = once_more(&self.parts, self.source.attempt(link));
         let path = self.parts.uri.path_and_query().cloned();
         // A host is checked before; without one, HTTP/2 makes do with the path.
         let host = self.parts.headers.get(HOST).map(|host| Authority::try_from(host.as_bytes()));
@@ -293,13 +293,6 @@ impl Message {
             }
             _ => *request.uri_mut() = self.parts.uri.clone(),
         }
-        request
-    }
-
-    fn once_more<B>(&self, body: B) -> Request<B> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.parts.method.clone();
-        *request.headers_mut() = self.parts.headers.clone();
         request
     }
 }
@@ -327,35 +320,4 @@ fn is_lost(error: &BoxError) -> bool {
         matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
     };
     error.is_incomplete_message() || causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(lost))
-}
-
-/// Whether this is gRPC proper, which is HTTP/2 by definition; gRPC-Web and its like go by either.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
-    let rest = kind.and_then(|kind| {
-        let (start, rest) = kind.split_at_checked(b"application/grpc".len())?;
-        start.eq_ignore_ascii_case(b"application/grpc").then_some(rest)
-    });
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn grpc_proper_is_told_from_what_looks_like_it() {
-        let is = |kind: &'static str| {
-            is_grpc(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]))
-        };
-        assert!(["application/grpc", "application/grpc+proto", "Application/GRPC; a=b"].into_iter().all(is));
-        assert!(
-            !["application/grpc-web", "application/grpc-web+proto", "application/json", ""]
-                .into_iter()
-                .any(is)
-        );
-        assert!(!is_grpc(&HeaderMap::new()));
-    }
 }

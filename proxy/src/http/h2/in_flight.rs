@@ -14,9 +14,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::runtime::Handle;
 
+use crate::http::h2::client::Sender;
+use crate::http::replay::Replay;
 use crate::io::link::Link;
-use crate::upstream::pool::Http2Sender;
-use crate::upstream::replay::Replay;
 
 type Answer = Result<Response<Incoming>, TrySendError<Request<Replay>>>;
 
@@ -30,7 +30,7 @@ pub struct InFlight<S: Send + 'static> {
 
 impl<S: Send + 'static> InFlight<S> {
     /// Sends `request`.
-    pub fn send(sender: &mut Http2Sender, link: Arc<Link>, request: Request<Replay>, slot: S) -> Self {
+    pub fn send(sender: &mut Sender, link: Arc<Link>, request: Request<Replay>, slot: S) -> Self {
         Self { answer: Some(Box::pin(sender.try_send_request(request))), link, slot: Some(slot) }
     }
 }

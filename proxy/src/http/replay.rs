@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::request::Parts;
+use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
@@ -223,6 +224,14 @@ impl From<Piece> for Frame<Bytes> {
             Piece::Trailers(trailers) => Self::trailers(trailers),
         }
     }
+}
+
+/// A request with the method and the headers of `parts`; where it goes, its sender says.
+pub fn once_more<B>(parts: &Parts, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.headers_mut() = parts.headers.clone();
+    request
 }
 
 #[cfg(test)]
