@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 use crate::http::headers;
 use crate::http::incoming::Incoming;
@@ -333,9 +333,10 @@ pub struct Remainder {
 }
 
 impl Remainder {
-    /// Waits while what is left of the request keeps coming, for a while.
-    pub async fn read(&self) {
-        let _ = timeout(UPLOAD.0, async {
+    /// Waits while what is left of the request keeps coming, for a while, and not past `end`.
+    pub async fn read(&self, end: Option<Instant>) {
+        let latest = Instant::now() + UPLOAD.0;
+        let _ = timeout_at(end.map_or(latest, |end| end.min(latest)), async {
             loop {
                 let mut came = pin!(self.came.notified());
                 // From here on, nothing is missed.
@@ -534,4 +535,33 @@ pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'sta
         cause = deeper;
     }
     cause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_a_request_is_waited_for_while_it_comes_and_while_there_is_time() {
+        let traffic = Arc::new(Traffic::default());
+        let took = async |end: Option<Duration>| {
+            let begun = Instant::now();
+            traffic.rest.read(end.map(|end| begun + end)).await;
+            begun.elapsed()
+        };
+        assert_eq!(took(None).await, UPLOAD.1, "nothing comes");
+        let rest = Rest(traffic.clone());
+        let coming = tokio::spawn(async move {
+            loop {
+                rest.0.rest.came.notify_waiters();
+                tokio::time::sleep(UPLOAD.1 / 2).await;
+            }
+        });
+        assert_eq!(took(None).await, UPLOAD.0);
+        assert_eq!(took(Some(Duration::from_secs(1))).await, Duration::from_secs(1));
+        assert_eq!(took(Some(2 * UPLOAD.0)).await, UPLOAD.0);
+        coming.abort();
+        let _ = coming.await;
+        assert_eq!(took(None).await, Duration::ZERO, "it has ended");
+    }
 }
