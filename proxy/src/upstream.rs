@@ -379,10 +379,10 @@ impl Upstream {
             let (connection, connect) = self.connect(way, message.target, others).await?;
             message.source.sent(true);
             let (error, untouched, link): (BoxError, _, _) = match connection {
-                Taken::Stream(mut sender, link, stream) => {
+                Taken::Stream(sender, link, stream) => {
                     let request = message.for_http2(&way.route, &link);
                     let slot = Slot { stream: Some(stream), request: request_slot };
-                    let sent = InFlight::send(&mut sender, link.clone(), request, slot);
+                    let sent = InFlight::send(sender, link.clone(), request, slot);
                     let (answer, slot) = sent.await;
                     match answer {
                         Ok(answer) => {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{Reason, SendStream};
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame};
 use tokio::runtime::Handle;
 
 use crate::http::body::BoxError;
@@ -32,10 +32,10 @@ pub struct InFlight<S: Send + 'static> {
 }
 
 enum Stage {
+    /// Nothing was sent yet.
+    New(Sender, Request<Replay>, bool),
     /// The connection took it.
     Sent(ResponseFuture, Option<Upload>),
-    /// The connection had ended before.
-    Refused(h2::Error),
     /// Over.
     Done,
 }
@@ -50,15 +50,36 @@ pub struct SendError {
 
 impl<S: Send + 'static> InFlight<S> {
     /// Sends `request` on a connection that has room for it.
-    pub fn send(sender: &mut Sender, link: Arc<Link>, request: Request<Replay>, slot: S) -> Self {
-        let (head, body) = request.into_parts();
-        let ends = body.is_end_stream();
-        let stage = match sender.send_request(Request::from_parts(head, ()), ends) {
-            Ok((answer, _)) if ends => Stage::Sent(answer, None),
-            Ok((answer, stream)) => Stage::Sent(answer, Some(Upload { stream, body })),
-            Err(error) => Stage::Refused(error),
+    pub fn send(sender: Sender, link: Arc<Link>, request: Request<Replay>, slot: S) -> Self {
+        Self { stage: Stage::New(sender, request, false), link, slot: Some(slot) }
+    }
+}
+
+impl Stage {
+    /// Gives the request to the connection, with the beginning of its body if that is there: what belongs together goes
+    /// out together, and the peer is woken once. hyper reads a body only after it was asked for, so one that is not there
+    /// yet gets another turn.
+    fn poll_begin(&mut self, context: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let Self::New(_, request, waited) = self else { return Poll::Ready(Ok(())) };
+        let mut first = None;
+        if !request.body().is_end_stream() {
+            match Pin::new(request.body_mut()).poll_frame(context) {
+                Poll::Ready(frame) => first = frame,
+                Poll::Pending if !std::mem::replace(waited, true) => {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Pending => {}
+            }
+        }
+        let Self::New(mut sender, request, _) = std::mem::replace(self, Self::Done) else {
+            return Poll::Ready(Ok(()));
         };
-        Self { stage, link, slot: Some(slot) }
+        let (head, body) = request.into_parts();
+        let ends = first.is_none() && body.is_end_stream();
+        let (answer, stream) = sender.send_request(Request::from_parts(head, ()), ends)?;
+        *self = Self::Sent(answer, (!ends).then_some(Upload { stream, first, body }));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -66,6 +87,7 @@ impl<S: Send + 'static + Unpin> Future for InFlight<S> {
     type Output = (Result<Response<Incoming>, SendError>, S);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let begun = ready!(self.stage.poll_begin(context));
         let answered = match &mut self.stage {
             Stage::Sent(answer, upload) => {
                 if upload.as_mut().is_some_and(|upload| upload.poll(context).is_ready()) {
@@ -78,10 +100,10 @@ impl<S: Send + 'static + Unpin> Future for InFlight<S> {
                 }
                 answer.map_err(|error| SendError { error, untouched: false })
             }
-            _ => match std::mem::replace(&mut self.stage, Stage::Done) {
-                Stage::Refused(error) => Err(SendError { error, untouched: true }),
+            _ => match begun {
+                Err(error) => Err(SendError { error, untouched: true }),
                 // Polled after its end.
-                _ => return Poll::Pending,
+                Ok(()) => return Poll::Pending,
             },
         };
         self.stage = Stage::Done;
@@ -118,6 +140,8 @@ impl<S: Send + 'static> Drop for InFlight<S> {
 /// A body on its way out.
 struct Upload {
     stream: SendStream<Bytes>,
+    /// What was read of the body already.
+    first: Option<Result<Frame<Bytes>, BoxError>>,
     body: Replay,
 }
 
@@ -126,7 +150,8 @@ impl Upload {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             // A piece is taken from the source only where some of it can go out.
-            if !self.body.is_end_stream() && self.stream.capacity() == 0 {
+            let is_more = self.first.is_some() || !self.body.is_end_stream();
+            if is_more && self.stream.capacity() == 0 {
                 self.stream.reserve_capacity(1);
                 while self.stream.capacity() == 0 {
                     match ready!(self.stream.poll_capacity(context)) {
@@ -139,7 +164,11 @@ impl Upload {
             if self.stream.poll_reset(context).is_ready() {
                 return Poll::Ready(());
             }
-            let sent = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            let frame = match self.first.take() {
+                Some(first) => Some(first),
+                None => ready!(Pin::new(&mut self.body).poll_frame(context)),
+            };
+            let sent = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         let ends = self.body.is_end_stream();

@@ -240,13 +240,13 @@ impl Server {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (mut sender, link, slot) = self.http2.stream().await.map_err(|error| {
+            let (sender, link, slot) = self.http2.stream().await.map_err(|error| {
                 let is_other = matches!(error, DialError::Unsettled(_));
                 let told = error.told(&self.address, self.http2.patience());
                 if is_other { Failure::OtherProtocol(told) } else { Failure::Final(told) }
             })?;
             let request = message.for_http2(&link);
-            let (answer, slot) = InFlight::send(&mut sender, link, request, slot).await;
+            let (answer, slot) = InFlight::send(sender, link, request, slot).await;
             let SendError { error, untouched } = match answer {
                 Ok(response) => return Ok((response, Carrier::Http2(slot))),
                 Err(error) => error,
