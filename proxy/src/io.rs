@@ -2,5 +2,6 @@
 
 pub mod early_answer;
 pub mod first_bytes;
+pub mod gathering;
 pub mod link;
 pub mod read_ahead;

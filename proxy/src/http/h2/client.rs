@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use crate::http::body::BoxError;
 use crate::http::h2;
 use crate::io::early_answer::EarlyAnswer;
+use crate::io::gathering::Gathering;
 use crate::io::link::Link;
 
 /// A connection on which so many streams were reset gets no new requests: servers count resets over a connection's life.
@@ -31,7 +32,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for S {}
 
 /// A connection that is to be driven.
 pub struct Connection<S: Transport> {
-    http2: ::h2::client::Connection<EarlyAnswer<S>, Bytes>,
+    http2: ::h2::client::Connection<Gathering<EarlyAnswer<S>>, Bytes>,
     link: Arc<Link>,
     pings: Option<Pings>,
 }
@@ -81,7 +82,7 @@ pub async fn begin<S: Transport>(
     limit: Duration,
 ) -> Result<(Sender, Connection<S>), Unsettled> {
     let made = async {
-        let (sender, http2) = builder.handshake(EarlyAnswer::new(stream)).await?;
+        let (sender, http2) = builder.handshake(Gathering::new(EarlyAnswer::new(stream))).await?;
         let mut connection = Connection { http2, link: link.clone(), pings: None };
         connection.settle().await?;
         Ok((sender, connection))
