@@ -30,6 +30,7 @@ use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
+use crate::outbound::destination::Destination;
 use crate::pulse::Pulse;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
@@ -141,7 +142,7 @@ impl Sidecar {
         let given = given.map_err(StartError::Given)?;
         let clients_wait = !given.is_empty();
         let sockets = Sockets::open(&config, given, supervised)?;
-        let (inbound, outbound) = (sockets.inbound.address, sockets.outbound.address);
+        let (inbound, outbound) = sockets.main_addresses();
         let shared = Shared::new(&config, dialable(inbound))?;
         let following =
             tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
@@ -239,7 +240,7 @@ impl Sidecar {
     async fn upgrade(&mut self) -> Result<Told, UpgradeError> {
         let mut successor = {
             let sockets = self.sockets.iter().flat_map(Sockets::all);
-            let sockets: Vec<_> = sockets.map(|socket| (socket.configured, socket.as_fd())).collect();
+            let sockets: Vec<_> = sockets.map(|socket| (socket.configured.clone(), socket.as_fd())).collect();
             self.program.start_again(&sockets).await?
         };
         tracing::info!(
@@ -490,8 +491,9 @@ impl Shared {
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
         for (socket, to) in &sockets.listeners {
-            let to_one = OutboundListener { outbound: outbound.clone(), only: Some(to.clone().into()) };
-            worker.serve(socket.try_clone()?, to_one, self.outbound.clone());
+            let only = to.clone().map(Destination::from);
+            let listener = OutboundListener { outbound: outbound.clone(), only };
+            worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
     }

@@ -19,7 +19,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
@@ -32,10 +31,12 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use socket2::Socket;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::listener::Address;
 use crate::sockets::Given;
 use crate::supervisor;
 
@@ -130,7 +131,7 @@ impl Program {
     /// It cannot be executed, or the sockets cannot be passed.
     pub async fn start_again(
         &self,
-        sockets: &[(SocketAddr, BorrowedFd<'_>)],
+        sockets: &[(Address, BorrowedFd<'_>)],
     ) -> Result<Successor, UpgradeError> {
         let (ours, theirs) = UnixStream::pair().map_err(UpgradeError::Transfer)?;
         // Before the child exists, so that there is none if this fails.
@@ -252,10 +253,10 @@ impl Predecessor {
         let mut sockets = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                sockets.extend(descriptors.map(TcpListener::from));
+                sockets.extend(descriptors.map(Socket::from));
             }
         }
-        let addresses: Vec<SocketAddr> = serde_json::from_slice(&line[..received.bytes])?;
+        let addresses: Vec<Address> = serde_json::from_slice(&line[..received.bytes])?;
         if addresses.len() != sockets.len() {
             let (addresses, sockets) = (addresses.len(), sockets.len());
             return Err(io::Error::other(format!("{sockets} sockets came with {addresses} addresses")));
@@ -280,12 +281,13 @@ impl Predecessor {
 }
 
 /// Sends the sockets and the addresses at which they were wanted.
-fn pass(channel: &UnixStream, sockets: &[(SocketAddr, BorrowedFd<'_>)]) -> io::Result<()> {
+fn pass(channel: &UnixStream, sockets: &[(Address, BorrowedFd<'_>)]) -> io::Result<()> {
     if sockets.len() > MAX_SOCKETS {
         let many = sockets.len();
         return Err(io::Error::other(format!("{many} are more than {MAX_SOCKETS}; restart instead")));
     }
-    let (addresses, descriptors): (Vec<SocketAddr>, Vec<BorrowedFd<'_>>) = sockets.iter().copied().unzip();
+    let (addresses, descriptors): (Vec<_>, Vec<_>) =
+        sockets.iter().map(|(address, descriptor)| (address, *descriptor)).unzip();
     let mut line = serde_json::to_vec(&addresses)?;
     line.push(b'\n');
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
@@ -302,6 +304,7 @@ fn pass(channel: &UnixStream, sockets: &[(SocketAddr, BorrowedFd<'_>)]) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
     use std::os::fd::AsFd;
 
     use super::*;
@@ -311,13 +314,15 @@ mod tests {
         let (old, new) = UnixStream::pair().unwrap();
         let listeners =
             [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
-        let places: [SocketAddr; 2] = ["[::]:3000".parse().unwrap(), "127.0.0.1:3001".parse().unwrap()];
-        let sockets: Vec<_> = places.into_iter().zip(listeners.iter().map(AsFd::as_fd)).collect();
+        let places =
+            [Address::Tcp("[::]:3000".parse().unwrap()), Address::Unix("/run/mesh/outbound.sock".into())];
+        let sockets: Vec<_> = places.iter().cloned().zip(listeners.iter().map(AsFd::as_fd)).collect();
         pass(&old, &sockets).unwrap();
         let given = Predecessor { channel: new }.sockets().unwrap();
         for ((given, place), listener) in given.iter().zip(places).zip(&listeners) {
             assert_eq!(given.address, place);
-            assert_eq!(given.socket.local_addr().unwrap(), listener.local_addr().unwrap());
+            let address = given.socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(address, listener.local_addr().unwrap());
         }
         assert_eq!(given.len(), 2);
     }

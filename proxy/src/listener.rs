@@ -4,18 +4,26 @@
 //! `Service` waits a second after EMFILE, but after ENFILE, ENOBUFS or ENOMEM it tries again at once and for ever,
 //! with an ERROR line each time. Such an error leaves the connection in the queue, so the next try fails as well.
 
+use std::fmt;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_shared::config::SocketAccess;
+use nix::unistd::Group;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::listener::Listener as Acceptor;
 use pingora_core::server::ShutdownWatch;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
@@ -26,18 +34,77 @@ use crate::tcp;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} ({key}): {source}")]
 pub struct BindError {
-    address: SocketAddr,
+    address: Address,
     key: String,
     source: io::Error,
 }
 
+/// Where a socket listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Address {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Where `socket` listens.
+    ///
+    /// # Errors
+    /// It is of another kind, or the system does not say.
+    pub fn of(socket: &Socket) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        match (address.as_socket(), address.as_pathname()) {
+            (Some(address), _) => Ok(Self::Tcp(address)),
+            (None, Some(path)) => Ok(Self::Unix(path.into())),
+            (None, None) => Err(io::Error::other("it is neither a TCP socket nor a unix socket with a path")),
+        }
+    }
+
+    /// The address and port; `None` for a unix socket.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.to_string()
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, AddrParseError> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp),
+        }
+    }
+}
+
 /// A bound socket on which nothing is accepted yet.
 pub struct Listener {
-    socket: std::net::TcpListener,
+    socket: Socket,
     /// Where it listens; a port that was left to the system is known here.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Where the configuration wants it.
-    pub configured: SocketAddr,
+    pub configured: Address,
 }
 
 const BACKLOG: i32 = 4096;
@@ -61,7 +128,7 @@ impl Listener {
             socket.set_reuse_address(true)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
-            Ok(std::net::TcpListener::from(socket))
+            Ok(socket)
         };
         open(address)
             .or_else(|error: io::Error| match address.ip() {
@@ -70,31 +137,54 @@ impl Listener {
                 }
                 _ => Err(error),
             })
-            .and_then(|socket| Self::prepared(socket, address))
-            .map_err(|source| BindError { address, key: key.to_owned(), source })
+            .and_then(|socket| Self::prepared(socket, Address::Tcp(address)))
+            .map_err(|source| BindError { address: Address::Tcp(address), key: key.to_owned(), source })
+    }
+
+    /// Makes a unix socket at `path` that those may connect to whom `access` names; `key` as above. A socket that a process
+    /// left behind is replaced.
+    ///
+    /// # Errors
+    /// Something else is there, or a process that listens; a group that does not exist or that cannot be given.
+    pub fn bind_unix(path: &Path, access: &SocketAccess, key: &str) -> Result<Self, BindError> {
+        let open = || {
+            remove_left_behind(path)?;
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            // Nobody can connect until it listens.
+            if let Some(group) = &access.group {
+                chown(path, None, Some(group_id(group)?))?;
+            }
+            fs::set_permissions(path, Permissions::from_mode(access.mode))?;
+            socket.listen(BACKLOG)?;
+            Self::prepared(socket, Address::Unix(path.into()))
+        };
+        open().map_err(|source| BindError {
+            address: Address::Unix(path.into()),
+            key: key.to_owned(),
+            source,
+        })
     }
 
     /// Takes a socket that listens already, for the place that the configuration calls `key` and `configured`.
     ///
     /// # Errors
     /// The system refuses an option.
-    pub fn adopt(
-        socket: std::net::TcpListener,
-        configured: SocketAddr,
-        key: &str,
-    ) -> Result<Self, BindError> {
-        Self::prepared(socket, configured).map_err(|source| BindError {
+    pub fn adopt(socket: Socket, configured: Address, key: &str) -> Result<Self, BindError> {
+        Self::prepared(socket, configured.clone()).map_err(|source| BindError {
             address: configured,
             key: key.to_owned(),
             source,
         })
     }
 
-    fn prepared(socket: std::net::TcpListener, configured: SocketAddr) -> io::Result<Self> {
-        // Accepted connections inherit it.
-        SockRef::from(&socket).set_tcp_keepalive(&tcp::keepalive())?;
+    fn prepared(socket: Socket, configured: Address) -> io::Result<Self> {
+        let address = Address::of(&socket)?;
+        if address.tcp().is_some() {
+            // Accepted connections inherit it.
+            socket.set_tcp_keepalive(&tcp::keepalive())?;
+        }
         socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
         Ok(Self { socket, address, configured })
     }
 
@@ -111,7 +201,8 @@ impl Listener {
     /// # Errors
     /// No file descriptor is left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, ..*self })
+        let (address, configured) = (self.address.clone(), self.configured.clone());
+        Ok(Self { socket: self.socket.try_clone()?, address, configured })
     }
 
     /// Gives each connection to `app`, until `drain` begins. What is in the socket's queue then stays there for
@@ -119,8 +210,12 @@ impl Listener {
     pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, drain: Drain) {
         let _open = drain.connection();
         let Self { socket, address, .. } = self;
-        let acceptor = match tokio::net::TcpListener::from_std(socket) {
-            Ok(socket) => Acceptor::from(socket),
+        let acceptor = match &address {
+            Address::Tcp(_) => tokio::net::TcpListener::from_std(socket.into()).map(Acceptor::from),
+            Address::Unix(_) => tokio::net::UnixListener::from_std(socket.into()).map(Acceptor::from),
+        };
+        let acceptor = match acceptor {
+            Ok(acceptor) => acceptor,
             Err(error) => {
                 tracing::error!(target: "Mesh", "cannot accept connections on {address}: {error}");
                 return;
@@ -168,6 +263,30 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Removes a socket on which nobody listens any more.
+fn remove_left_behind(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            let text = "something that is not a socket is there; move it away, or choose another path";
+            Err(io::Error::new(ErrorKind::AlreadyExists, text))
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there")),
+        },
+    }
+}
+
+fn group_id(name: &str) -> io::Result<u32> {
+    match Group::from_name(name)? {
+        Some(group) => Ok(group.gid.as_raw()),
+        None => Err(io::Error::new(ErrorKind::NotFound, format!("there is no group {name} on this host"))),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The listening sockets that the configuration asks for: those that somebody hands over, the others bound here.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
-use mesh_shared::LoopbackAddr;
-use mesh_shared::config::{Config, ListenerTarget};
+use mesh_shared::config::{Config, ListenerTarget, OutboundListener};
+use mesh_shared::{LocalAddr, LoopbackAddr};
+use socket2::Socket;
 
-use crate::listener::{BindError, Listener};
+use crate::listener::{Address, BindError, Listener};
 
 /// Name of the socket for peers, as `FileDescriptorName=` has it.
 pub const INBOUND: &str = "inbound";
@@ -18,11 +19,11 @@ pub const ADMIN: &str = "admin";
 #[derive(Debug)]
 pub struct Given {
     /// The socket.
-    pub socket: TcpListener,
+    pub socket: Socket,
     /// What it is for, if it is one of the names above. Any other name means nothing; the address tells then.
     pub name: String,
     /// Where it listens, or where the configuration of the process that had it before wanted it.
-    pub address: SocketAddr,
+    pub address: Address,
 }
 
 /// Why the sockets cannot be had.
@@ -41,7 +42,7 @@ pub enum SocketsError {
         /// Its name.
         name: String,
         /// Where it listens.
-        address: SocketAddr,
+        address: Address,
     },
 }
 
@@ -51,8 +52,8 @@ pub struct Sockets {
     pub inbound: Listener,
     /// For this host's programs.
     pub outbound: Listener,
-    /// For this host's programs, to one place each.
-    pub listeners: Vec<(Listener, ListenerTarget)>,
+    /// For this host's programs as well, most of them to one place each.
+    pub listeners: Vec<(Listener, Option<ListenerTarget>)>,
     /// For supervisors.
     pub admin: Option<Listener>,
 }
@@ -77,7 +78,7 @@ impl Sockets {
                 .outbound
                 .listeners
                 .iter()
-                .map(|each| Ok((local(&mut given, "", each.listen, &each.key)?, each.to.clone())))
+                .map(|each| Ok((given.take_or_bind_local(each)?, each.to.clone())))
                 .collect::<Result<_, BindError>>()?,
             admin: proxy
                 .admin
@@ -93,6 +94,13 @@ impl Sockets {
         }
     }
 
+    /// Where peers connect, and where this host's programs do.
+    pub fn main_addresses(&self) -> (SocketAddr, SocketAddr) {
+        // Both are always of TCP.
+        let tcp = |listener: &Listener| listener.address.tcp().unwrap_or(SocketAddr::from(([0; 4], 0)));
+        (tcp(&self.inbound), tcp(&self.outbound))
+    }
+
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Listener> {
         let listeners = self.listeners.iter().map(|(listener, _)| listener);
@@ -104,28 +112,50 @@ struct Offer(Vec<Given>);
 
 impl Offer {
     fn take_or_bind(&mut self, name: &str, address: SocketAddr, key: &str) -> Result<Listener, BindError> {
-        let fits =
-            |given: &Given| (!name.is_empty() && given.name == name) || same_place(given.address, address);
-        let Some(at) = self.0.iter().position(fits) else { return Listener::bind(address, key) };
+        match self.take(name, &Address::Tcp(address), key) {
+            Some(taken) => taken,
+            None => Listener::bind(address, key),
+        }
+    }
+
+    fn take_or_bind_local(&mut self, wanted: &OutboundListener) -> Result<Listener, BindError> {
+        let OutboundListener { key, listen, access, .. } = wanted;
+        match listen {
+            LocalAddr::Tcp(address) => self.take_or_bind("", address.socket_addr(), key),
+            LocalAddr::Unix(path) => match self.take("", &Address::Unix(path.clone()), key) {
+                Some(taken) => taken,
+                None => Listener::bind_unix(path, access, key),
+            },
+        }
+    }
+
+    fn take(&mut self, name: &str, wanted: &Address, key: &str) -> Option<Result<Listener, BindError>> {
+        let is_named = |given: &Given| {
+            !name.is_empty() && given.name == name && given.address.tcp().is_some() == wanted.tcp().is_some()
+        };
+        let at = self.0.iter().position(|given| is_named(given) || same_place(&given.address, wanted))?;
         let Given { socket, address: found, .. } = self.0.swap_remove(at);
-        if !same_place(found, address) {
+        if !same_place(&found, wanted) {
             tracing::warn!(
                 target: "Config",
-                "the supervisor's socket {name} listens on {found}, {key} says {address}; the socket counts"
+                "the supervisor's socket {name} listens on {found}, {key} says {wanted}; the socket counts"
             );
         }
-        Listener::adopt(socket, address, key)
+        Some(Listener::adopt(socket, wanted.clone(), key))
     }
 }
 
 /// Whether both take the same connections; `::` takes IPv4 too.
-fn same_place(a: SocketAddr, b: SocketAddr) -> bool {
+fn same_place(a: &Address, b: &Address) -> bool {
+    let (Address::Tcp(a), Address::Tcp(b)) = (a, b) else { return a == b };
     let everywhere = a.ip().is_unspecified() && b.ip().is_unspecified();
     a.port() == b.port() && (everywhere || a.ip().to_canonical() == b.ip().to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn config(inbound: u16, outbound: u16) -> Config {
@@ -139,7 +169,7 @@ mod tests {
     fn given(name: &str) -> (Given, u16) {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        (Given { socket, name: name.into(), address }, address.port())
+        (Given { socket: socket.into(), name: name.into(), address: Address::Tcp(address) }, address.port())
     }
 
     #[test]
@@ -147,8 +177,10 @@ mod tests {
         let ((by_name, port), (by_address, outbound)) = (given(INBOUND), given("mesh-proxy.socket"));
         // Not the configured port: the name counts.
         let sockets = Sockets::open(&config(1, outbound), vec![by_address, by_name], true).unwrap();
-        assert_eq!((sockets.inbound.address.port(), sockets.outbound.address.port()), (port, outbound));
-        assert_eq!((sockets.inbound.configured.port(), sockets.all().count()), (1, 2));
+        let port_of = |address: &Address| address.tcp().unwrap().port();
+        let ports = (port_of(&sockets.inbound.address), port_of(&sockets.outbound.address));
+        assert_eq!(ports, (port, outbound));
+        assert_eq!((port_of(&sockets.inbound.configured), sockets.all().count()), (1, 2));
     }
 
     #[test]
@@ -165,10 +197,11 @@ mod tests {
 
     #[test]
     fn every_address_is_the_same_place_as_every_ipv4_address() {
-        let place = |text: &str| text.parse::<SocketAddr>().unwrap();
-        assert!(same_place(place("[::]:3000"), place("0.0.0.0:3000")));
-        assert!(same_place(place("[::ffff:127.0.0.1]:3000"), place("127.0.0.1:3000")));
-        assert!(!same_place(place("[::]:3000"), place("127.0.0.1:3000")));
-        assert!(!same_place(place("127.0.0.1:3000"), place("127.0.0.1:3001")));
+        let place = |text: &str| Address::Tcp(text.parse().unwrap());
+        let same = |a, b| same_place(&place(a), &place(b));
+        assert!(same("[::]:3000", "0.0.0.0:3000"));
+        assert!(same("[::ffff:127.0.0.1]:3000", "127.0.0.1:3000"));
+        assert!(!same("[::]:3000", "127.0.0.1:3000"));
+        assert!(!same("127.0.0.1:3000", "127.0.0.1:3001"));
     }
 }

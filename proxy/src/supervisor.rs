@@ -9,8 +9,10 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use mesh_shared::service_manager;
 use sd_notify::NotifyState;
+use socket2::Socket;
 use tokio::time::sleep;
 
+use crate::listener::Address;
 use crate::pulse::Pulse;
 use crate::sockets::Given;
 
@@ -29,7 +31,7 @@ const NEXT_TRY: Duration = Duration::from_millis(20);
 /// The sockets that a supervisor opened for this process; none without one.
 ///
 /// # Errors
-/// Something that is no listening TCP socket, or as many names as there are no sockets.
+/// Something that is not a listening socket, or as many names as there are no sockets.
 pub fn given_sockets() -> io::Result<Vec<Given>> {
     let names = env::var("LISTEN_FDNAMES").ok();
     let mut sockets = ListenFd::from_env();
@@ -45,9 +47,16 @@ pub fn given_sockets() -> io::Result<Vec<Given>> {
     let mut given = Vec::with_capacity(sockets.len());
     for (index, name) in names.into_iter().enumerate().take(sockets.len()) {
         // Closed when this program executes another one.
-        let socket = sockets.take_tcp_listener(index).map_err(|error| invalid(format!("{name}: {error}")))?;
-        let Some(socket) = socket else { continue };
-        let address = socket.local_addr()?;
+        let socket: Socket = match sockets.take_unix_listener(index) {
+            Ok(Some(socket)) => socket.into(),
+            // It is still there.
+            _ => match sockets.take_tcp_listener(index) {
+                Ok(Some(socket)) => socket.into(),
+                Ok(None) => continue,
+                Err(error) => return Err(invalid(format!("{name}: {error}"))),
+            },
+        };
+        let address = Address::of(&socket).map_err(|error| invalid(format!("{name}: {error}")))?;
         given.push(Given { socket, name: name.into(), address });
     }
     Ok(given)

@@ -116,12 +116,7 @@ impl FromStr for BackendAddr {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_path =
-                path.starts_with('/') && path.len() <= MAX_SOCKET_PATH_BYTES && !path.contains('\0');
-            return match is_path {
-                true => Ok(Self::Unix(path.into())),
-                false => Err(AddressError::SocketPath(path.into())),
-            };
+            return socket_path(path).map(Self::Unix);
         }
         // Said once for both: what is a port, and that the name is not looked up.
         let address: LoopbackAddr = text.parse()?;
@@ -140,6 +135,41 @@ impl fmt::Display for BackendAddr {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// Where this host's programs come in: nobody else does, by construction.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LocalAddr {
+    /// One loopback address.
+    Tcp(LoopbackAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for LocalAddr {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.strip_prefix("unix:") {
+            Some(path) => socket_path(path).map(Self::Unix),
+            None => text.parse().map(Self::Tcp),
+        }
+    }
+}
+
+impl fmt::Display for LocalAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A path at which a unix socket can be.
+fn socket_path(path: &str) -> Result<PathBuf, AddressError> {
+    let is_path = path.starts_with('/') && path.len() <= MAX_SOCKET_PATH_BYTES && !path.contains('\0');
+    if is_path { Ok(path.into()) } else { Err(AddressError::SocketPath(path.into())) }
 }
 
 /// An IP address or something that can be looked up; never a URL or `host:port`.

@@ -10,10 +10,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::address::LocalAddr;
+
 pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
     AgentServer, Backend, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound, OutboundListener,
-    Policy, Protocol, Proxy, Timeouts,
+    Policy, Protocol, Proxy, SocketAccess, Timeouts,
 };
 pub use registryd::{Dns, Registryd};
 pub use yaml::Mistake;
@@ -106,7 +108,7 @@ impl Config {
         let registryd = registryd::read(document.section("registryd"));
         if let Some(mesh) = &mesh {
             for listener in &proxy.outbound.listeners {
-                if listener.to == ListenerTarget::Node(mesh.node_name.clone()) {
+                if listener.to == Some(ListenerTarget::Node(mesh.node_name.clone())) {
                     let key = format!("{}.node", listener.key);
                     document
                         .mistake(&key, format!("{} is this node itself; name another one", mesh.node_name));
@@ -126,13 +128,14 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
     let named = |key: &str, address| (key.to_owned(), address);
     let mut used = vec![named("proxy.outbound.listen", proxy.outbound.listen.socket_addr())];
     used.extend(inbound.map(|address| named("mesh.agent_channel_port", address)));
-    used.extend(
-        proxy
-            .outbound
-            .listeners
-            .iter()
-            .map(|listener| (format!("{}.listen", listener.key), listener.listen.socket_addr())),
-    );
+    let mut sockets: Vec<(String, &Path)> = Vec::new();
+    for listener in &proxy.outbound.listeners {
+        let key = format!("{}.listen", listener.key);
+        match &listener.listen {
+            LocalAddr::Tcp(address) => used.push((key, address.socket_addr())),
+            LocalAddr::Unix(path) => sockets.push((key, path)),
+        }
+    }
     used.extend(proxy.admin.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
     let ours = used.len();
     let backends = proxy.backend.addresses();
@@ -164,9 +167,17 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
             format!("{} is taken by {} ({}); each needs a port of its own", here.1, there.0, there.1),
         );
     }
-    for (key, address) in backends {
+    for (key, address) in &backends {
         if address.socket_path() == Some(&registryd.socket) {
-            document.mistake(&key, format!("{address} is taken by registryd.socket"));
+            document.mistake(key, format!("{address} is taken by registryd.socket"));
+        }
+    }
+    for (i, (key, path)) in sockets.iter().enumerate() {
+        let taken = sockets[..i].iter().find(|(_, other)| other == path).map(|(other, _)| other.as_str());
+        let by_agent = || backends.iter().find(|(_, address)| address.socket_path() == Some(*path));
+        let by_registryd = (*path == registryd.socket).then_some("registryd.socket");
+        if let Some(other) = taken.or(by_agent().map(|(other, _)| other.as_str())).or(by_registryd) {
+            document.mistake(key, format!("unix:{} is taken by {other}", path.display()));
         }
     }
 }

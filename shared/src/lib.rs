@@ -17,6 +17,6 @@ pub mod name;
 pub mod registry;
 pub mod service_manager;
 
-pub use address::{BackendAddr, LoopbackAddr};
+pub use address::{BackendAddr, LocalAddr, LoopbackAddr};
 pub use identity::Identity;
 pub use name::{AgentName, NodeName};

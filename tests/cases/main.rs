@@ -49,6 +49,7 @@ mod supervisor;
 mod threads;
 mod trust_while_connected;
 mod tunnels;
+mod unix_sockets;
 mod upgrading;
 mod uploads;
 

@@ -2,6 +2,7 @@
 //! what it has.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,6 +14,7 @@ use mesh_tests::supervised::{self, Streams, Supervised};
 use mesh_tests::{eventually, web};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 
 /// Longer than some of the streams below, so that a drain that nobody may end is told from one with a limit.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -232,6 +234,41 @@ async fn the_new_process_listens_where_its_own_configuration_says() {
     assert_eq!(web::get(new, "/x").await.status, 200);
     assert!(TcpStream::connect(gone).await.is_err());
     assert_eq!(it.node.get("/nodes/ct110/x").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_unix_socket_goes_over_with_the_requests_on_it() {
+    let mesh = Mesh::new();
+    let far = mesh.start("ct111", "grok").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbound.sock");
+    let listeners = json!([{"listen": format!("unix:{}", path.display()), "node": "ct111"}]);
+    let mut it = Replaceable::start(&mesh, |plan| {
+        plan.with(|config| config["proxy"]["outbound"]["listeners"] = listeners)
+    })
+    .await;
+    it.node.reaches("ct111").await;
+    let get = |target: &str| {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--noproxy", "*", "--max-time", "30", "--unix-socket"]).arg(&path);
+        command.arg(format!("http://localhost{target}")).stdout(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // The agent answers from this thread.
+    let read = async |started: std::process::Child| {
+        text(&spawn_blocking(|| started.wait_with_output()).await.unwrap().unwrap().stdout)
+    };
+    let open = get("/stream");
+    let answer = far.agent().stream().await;
+    let inode = fs::metadata(&path).unwrap().ino();
+    it.upgrade().await.unwrap();
+    assert_eq!(read(get("/x")).await, "GET /x");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    answer.send(web::piece("to its end")).unwrap();
+    drop(answer);
+    assert_eq!(read(open).await, "to its end");
+    assert!(it.node.proxy().exited().await.success());
+    assert_eq!(read(get("/x")).await, "GET /x");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, ListenerTarget, Mistake};
 use mesh_shared::registry::{Entry, Registry, VERSION};
-use mesh_shared::{AgentName, Identity, LoopbackAddr, NodeName};
+use mesh_shared::{AgentName, Identity, LocalAddr, LoopbackAddr, NodeName};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
 use registryd::membership::admission::{MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, admit};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -63,19 +63,26 @@ fn fits_together(config: &Config) {
     let (mesh, outbound) = (&config.mesh, &config.proxy.outbound);
     assert!(mesh.stale_threshold > mesh.heartbeat_interval);
     let own = ListenerTarget::Node(mesh.node_name.clone());
-    assert!(outbound.listeners.iter().all(|listener| listener.to != own));
-    let mut addresses: Vec<_> = outbound.listeners.iter().map(|listener| listener.listen).collect();
-    addresses.push(outbound.listen);
+    assert!(outbound.listeners.iter().all(|listener| listener.to.as_ref() != Some(&own)));
+    let (mut addresses, mut paths) = (vec![outbound.listen], Vec::new());
+    for listener in &outbound.listeners {
+        match &listener.listen {
+            LocalAddr::Tcp(address) => addresses.push(*address),
+            LocalAddr::Unix(path) => paths.push(path),
+        }
+    }
     addresses.extend(config.proxy.admin);
     let mut addresses: Vec<_> = addresses.into_iter().map(LoopbackAddr::socket_addr).collect();
     for (key, backend) in config.proxy.backend.addresses() {
         let taken = backend.socket_addrs().find(|each| each.port() != 0 && addresses.contains(each));
         assert_eq!(taken, None, "{key} is the sidecar's own");
     }
-    let count = addresses.len();
+    let count = addresses.len() + paths.len();
     addresses.sort();
     addresses.dedup();
-    assert_eq!(addresses.len(), count, "one address for two purposes");
+    paths.sort();
+    paths.dedup();
+    assert_eq!(addresses.len() + paths.len(), count, "one address for two purposes");
 }
 
 /// Whether no key is itself a list or a section.

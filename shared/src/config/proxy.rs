@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::yaml::Section;
-use crate::address::{BackendAddr, LoopbackAddr};
+use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
 
@@ -51,7 +51,7 @@ pub struct Inbound {
 pub struct Outbound {
     /// Plain HTTP for all destinations.
     pub listen: LoopbackAddr,
-    /// Plain HTTP for one node or agent each.
+    /// Plain HTTP for one node or agent each, or on a unix socket.
     pub listeners: Vec<OutboundListener>,
     /// Values of `Origin` that programs of this host may send.
     pub allowed_origins: Vec<Origin>,
@@ -61,15 +61,41 @@ pub struct Outbound {
     pub max_attempts: u32,
 }
 
-/// A listener whose requests all go to one place.
+/// One more listener for this host's programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundListener {
     /// Its place in the file, such as `proxy.outbound.listeners[0]`.
     pub key: String,
     /// Where to listen.
-    pub listen: LoopbackAddr,
-    /// Where everything goes.
-    pub to: ListenerTarget,
+    pub listen: LocalAddr,
+    /// Who may connect to a unix socket.
+    pub access: SocketAccess,
+    /// Where everything goes; `None`: each request says where.
+    pub to: Option<ListenerTarget>,
+}
+
+/// Who may connect to a unix socket: its owner is the user of mesh-proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Its permissions (chmod(2)); to connect is to write.
+    pub mode: u32,
+    /// The group that it belongs to; `None`: that of mesh-proxy.
+    pub group: Option<String>,
+}
+
+/// Four octal digits.
+struct Mode(u32);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = Some(text).filter(|text| text.len() == 4 && text.starts_with('0'));
+        let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok());
+        mode.map(Self).ok_or_else(|| {
+            format!("expected four octal digits between quotes, such as \"0660\", found {text:?}")
+        })
+    }
 }
 
 /// Where everything goes that comes in on one listener.
@@ -347,21 +373,35 @@ fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, Agen
     agents
 }
 
+/// Its owner and its group may connect.
+const SOCKET_MODE: u32 = 0o660;
+
 fn outbound(section: Section<'_>) -> Outbound {
-    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}";
+    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
     let mut listeners = Vec::new();
     for (i, item) in section.sections("listeners", EXPECTED) {
         let listen = item.parsed("listen");
         let node = item.parsed("node").map(ListenerTarget::Node);
         let to = item.parsed("agent").map(ListenerTarget::Agent).or(node);
-        if !item.has("listen") || item.has("node") == item.has("agent") {
+        let is_unix = matches!(listen, Some(LocalAddr::Unix(_)));
+        let targets = usize::from(item.has("node")) + usize::from(item.has("agent"));
+        if !item.has("listen") || targets > 1 || (targets == 0 && !is_unix) {
             section.mistake_at("listeners", i, format!("expected {EXPECTED}"));
         }
+        let mode = item.parsed("mode").map_or(SOCKET_MODE, |Mode(mode)| mode);
+        let access = SocketAccess { mode, group: item.string("group") };
+        for key in ["mode", "group"] {
+            if item.has(key) && !is_unix {
+                item.mistake(key, "is for unix sockets only");
+            }
+        }
         item.finish();
-        if let (Some(listen), Some(to)) = (listen, to) {
+        if let Some(listen) = listen
+            && (to.is_some() || (is_unix && targets == 0))
+        {
             let key = format!("proxy.outbound.listeners[{i}]");
-            listeners.push(OutboundListener { key, listen, to });
+            listeners.push(OutboundListener { key, listen, access, to });
         }
     }
     let max_requests_per_node =

@@ -228,11 +228,27 @@ fn a_mistake_is_told_once_and_in_plain_words() {
         ),
         (
             "proxy:\n  outbound:\n    listeners:\n    - ct111",
-            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}, found the text \"ct111\"",
+            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}, found the text \"ct111\"",
         ),
         (
             "proxy: {outbound: {listeners: [{listen: '127.0.0.1:3111'}]}}",
-            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111} or {listen: 127.0.0.1:3112, agent: grok}",
+            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}",
+        ),
+        (
+            "proxy: {outbound: {listeners: [{listen: 'unix:run/mesh.sock', node: b}]}}",
+            "line 2: proxy.outbound.listeners[0].listen: \"run/mesh.sock\" is not the path of a unix socket: it must be absolute and have at most 107 bytes, as in unix:/run/opus.sock",
+        ),
+        (
+            "proxy: {outbound: {listeners: [{listen: 'unix:/run/mesh.sock', mode: '660'}]}}",
+            "line 2: proxy.outbound.listeners[0].mode: expected four octal digits between quotes, such as \"0660\", found \"660\"",
+        ),
+        (
+            "proxy: {outbound: {listeners: [{listen: '127.0.0.1:3111', node: b, group: mesh}]}}",
+            "line 2: proxy.outbound.listeners[0].group: is for unix sockets only",
+        ),
+        (
+            "proxy: {outbound: {listeners: [{listen: 'unix:/run/a'}, {listen: 'unix:/run/a', agent: b}]}}",
+            "line 2: proxy.outbound.listeners[1].listen: unix:/run/a is taken by proxy.outbound.listeners[0].listen",
         ),
         ("proxy: {<<: {threads: 2}}", "line 2: proxy.<<: merge keys are not supported; write the keys out"),
         (
