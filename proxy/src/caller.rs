@@ -16,7 +16,7 @@ use crate::tls::verify::PeerIdentity;
 pub enum Caller {
     /// A peer, as its certificate proved.
     Peer(Arc<PeerIdentity>),
-    /// A program of this host, by its address.
+    /// A program of this host, by its address; `None` on a unix socket.
     Program(Option<Box<str>>),
 }
 

@@ -72,6 +72,11 @@ async fn each_way_of_naming_a_destination_works_there() {
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("GET /x"), "{target}: {answer}");
         assert!(answer.contains("x-mesh-served-by: ct111"), "{answer}");
     }
+    // Some libraries make up a host.
+    let answer = raw(&all, &get("/nodes/ct111/x", "").replace("localhost", "unix")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let answer = raw(&all, &get("http://example.org/", "")).await;
+    assert!(answer.contains("not_in_mesh"), "{answer}");
     let tunnel = "CONNECT grok.agent.mesh:80 HTTP/1.1\r\nhost: grok.agent.mesh:80\r\n\r\n";
     let answer = raw(&all, &(tunnel.to_owned() + &get("/x", ""))).await;
     assert!(answer.ends_with("GET /x"), "{answer}");

@@ -246,7 +246,7 @@ pub fn destination(data: &[u8]) {
     let own = Destination::Node("ct111".parse().expect("a name"));
     for only in [None, Some(&own)] {
         let mut left = request.clone();
-        if let Ok(wanted) = destination::read(&mut left, only, |_, port| port == 3000) {
+        if let Ok(wanted) = destination::read(&mut left, only, false, |_, port| port == 3000) {
             goes_where_it_says(&request, &left, &wanted.to, only);
         }
     }

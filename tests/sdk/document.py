@@ -16,7 +16,9 @@ def line(row, cells):
         failed = [check for check in row.checks if cells.get((check, way))]
         shown.append("–" if way not in row.ways else "✗ " + ", ".join(failed) if failed else "✓")
     client = row.name.format(version(row.package))
-    return f"| {client} | {agent_title(row.agent)} | {', '.join(row.checks)} | {' | '.join(shown)} |"
+    limits = "".join(f"; not {check}{f', {COLUMNS[way]}' if way else ''}: {why}" for (check, way), why in row.limits.items())
+    checks = ", ".join(check for check in row.checks if (check, None) not in row.limits)
+    return f"| {client} | {agent_title(row.agent)} | {checks}{limits} | {' | '.join(shown)} |"
 
 
 def recipe_text(recipe):

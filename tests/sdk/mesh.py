@@ -127,7 +127,7 @@ class Mesh:
         listeners = [{"listen": f"127.0.0.1:{self.own_node}", "node": "ct111"}]
         origins = [f"http://127.0.0.1:{port}" for port in (self.outbound, self.own_node, self.own_agent)]
         outbound = {"listen": f"127.0.0.1:{self.outbound}", "listeners": listeners,
-                    "allowed_origins": [*origins, "http://ct111.mesh", "http://grok.agent.mesh"]}
+                    "allowed_origins": [*origins, "http://ct111.mesh", "http://grok.agent.mesh", "http://localhost"]}
         caller = self.config("ct110", ["opus"], {"outbound": outbound})
         # A configuration that is refused costs its own way only.
         outbound = caller["proxy"]["outbound"]

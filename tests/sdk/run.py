@@ -158,6 +158,10 @@ def run_group(agent, rows, recipes, ca, folder, say):
                 name = job["way"]["name"]
                 if name in mesh.refused:
                     results[row][job["check"], name] = mesh.refused[name]
+            for (check, way), error in results[row].items():
+                if row.is_limit(check, way):
+                    passes = "it passes now: take it from the limits of the row in tests/sdk/table.py"
+                    results[row][check, way] = None if error else passes
             say(row.title, results[row], time.monotonic() - began)
         for recipe in recipes:
             results[recipe] = {("recipe", recipe.file): run_recipe(recipe, mesh)}

@@ -66,10 +66,14 @@ class Row:
     checks: tuple
     ways: list
     environment: dict = dataclasses.field(default_factory=dict)
+    limits: dict = dataclasses.field(default_factory=dict)  # (check, ways): why the client itself cannot pass it
 
     @property
     def title(self):
         return f"{self.name.format(version(self.package))} → {agent_title(self.agent)}"
+
+    def is_limit(self, check, way):
+        return any(check == its and ways in (None, way) for its, ways in self.limits)
 
     def cells(self):
         # A listener of one's own leads to one destination only, which exists.
@@ -232,7 +236,8 @@ ROWS = [
     socket("Bun {} WebSocket", "bin:bun", ("bun", "ws.mjs", "builtin"), BASE),
 
     http("curl {}", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
-    http("curl {} --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
+    http("curl {} --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX,
+         limits={("redirect", None): "it cannot send a second request on such a connection, to whichever server"}),
     http("curl {} --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),
     http("curl {} --proxytunnel", "bin:curl", ("python", "curl.py", "--proxytunnel"), PROXY),
     http("requests {}", "pip:requests", ("python", "requests_client.py"), BASE + PROXY),
@@ -250,8 +255,10 @@ ROWS = [
     http("node:http {}, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "node_http.mjs"), BASE + PROXY, **ENV_PROXY),
     http("node:http2 {}", "bin:node", ("node", "node_http2.mjs"), BASE + HOSTS + UNIX),
     http("axios {}", "npm:axios", ("node", "axios.mjs"), BASE + PROXY + UNIX),
-    http("got {}, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX),
-    http("Bun {} fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX),
+    http("got {}, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX,
+         limits={("redirect", "unix"): "it follows them by TCP"}),
+    http("Bun {} fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX,
+         limits={("redirect", "unix"): "it follows them by TCP"}),
 
     served("web"),
     served("fastapi"),

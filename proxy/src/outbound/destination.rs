@@ -69,17 +69,21 @@ const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
 /// Reads the destination, and takes a prefix that names it out of the path. The request was checked
-/// ([`crate::http::message`]). `only`: where everything goes on this listener. `is_mesh_port` says whether the mesh itself
-/// is at this port of a destination.
+/// ([`crate::http::message`]). `only`: where everything goes on this listener. `on_unix_socket`: clients make up a host
+/// there, such as `unix`. `is_mesh_port` says whether the mesh itself is at this port of a destination.
 ///
 /// # Errors
 /// None named, one that is no name, a port behind which there is nothing, or a host outside the mesh.
 pub fn read(
     request: &mut Parts,
     only: Option<&Destination>,
+    on_unix_socket: bool,
     is_mesh_port: impl Fn(&Destination, u16) -> bool,
 ) -> Result<Wanted, ProxyError> {
-    let named = host(request, is_mesh_port)?;
+    let named = match host(request, is_mesh_port) {
+        Err(ProxyError::NotInMesh(host)) if on_unix_socket && !host.contains('.') => None,
+        named => named?,
+    };
     if let Some(only) = only {
         return match named {
             Some(other) if other != *only => Err(ProxyError::BadDestination(format!(
@@ -240,7 +244,7 @@ mod tests {
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
         check_request(&parts, false).map_err(|error| error.parts().1)?;
-        let wanted = read(&mut parts, None, mesh_port).map_err(|error| error.parts().1)?;
+        let wanted = read(&mut parts, None, false, mesh_port).map_err(|error| error.parts().1)?;
         let text = match wanted.to {
             Destination::Node(node) => node.to_string(),
             Destination::Agent(agent) => format!("@{agent}"),
@@ -311,7 +315,7 @@ mod tests {
         let node = Destination::Node("ct111".parse().unwrap());
         let parts = |host: &str| {
             let request = Request::builder().uri("/nodes/x/a").header("host", host).body(()).unwrap();
-            read(&mut request.into_parts().0, Some(&node), mesh_port).map_err(|error| error.parts().1)
+            read(&mut request.into_parts().0, Some(&node), false, mesh_port).map_err(|error| error.parts().1)
         };
         assert_eq!(parts("127.0.0.1:3111"), Ok(node.clone().into()));
         assert_eq!(parts("ct111.mesh"), Ok(node.clone().into()));
@@ -323,7 +327,7 @@ mod tests {
     fn what_named_it_is_remembered_and_taken_out() {
         let request =
             Request::builder().uri("/nodes/CT111/a?b").header("host", "localhost").body(()).unwrap();
-        let wanted = read(&mut request.into_parts().0, None, mesh_port).unwrap();
+        let wanted = read(&mut request.into_parts().0, None, false, mesh_port).unwrap();
         assert_eq!(wanted.prefix.unwrap(), "/nodes/CT111");
     }
 

@@ -9,7 +9,7 @@ use mesh_shared::logging::Excerpt;
 use mesh_shared::{AgentName, NodeName};
 
 use crate::access_log::Subject;
-use crate::caller::Connection;
+use crate::caller::{Caller, Connection};
 use crate::error::{Fault, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
@@ -107,7 +107,8 @@ impl Pipeline {
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
                 let answer = async |exchange: &mut Exchange| {
-                    self.answer(exchange, only, request, upgrade.as_ref()).await
+                    let on_unix_socket = matches!(connection.caller, Caller::Program(None));
+                    self.answer(exchange, only, on_unix_socket, request, upgrade.as_ref()).await
                 };
                 within_deadline(&mut exchange, answer).await
             }
@@ -124,6 +125,7 @@ impl Pipeline {
         &self,
         exchange: &mut Exchange,
         only: Option<&Destination>,
+        on_unix_socket: bool,
         request: Request<Incoming>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
@@ -133,7 +135,7 @@ impl Pipeline {
         exchange.check_head(&parts)?;
         browser_guard::check(&parts.headers, &self.allowed_origins)?;
         let Wanted { to: destination, prefix } =
-            destination::read(&mut parts, only, |to, port| self.is_mesh_port(to, port))?;
+            destination::read(&mut parts, only, on_unix_socket, |to, port| self.is_mesh_port(to, port))?;
         exchange.account().uri = parts.uri.clone();
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);

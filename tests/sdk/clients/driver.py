@@ -41,7 +41,7 @@ def elsewhere(way):
 
 def shows(error):
     """Fails unless an SDK's error says, in what it prints, what the sidecar's does: that nobody is not known."""
-    expect("nobody" in str(error) and "known" in str(error), f"the error shows only {type(error).__name__}: {error}")
+    expect("no node" in str(error) and "nobody" in str(error), f"the error shows only {type(error).__name__}: {error}")
 
 
 def explain(error):

@@ -10,12 +10,14 @@ def channel(way):
     target = f"unix:{way['unix']}" if way["unix"] else urlsplit(way["url"]).netloc
     if way["proxy"]:
         target = f"dns:///{target}:80"
-    return grpc.insecure_channel(target, [("grpc.default_authority", way["host"])] if way["host"] else [])
+    # For a unix socket it would make up an authority of the path, which is none.
+    authority = "localhost" if way["unix"] else way["host"]
+    return grpc.insecure_channel(target, [("grpc.default_authority", authority)] if authority else [])
 
 
 def metadata(way):
     # Over the unix socket there is no other way to say whom one means.
-    headers = {"x-mesh-agent": "grok"} if way["unix"] else way["headers"]
+    headers = {"x-mesh-agent": urlsplit(way["url"]).path.split("/")[-1]} if way["unix"] else way["headers"]
     return list(headers.items())
 
 
@@ -56,7 +58,7 @@ def error(way):
         channel(way).unary_unary("/Grok/Unary")(b"hello", metadata=metadata(way), timeout=8)
     except grpc.RpcError as raised:
         text = f"{raised.code()}: {raised.details()}"
-        expect("nobody" in text and "known" in text, f"the error shows only {text}")
+        expect("no node" in text and "nobody" in text, f"the error shows only {text}")
         return
     raise AssertionError("an agent that does not exist answers")
 
