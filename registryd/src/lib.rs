@@ -18,12 +18,12 @@
 
 pub mod addresses;
 pub mod app;
-pub mod ctl;
+
 pub mod discovery;
 pub mod dns_server;
 pub mod events;
 pub mod heartbeat;
-pub mod hosts_file;
+
 pub mod jitter;
 pub mod membership;
 pub mod peer_client;

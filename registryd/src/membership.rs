@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use mesh_shared::NodeName;
+use mesh_shared::event::Kind;
 use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
-use crate::events::Kind;
 use admission::Refusal;
 
 /// The moment at which something is judged.

@@ -10,12 +10,13 @@ use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use mesh_shared::event::Event;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
 use super::answer::Answer;
-use crate::events::{Event, Listening};
+use crate::events::Listening;
 use crate::state::State;
 
 /// A silent stream says this often that it lives.

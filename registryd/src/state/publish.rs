@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use mesh_shared::NodeName;
 use mesh_shared::config::Discovery;
+use mesh_shared::event::{Event, Kind};
 use mesh_shared::local_api::{NodeView, Roster, RosterNode};
 use mesh_shared::registry::{Node, Status};
 
 use super::{Inner, State, Wanted};
-use crate::events::{Event, Kind};
 use crate::membership::{Change, Member, Now};
 use crate::view::View;
 

@@ -12,9 +12,9 @@ use mesh_shared::name::NodeName;
 use serde::Serialize;
 use serde_json::json;
 
-use super::client::{ClientError, Daemon};
-use super::output::{Cell, Colour, Table, print, print_json};
-use super::{Failure, Global, node_name};
+use crate::output::{Cell, Colour, Table, print, print_json};
+use crate::{Failure, Global, node_name};
+use mesh_client::{ClientError, Daemon};
 
 /// Arguments of `meshctl ping`.
 #[derive(Debug, Args)]

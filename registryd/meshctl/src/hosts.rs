@@ -2,17 +2,18 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use mesh_shared::atomic_file::Draft;
+use mesh_shared::hosts_file;
 use mesh_shared::local_api::{NODES, NodeView};
 use serde_json::json;
 
-use super::output::{print, print_json};
-use super::{Failure, Global};
-use crate::hosts_file;
+use crate::output::{print, print_json};
+use crate::{Failure, Global};
 
 /// Arguments of `meshctl hosts`.
 #[derive(Debug, Args)]
@@ -64,9 +65,13 @@ pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> 
 
 /// A new file that everyone may read, as every program does with a hosts file.
 fn create(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()
+    let draft = Draft::write(path, &writer(), content.as_bytes())?;
+    draft.set_mode(0o644)?;
+    draft.create()
+}
+
+fn writer() -> String {
+    format!("meshctl-{}", std::process::id())
 }
 
 /// Readers see the old file or the new one. Links are followed; mode and contents are on disk before the name is.
@@ -82,13 +87,9 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
 }
 
 fn replace_whole(path: &Path, content: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".meshctl-").tempfile_in(folder)?;
-    file.write_all(content.as_bytes())?;
-    file.as_file().set_permissions(path.metadata()?.permissions())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    let draft = Draft::write(path, &writer(), content.as_bytes())?;
+    draft.set_mode(path.metadata()?.permissions().mode() & 0o7777)?;
+    draft.replace()
 }
 
 /// The file is at no moment empty, though a reader in between may see both versions mixed.

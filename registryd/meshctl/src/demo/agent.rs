@@ -21,9 +21,9 @@ use mesh_shared::message::{MessageRequest, MessageResponse};
 use mesh_shared::name::AgentName;
 use tokio::net::TcpListener;
 
-use super::super::Failure;
-use super::super::client::Daemon;
-use super::super::output::print;
+use crate::Failure;
+use crate::output::print;
+use mesh_client::Daemon;
 
 const MAX_BODY_BYTES: usize = 10 << 20;
 

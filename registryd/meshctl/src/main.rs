@@ -2,11 +2,10 @@
 //! changes nothing else.
 
 mod ca;
-pub mod client;
 mod demo;
 mod hosts;
 mod nodes;
-pub mod output;
+mod output;
 mod ping;
 mod status;
 mod upgrade;
@@ -20,7 +19,7 @@ use clap::{Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
 use mesh_shared::name::{NameError, NodeName};
 
-use client::{ClientError, Daemon};
+use mesh_client::{ClientError, Daemon};
 
 /// Where registryd listens unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
@@ -75,7 +74,7 @@ enum Command {
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
     Hosts(Asking<hosts::HostsArgs>),
     /// Make, renew, revoke and check the mesh's certificates
-    Ca(ca::command::CaArgs),
+    Ca(ca::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
     Demo(demo::DemoArgs),
     /// One of the demo's agents
@@ -102,7 +101,7 @@ fn node_name(text: &str) -> Result<NodeName, NameError> {
 #[allow(missing_docs)] // each variant's text says it
 pub enum Failure {
     #[error(transparent)]
-    Ca(#[from] ca::CaError),
+    Ca(#[from] mesh_ca::CaError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -129,8 +128,7 @@ impl Failure {
     }
 }
 
-/// Runs meshctl with the process's arguments.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     // One thread, because children that end with their parent end with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -156,7 +154,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
-        Command::Ca(args) => ca::command::run(args),
+        Command::Ca(args) => ca::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,
     }

@@ -1,48 +1,23 @@
-//! The certificates that sign: making root and intermediate, replacing the intermediate, finding the one in use.
+//! Making a CA, and replacing its intermediate.
 
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::{self, MaterialError};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use mesh_shared::certificate;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::files::{self, make_dir, pem_blocks, replace, write_new};
-use super::revoke::Lists;
-use super::{Ca, CaError, ErrorKind, KeyType, absolute, dated, examine, make, random, read_pair};
+use crate::authority::{Authority, dated};
+use crate::certificate::ends;
+use crate::error::{CaError, make};
+use crate::files::{self, absolute, make_dir, replace, write_new};
+use crate::key::{KeyType, random, read_pair};
+use crate::lists::Lists;
+use crate::model::Ca;
 
 const ROOT_DAYS: i64 = 3653;
 /// Validity of an intermediate, in days.
-pub(super) const INTERMEDIATE_DAYS: i64 = 1826;
-
-/// A certificate of `ca-chain.pem`.
-#[derive(Debug, Clone)]
-pub(super) struct Authority {
-    /// Its PEM block, with a final newline.
-    pub(super) pem: String,
-    /// The same as DER.
-    pub(super) der: CertificateDer<'static>,
-}
-
-impl Authority {
-    /// Its common name, or what stands for one.
-    pub(super) fn cn(&self) -> String {
-        examine::common_name(&self.der).unwrap_or_else(|| "?".into())
-    }
-
-    /// Whole days until it ends; negative once it has.
-    pub(super) fn days_left(&self, now: UnixTime) -> i64 {
-        (examine::not_after(&self.der).unwrap_or_default() - now.as_secs() as i64).div_euclid(86_400)
-    }
-
-    /// Whether it is a root: its own issuer.
-    pub(super) fn is_root(&self) -> bool {
-        X509Certificate::from_der(&self.der)
-            .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
-    }
-}
+pub const INTERMEDIATE_DAYS: i64 = 1826;
 
 /// What [`Ca::renew_intermediate`] did.
 #[derive(Debug)]
@@ -89,7 +64,7 @@ impl Ca {
             (false, true) => return Err(CaError::RootKeyAlone { key: root_key, missing: root_cert }),
             (true, true) => {
                 let (root, _) = load_root(root_dir)?;
-                let cn = examine::common_name(&root).unwrap_or_else(|| "?".into());
+                let cn = root.certificate.shown();
                 return Err(CaError::RootExists { cn, root_dir: root_dir.into(), missing: chain });
             }
         }
@@ -104,7 +79,7 @@ impl Ca {
         let params = intermediate_params(&mark, root_end)?;
         let issuer = Issuer::from_params(&root_params, &root_pair);
         let intermediate = params.signed_by(&pair, &issuer).map_err(make("the intermediate"))?;
-        let intermediate = Authority { pem: intermediate.pem(), der: intermediate.der().clone() };
+        let intermediate = Authority::new(intermediate.pem(), intermediate.der());
         let mut lists = Lists::default();
         lists.publish(&intermediate, &pair, &[])?;
 
@@ -136,7 +111,7 @@ impl Ca {
         let _lock = self.lock()?;
         let authorities = self.authorities()?;
         let (root, root_pair) = load_root(root_dir)?;
-        if !authorities.iter().any(|authority| authority.der == root) {
+        if !authorities.iter().any(|authority| authority.der() == root.der()) {
             return Err(CaError::OtherRoot { root: root_dir.join("root.crt"), chain: self.chain_path() });
         }
         let path = self.signing_key_path();
@@ -144,7 +119,7 @@ impl Ca {
             true => Some(self.signer(&authorities)?.0),
             false => None,
         };
-        if former.is_some_and(|former| former.der == root) {
+        if former.is_some_and(|former| former.der() == root.der()) {
             return Err(CaError::RootKeyNamed { path });
         }
 
@@ -154,13 +129,14 @@ impl Ca {
         let pair = match fresh.exists() {
             true => read_pair(&fresh)?,
             false => {
-                let kind = former.or(authorities.first()).and_then(|authority| KeyType::of(&authority.der));
+                let kind =
+                    former.or(authorities.first()).and_then(|authority| authority.certificate.key_type);
                 let pair = key_type.or(kind).unwrap_or_default().generate()?;
                 write_new(&fresh, &pair.serialize_pem(), 0o600)?;
                 pair
             }
         };
-        let known = authorities.iter().find(|authority| authority.has_key(&pair)).cloned();
+        let known = authorities.iter().find(|authority| authority.certificate.has_key(&pair)).cloned();
         let intermediate = match known {
             Some(intermediate) => intermediate,
             None => self.sign_intermediate(root_dir, &root, &root_pair, &pair)?,
@@ -170,10 +146,10 @@ impl Ca {
         chain.extend(
             authorities
                 .iter()
-                .filter(|old| old.der != intermediate.der)
+                .filter(|old| old.der() != intermediate.der())
                 .filter(|old| {
-                    let ended = old.days_left(now) < 0;
-                    old.is_root() || !ended
+                    let ended = old.certificate.days_left(now) < 0;
+                    old.certificate.is_root() || !ended
                 })
                 .cloned(),
         );
@@ -196,8 +172,8 @@ impl Ca {
         };
         files::rename(&fresh, &path)?;
         Ok(NewIntermediate {
-            cn: intermediate.cn(),
-            not_after: examine::not_after(&intermediate.der).unwrap_or_default(),
+            cn: intermediate.certificate.shown(),
+            not_after: intermediate.certificate.not_after,
             former_key,
         })
     }
@@ -205,140 +181,52 @@ impl Ca {
     fn sign_intermediate(
         &self,
         root_dir: &Path,
-        root: &CertificateDer<'static>,
+        root: &Authority,
         root_pair: &KeyPair,
         pair: &KeyPair,
     ) -> Result<Authority, CaError> {
-        let ends = examine::not_after(root).unwrap_or_default();
-        let days_left = (ends - UnixTime::now().as_secs() as i64).div_euclid(86_400);
-        let root_end = OffsetDateTime::from_unix_timestamp(ends).ok().filter(|_| days_left >= 1);
+        let (last, days_left) = (root.certificate.not_after, root.certificate.days_left(UnixTime::now()));
+        let root_end = OffsetDateTime::from_unix_timestamp(last).ok().filter(|_| days_left >= 1);
         let Some(root_end) = root_end else {
-            return Err(CaError::RootEnds { path: root_dir.into(), when: examine::ends(days_left) });
+            return Err(CaError::RootEnds { path: root_dir.into(), when: ends(days_left) });
         };
         let params = intermediate_params(&mark()?, root_end)?;
-        let issuer = Issuer::from_ca_cert_der(root, root_pair).map_err(make("a signature of the root"))?;
+        let issuer =
+            Issuer::from_ca_cert_der(root.der(), root_pair).map_err(make("a signature of the root"))?;
         let signed = params.signed_by(pair, &issuer).map_err(make("the intermediate"))?;
-        Ok(Authority { pem: signed.pem(), der: signed.der().clone() })
+        Ok(Authority::new(signed.pem(), signed.der()))
     }
 
     /// Writes the signing key under a name of its own.
     fn keep_former_key(&self, path: &Path, former: &Authority) -> Result<PathBuf, CaError> {
-        let serial = examine::serial(&former.der).unwrap_or_default();
+        let serial = former.certificate.serial_text();
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kept = path.with_file_name(format!("{stem}-{}.key", &serial[..serial.len().min(8)]));
         let content = files::read(path)?;
         match write_new(&kept, &content, 0o600) {
             // An earlier call was interrupted right behind this.
-            Err(CaError::Exists { .. }) if read_pair(&kept).is_ok_and(|pair| former.has_key(&pair)) => {
+            Err(CaError::Exists { .. })
+                if read_pair(&kept).is_ok_and(|pair| former.certificate.has_key(&pair)) =>
+            {
                 Ok(kept)
             }
             outcome => outcome.map(|()| kept),
         }
     }
-
-    /// The certificates of `ca-chain.pem`, as they stand there.
-    pub(super) fn authorities(&self) -> Result<Vec<Authority>, CaError> {
-        let path = self.chain_path();
-        let what = "trust bundle";
-        let text = match files::read(&path) {
-            Ok(text) => text,
-            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                let key = self.dir.join("intermediate/intermediate.key");
-                return Err(match key.exists() {
-                    true => CaError::HalfMade { found: key, missing: path },
-                    false => CaError::NoCa { dir: self.dir.clone(), missing: path },
-                });
-            }
-            Err(error) => return Err(error),
-        };
-        let mut authorities = Vec::new();
-        for pem in pem_blocks(&text, "CERTIFICATE") {
-            let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| MaterialError::Pem {
-                what,
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-            authorities.push(Authority { pem, der });
-        }
-        match authorities.is_empty() {
-            true => Err(MaterialError::Empty { what, path, expected: "-----BEGIN CERTIFICATE-----" }.into()),
-            false => Ok(authorities),
-        }
-    }
-
-    /// The one of these whose key signs, ready to sign.
-    pub(super) fn signer<'a>(
-        &self,
-        authorities: &'a [Authority],
-    ) -> Result<(&'a Authority, Issuer<'static, KeyPair>), CaError> {
-        let path = self.signing_key_path();
-        let pair = read_pair(&path).map_err(|error| match error {
-            CaError::Material(MaterialError::Unreadable { source, .. })
-                if source.kind() == ErrorKind::NotFound =>
-            {
-                CaError::NoSigningKey { path: path.clone() }
-            }
-            other => other,
-        })?;
-        match authorities.iter().find(|authority| authority.has_key(&pair)) {
-            Some(found) => {
-                let issuer = Issuer::from_ca_cert_der(&found.der, pair).map_err(make("a signature"))?;
-                Ok((found, issuer))
-            }
-            None => Err(CaError::OtherKey { key: path, certificate: self.chain_path() }),
-        }
-    }
-
-    /// The key of an authority: the one that signs, or one that was kept beside it or in the CA's folder.
-    pub(super) fn key_of(&self, authority: &Authority) -> Result<KeyPair, CaError> {
-        let signing = self.signing_key_path();
-        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
-        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
-            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
-            let paths = entries.flatten().map(|entry| entry.path());
-            paths
-                .filter(|path| {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    name.starts_with(prefix) && name.ends_with(".key")
-                })
-                .collect()
-        };
-        let mut places = vec![signing.clone()];
-        places.extend(keys(signing.parent(), &stem));
-        places.extend(keys(self.chain_path().parent(), ""));
-        let mut pairs = places.iter().filter_map(|path| read_pair(path).ok());
-        match pairs.find(|pair| authority.has_key(pair)) {
-            Some(pair) => Ok(pair),
-            None if !signing.exists() => Err(CaError::NoSigningKey { path: signing }),
-            None => Err(CaError::NoFormerKey { cn: authority.cn(), signing_key: signing }),
-        }
-    }
-
-    /// Held while files are changed that another call may change as well.
-    pub(super) fn lock(&self) -> Result<std::fs::File, CaError> {
-        // A CA that is not there is told as such.
-        self.authorities()?;
-        files::lock(&self.dir.join("intermediate/.lock"))
-    }
-}
-
-impl Authority {
-    fn has_key(&self, pair: &KeyPair) -> bool {
-        examine::public_key(&self.der) == Some(pair.subject_public_key_info())
-    }
 }
 
 /// The root's certificate and its key, which belong together.
-fn load_root(root_dir: &Path) -> Result<(CertificateDer<'static>, KeyPair), CaError> {
+fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
     let (cert_path, key_path) = (root_dir.join("root.crt"), root_dir.join("root.key"));
     for path in [&cert_path, &key_path] {
         if !path.exists() {
             return Err(CaError::NoRoot { missing: path.clone() });
         }
     }
-    let root = certificate::read_certificates("root", &cert_path)?.swap_remove(0);
+    let der = certificate::read_certificates("root", &cert_path)?.swap_remove(0);
+    let root = Authority::new(String::new(), &der);
     let pair = read_pair(&key_path)?;
-    match examine::public_key(&root) == Some(pair.subject_public_key_info()) {
+    match root.certificate.has_key(&pair) {
         true => Ok((root, pair)),
         false => Err(CaError::OtherKey { key: key_path, certificate: cert_path }),
     }

@@ -11,8 +11,8 @@ use mesh_shared::registry::Status;
 use rustls::pki_types::UnixTime;
 use serde_json::json;
 
-use super::output::{Colour, day, duration, paint, print, print_json};
-use super::{Failure, Global};
+use crate::output::{Colour, day, duration, paint, print, print_json};
+use crate::{Failure, Global};
 
 /// A certificate that ends within so many days is a problem.
 const CERTIFICATE_DAYS: i64 = 14;

@@ -1,9 +1,17 @@
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
+use mesh_shared::certificate;
+use rcgen::IsCa;
 use rustls::pki_types::UnixTime;
+use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
+use crate::authority::dated;
+use crate::certificate::Certificate;
+use crate::key::read_pair;
 
 struct Folder {
     temp: tempfile::TempDir,
@@ -89,12 +97,12 @@ fn every_kind_of_key_and_identity_is_accepted_by_the_verifiers_of_peers() {
     folder.issue("device:phone-1", &[]).unwrap();
     assert_eq!(folder.problems(), [""; 0]);
     let kinds: Vec<_> = folder.ca.examine(UnixTime::now()).unwrap().iter().map(|each| each.kind).collect();
-    use super::examine::Kind::*;
+    use super::Kind::*;
     assert_eq!(kinds, [Authority, Authority, Node, Node, Node, Node, Device, Agent]);
 
     let kind = |node: &str| {
         let (path, _) = folder.ca.issued_paths(node);
-        KeyType::of(&certificate::read_certificates("certificate", &path).unwrap()[0])
+        Certificate::of(&certificate::read_certificates("certificate", &path).unwrap()[0]).key_type
     };
     for (node, key_type) in [("a", EcP256), ("b", EcP384), ("c", Rsa2048), ("d", Ed25519)] {
         folder.ca.renew(&node.parse().unwrap(), 90, None).unwrap();
@@ -204,7 +212,7 @@ fn what_cannot_work_is_found() {
 
 #[test]
 fn ends_are_told_in_whole_days() {
-    let told = [90, 1, 0, -1, -2, -99].map(examine::ends);
+    let told = [90, 1, 0, -1, -2, -99].map(ends);
     assert_eq!(
         told,
         [
@@ -238,7 +246,7 @@ fn a_root_that_exists_is_never_to_be_removed() {
 
 /// The common names in ca-chain.pem.
 fn chain(ca: &Ca) -> Vec<String> {
-    ca.authorities().unwrap().iter().map(authority::Authority::cn).collect()
+    ca.authorities().unwrap().iter().map(|authority| authority.certificate.shown()).collect()
 }
 
 #[test]
@@ -254,7 +262,7 @@ fn a_new_intermediate_signs_and_the_old_one_stays_trusted() {
     }
     let issued = folder.issue("ct111", &[]).unwrap();
     let sent = certificate::read_certificates("certificate", &issued.certificate).unwrap();
-    assert_eq!(examine::common_name(&sent[1]), Some(new.cn));
+    assert_eq!(Certificate::of(&sent[1]).cn, Some(new.cn));
     assert_eq!(folder.problems(), [""; 0]);
     let all = folder.ca.examine(UnixTime::now()).unwrap();
     assert!(all.iter().all(|each| each.remarks.is_empty()), "{all:?}");
@@ -304,13 +312,12 @@ fn an_intermediate_whose_key_is_lost_is_replaced_only_on_purpose() {
 
 fn revoked(ca: &Ca) -> Vec<String> {
     let all = ca.examine(UnixTime::now()).unwrap();
-    let gone = all.into_iter().filter(|each| each.state == examine::State::Revoked);
+    let gone = all.into_iter().filter(|each| each.state == State::Revoked);
     gone.filter_map(|each| each.cn).collect()
 }
 
 #[test]
 fn a_list_keeps_what_is_in_it_and_every_intermediate_has_one() {
-    use super::revoke::Which;
     let folder = folder().made();
     for name in ["ct110", "ct111", "ct112", "opus@ct110"] {
         folder.issue(name, &[]).unwrap();
@@ -353,7 +360,6 @@ fn a_list_keeps_what_is_in_it_and_every_intermediate_has_one() {
 
 #[test]
 fn a_certificate_that_was_renewed_can_still_be_revoked() {
-    use super::revoke::Which;
     let folder = folder().made();
     let stolen = folder.issue("ct110", &[]).unwrap();
     let stolen_copy = folder.temp.path().join("stolen.crt");
@@ -390,8 +396,8 @@ fn an_intermediate_that_has_ended_is_no_dead_end() {
     folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();
     assert_eq!(chain(&folder.ca).len(), 2, "the new one and the root: {:?}", chain(&folder.ca));
     let issuing = &folder.ca.authorities().unwrap()[0];
-    assert_eq!(KeyType::of(&issuing.der), Some(KeyType::EcP384));
+    assert_eq!(issuing.certificate.key_type, Some(KeyType::EcP384));
     folder.issue("ct110", &[]).unwrap();
     let all = folder.ca.examine(UnixTime::now()).unwrap();
-    assert!(all.iter().all(|each| each.state == examine::State::Ok), "{all:?}");
+    assert!(all.iter().all(|each| each.state == State::Ok), "{all:?}");
 }

@@ -2,11 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub use mesh_ca::day;
 use mesh_shared::logging::Excerpt;
 use mesh_shared::registry::Status;
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 /// Longest cell of a table, in characters.
 const CELL_CHARS: usize = 60;
@@ -188,15 +187,6 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
-/// A day as in `2026-11-24` (UTC), from epoch seconds.
-pub fn day(epoch_seconds: i64) -> String {
-    let format = format_description!("[year]-[month]-[day]");
-    OffsetDateTime::from_unix_timestamp(epoch_seconds)
-        .ok()
-        .and_then(|time| time.format(format).ok())
-        .unwrap_or_else(|| "?".into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,11 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_days_read_well() {
+    fn durations_read_well() {
         assert_eq!(duration(999), "999 ms");
         assert_eq!(duration(119_999), "119 s");
         assert_eq!(duration(120_000), "2 min");
         assert_eq!(duration(200_000_000), "2 d");
-        assert_eq!(day(1_795_478_400), "2026-11-24");
     }
 }

@@ -10,9 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::client::ClientError;
-use super::output::{print, print_json};
-use super::{Failure, Global};
+use crate::output::{print, print_json};
+use crate::{Failure, Global};
+use mesh_client::ClientError;
 
 /// How often registryd is asked whether the new process reports.
 const LOOK: Duration = Duration::from_millis(100);

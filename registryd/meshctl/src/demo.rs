@@ -21,10 +21,10 @@ use mesh_shared::message::{MessageRequest, MessageResponse};
 use mesh_shared::registry::Status;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Failure;
-use super::ca::{Ca, Issued, KeyType, Order};
-use super::client::Daemon;
-use super::output::{Colour, paint, print};
+use crate::Failure;
+use crate::output::{Colour, paint, print};
+use mesh_ca::{Ca, Issued, KeyType, Order};
+use mesh_client::Daemon;
 use process::{Process, eventually};
 
 /// Arguments of `meshctl demo`.

@@ -1,5 +1,7 @@
 //! `meshctl ca …`.
 
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,15 +11,13 @@ use mesh_shared::name::NodeName;
 use rustls::pki_types::UnixTime;
 use serde_json::json;
 
-use super::authority::{INTERMEDIATE_DAYS, NewIntermediate};
-use super::examine::State;
-use super::report::{list, verify};
-use super::revoke::{Revoked, Which};
-use super::{
-    Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, KeyType, LEAF_DAYS, Order, RENEW_WITHIN_DAYS, examine,
+use crate::output::{Colour, day, paint, print, print_json};
+use crate::{Failure, node_name};
+use mesh_ca::{
+    Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, INTERMEDIATE_DAYS, Issued, KeyType, Kind, LEAF_DAYS, NewIntermediate,
+    Order, RENEW_WITHIN_DAYS, Revoked, State, Which, ends,
 };
-use crate::ctl::output::{Colour, day, paint, print, print_json};
-use crate::ctl::{Failure, node_name};
+use report::{list, verify};
 
 /// Arguments of `meshctl ca`.
 #[derive(Debug, Args)]
@@ -156,7 +156,7 @@ struct SigningArgs {
 /// Does what was asked.
 ///
 /// # Errors
-/// See [`super::CaError`].
+/// See [`mesh_ca::CaError`].
 pub fn run(args: CaArgs) -> Result<ExitCode, Failure> {
     let (ca, json) = (Ca::at(&args.dir), args.json);
     let issue = |identity: Identity, names, leaf: LeafArgs, signing: SigningArgs| {
@@ -291,9 +291,7 @@ fn renew_all(
     let (mut renewed, mut failed, mut later) = (Vec::new(), Vec::new(), 0);
     let mut text = String::new();
     let all = ca.examine(UnixTime::now())?;
-    for each in
-        all.iter().filter(|each| each.kind != examine::Kind::Authority && each.state != State::Revoked)
-    {
+    for each in all.iter().filter(|each| each.kind != Kind::Authority && each.state != State::Revoked) {
         let name = each.cn.clone().unwrap_or_else(|| each.path.display().to_string());
         let left = match each.days_left {
             Some(left) if left >= i64::from(within) => {
@@ -311,7 +309,7 @@ fn renew_all(
         match outcome {
             Ok(issued) => {
                 let until = day(issued.leaf.not_after);
-                let was = left.map(|left| format!(" ({})", examine::ends(left))).unwrap_or_default();
+                let was = left.map(|left| format!(" ({})", ends(left))).unwrap_or_default();
                 text.push_str(&format!("renewed {name} until {until}{was}\n"));
                 renewed.push(issued);
             }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mesh_shared::local_api::NodeView;
+use crate::local_api::NodeView;
 use serde::Serialize;
 
 /// The line before the block.
@@ -108,7 +108,7 @@ fn find(text: &str) -> Result<Option<(usize, usize)>, BlockError> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_shared::registry::Node;
+    use crate::registry::Node;
 
     use super::*;
 

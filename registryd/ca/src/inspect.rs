@@ -1,17 +1,19 @@
 //! What lies in a CA's folder, and whether peers will accept it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
 use mesh_shared::identity::Identity;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use serde::Serialize;
-use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::public_key::PublicKey;
 
-use super::authority::Authority;
-use super::revoke::{self, Lists};
-use super::{Ca, CaError, ErrorKind, LEAF_DAYS};
+use crate::authority::Authority;
+use crate::certificate::{Certificate, day, days_until, ends};
+use crate::error::CaError;
+use crate::issue::accepted;
+use crate::lists::Lists;
+use crate::model::{Ca, LEAF_DAYS};
 
 /// A certificate that ends within so many days deserves a word.
 const SOON_DAYS: i64 = 14;
@@ -144,7 +146,7 @@ impl Examined {
 
     /// Notes the end; `remedy` is what to do about one that is near or past.
     fn ends(&mut self, not_after: i64, now: UnixTime, soon_days: i64, remedy: &str) {
-        let days = (not_after - now.as_secs() as i64).div_euclid(86_400);
+        let days = days_until(not_after, now);
         (self.not_after, self.days_left) = (Some(not_after), Some(days));
         let text = format!("{}; {remedy}", ends(days));
         if days < 0 {
@@ -153,19 +155,6 @@ impl Examined {
             self.state = State::EndsSoon;
             self.remarks.push(text);
         }
-    }
-}
-
-/// So many whole days before an end, as in "ends in 9 days" or "ended 98 days ago".
-pub(super) fn ends(days_left: i64) -> String {
-    match days_left {
-        0 => "ends in less than a day".into(),
-        1 => "ends in 1 day".into(),
-        2.. => format!("ends in {days_left} days"),
-        // Counted up to the next whole day, so the first day after the end is -1.
-        -1 => "ended less than a day ago".into(),
-        -2 => "ended 1 day ago".into(),
-        _ => format!("ended {} days ago", -days_left - 1),
     }
 }
 
@@ -184,7 +173,10 @@ impl Ca {
             .collect();
         if self.crl_path().exists() {
             for (authority, examined) in authorities.iter().zip(&mut all) {
-                if !authority.is_root() && examined.state != State::Expired && !lists.covers(authority) {
+                if !authority.certificate.is_root()
+                    && examined.state != State::Expired
+                    && !lists.covers(authority)
+                {
                     examined.remarks.push(
                         "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; the next \
                          `meshctl ca revoke` adds one"
@@ -239,17 +231,18 @@ impl Ca {
             Identity::Device(_) => Kind::Device,
         };
         examined.cn = Some(leaf.common_name.clone());
-        examined.serial = serial(&material.chain[0]);
+        let certificate = Certificate::of(&material.chain[0]);
+        examined.serial = Some(certificate.serial_text());
         examined.alternative_names =
             leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
-        if let Some(since) = revoked_since(&material.chain[0], lists) {
+        if let Some(since) = lists.since(&certificate.issuer, &certificate.serial) {
             // As it should be: nothing more is asked of it.
             examined.state = State::Revoked;
             examined.not_after = Some(leaf.not_after);
             examined.days_left = Some(leaf.days_left(now));
             examined.remarks.push(format!(
                 "revoked on {}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
-                crate::ctl::output::day(since),
+                day(since),
                 leaf.identity
             ));
             return examined;
@@ -259,7 +252,7 @@ impl Ca {
             examined.identity = named;
         }
         examined.ends(leaf.not_after, now, SOON_DAYS, &format!("`meshctl ca renew {}` it", leaf.identity));
-        let strong = check_strength(&material.chain[0], &mut examined);
+        let strong = check_strength(&certificate, &mut examined);
         if examined.state != State::Expired
             && let Err(error) = accepted(&material, now)
         {
@@ -280,16 +273,17 @@ impl Ca {
 
 fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now: UnixTime) -> Examined {
     let mut examined = Examined::new(Kind::Authority, path);
-    let Ok((_, parsed)) = X509Certificate::from_der(&authority.der) else {
-        examined.fail(State::Unreadable, "no X.509 certificate".into());
+    let certificate = &authority.certificate;
+    if !certificate.parsed {
+        examined.fail(State::Unreadable, "not an X.509 certificate".into());
         return examined;
-    };
-    examined.cn = common_name(&authority.der);
-    examined.serial = serial(&authority.der);
-    let not_after = parsed.validity().not_after.timestamp();
+    }
+    examined.cn = certificate.cn.clone();
+    examined.serial = Some(certificate.serial_text());
+    let not_after = certificate.not_after;
     let successor =
-        |other: &&Authority| !other.is_root() && super::examine::not_after(&other.der) > Some(not_after);
-    if authority.is_root() {
+        |other: &&Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    if certificate.is_root() {
         let remedy = "with it ends all that it signed: make a new CA with another --dir and --root-dir";
         examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
     } else if all.iter().find(successor).is_none() {
@@ -297,18 +291,18 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
         examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
     } else {
         // Its successor signs; this one is only there for what it has signed.
-        let days = authority.days_left(now);
+        let days = certificate.days_left(now);
         (examined.not_after, examined.days_left) = (Some(not_after), Some(days));
         if days < 0 {
             examined.state = State::Expired;
             examined.remarks.push(format!("{}, and its successor signs since", ends(days)));
         }
     }
-    if !parsed.is_ca() {
+    if !certificate.is_ca {
         examined
             .fail(State::Untrusted, "is not a CA certificate and does not belong into ca-chain.pem".into());
     }
-    check_strength(&authority.der, &mut examined);
+    check_strength(certificate, &mut examined);
     examined
 }
 
@@ -331,11 +325,9 @@ fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
 }
 
 /// Whether the key is long enough for peers.
-fn check_strength(certificate: &CertificateDer<'_>, examined: &mut Examined) -> bool {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return true };
-    match parsed.public_key().parsed() {
-        Ok(PublicKey::RSA(key)) if key.key_size() < RSA_BITS => {
-            let bits = key.key_size();
+fn check_strength(certificate: &Certificate, examined: &mut Examined) -> bool {
+    match certificate.rsa_bits {
+        Some(bits) if bits < RSA_BITS => {
             examined.fail(
                 State::WeakKey,
                 format!("its RSA key has {bits} bits; RSA needs {RSA_BITS} bits or more"),
@@ -344,41 +336,4 @@ fn check_strength(certificate: &CertificateDer<'_>, examined: &mut Examined) -> 
         }
         _ => true,
     }
-}
-
-/// Whether peers accept the certificate, in the roles that its identity has.
-pub(super) fn accepted(material: &Material, now: UnixTime) -> Result<(), MaterialError> {
-    match &material.leaf.identity {
-        Identity::Node(node) => material.accepted_by_peers(node, now),
-        Identity::Agent(..) | Identity::Device(_) => material.accepted_as_client(now),
-    }
-}
-
-fn revoked_since(certificate: &CertificateDer<'_>, lists: &Lists) -> Option<i64> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    lists.since(parsed.issuer().as_raw(), parsed.raw_serial())
-}
-
-/// The first common name.
-pub(super) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    parsed.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok()).map(Into::into)
-}
-
-/// The serial number in hexadecimal.
-pub(super) fn serial(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(revoke::hex(parsed.raw_serial()))
-}
-
-/// End of validity, epoch seconds.
-pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.validity().not_after.timestamp())
-}
-
-/// The SubjectPublicKeyInfo as DER.
-pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.public_key().raw.to_vec())
 }

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::examine::{Examined, Kind, State, ends};
-use crate::ctl::Failure;
-use crate::ctl::output::{Cell, Colour, Table, day, paint, print, print_json};
+use crate::Failure;
+use crate::output::{Cell, Colour, Table, day, paint, print, print_json};
+use mesh_ca::{Examined, Kind, State, ends};
 
 /// Each certificate with what is wrong or will be; exit code 1 if one cannot work that should.
 pub(super) fn verify(all: &[Examined], json: bool) -> Result<ExitCode, Failure> {

@@ -15,9 +15,9 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::client::{Answer, ClientError, Daemon};
-use super::output::print;
-use super::{Failure, Global};
+use crate::output::print;
+use crate::{Failure, Global};
+use mesh_client::{Answer, ClientError, Daemon};
 
 /// Between two attempts to reach registryd again.
 const RECONNECT: Duration = Duration::from_secs(1);

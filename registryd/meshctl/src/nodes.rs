@@ -8,8 +8,8 @@ use mesh_shared::local_api::{AGENTS, Agent, AgentList, AgentView, NODES, NodeVie
 use mesh_shared::name::NodeName;
 use serde_json::{Value, json};
 
-use super::output::{self, Cell, Colour, Table, duration, print, print_json, print_json_line};
-use super::{Failure, Global, node_name};
+use crate::output::{self, Cell, Colour, Table, duration, print, print_json, print_json_line};
+use crate::{Failure, Global, node_name};
 
 /// How often `--watch` asks.
 const REDRAW: Duration = Duration::from_secs(1);

@@ -1,4 +1,5 @@
-//! HTTP to the two daemons of this host: registryd's unix socket and mesh-proxy's outbound port.
+//! HTTP to the daemons of this host: registryd's unix socket, mesh-proxy's outbound port, and agents' own servers.
+//! One request on a connection of its own, which ends with the answer.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -58,6 +59,10 @@ pub enum ClientError {
     Timeout { daemon: Daemon, limit: Duration },
     #[error("{daemon}: the connection broke ({source}); see its log")]
     Broken { daemon: Daemon, source: hyper::Error },
+    #[error("{daemon} broke off its answer to {path} ({reason})")]
+    Cut { daemon: Daemon, path: String, reason: String },
+    #[error("{daemon} answered {path} with more than {max_bytes} bytes, which is more than is read")]
+    TooLarge { daemon: Daemon, path: String, max_bytes: usize },
     #[error("{daemon} answered {path} with {what}; are meshctl and the daemon of the same version?")]
     Unexpected { daemon: Daemon, path: String, what: String },
     /// The daemon itself says what is wrong.
@@ -181,10 +186,31 @@ impl Daemon {
         body: Bytes,
     ) -> Result<Answer, ClientError> {
         let limit = self.patience(&method);
+        self.send_within(limit, MAX_ANSWER_BYTES, method, path, headers, body).await
+    }
+
+    /// As [`Self::send`], with limits of the caller's.
+    ///
+    /// # Errors
+    /// As there, or an answer of more than `max_bytes`.
+    pub async fn send_within(
+        &self,
+        limit: Duration,
+        max_bytes: usize,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, ClientError> {
         let whole = async {
             let (head, body) = self.request(method, path, headers, body).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| self.unexpected(path, format!("half an answer ({error})")))?;
+            let body = Limited::new(body, max_bytes).collect().await.map_err(|error| {
+                let (daemon, path) = (self.clone(), path.to_owned());
+                match error.is::<LengthLimitError>() {
+                    true => ClientError::TooLarge { daemon, path, max_bytes },
+                    false => ClientError::Cut { daemon, path, reason: error.to_string() },
+                }
+            })?;
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
         };
         self.in_time(limit, whole).await
@@ -217,7 +243,8 @@ impl Daemon {
         })
     }
 
-    pub(crate) fn unexpected(&self, path: &str, what: String) -> ClientError {
+    /// An answer of another kind than expected.
+    pub fn unexpected(&self, path: &str, what: String) -> ClientError {
         ClientError::Unexpected { daemon: self.clone(), path: path.into(), what }
     }
 }
