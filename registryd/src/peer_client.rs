@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use mesh_client::{Answer, ClientError, Daemon};
+use mesh_shared::json;
 use mesh_shared::local_api::{self, AgentList, JoinAnswer, Problem};
+use mesh_shared::logging::Excerpt;
 use mesh_shared::registry::{Node, Status};
 use mesh_shared::{LoopbackAddr, NodeName};
 use serde::de::DeserializeOwned;
@@ -16,6 +18,8 @@ use crate::discovery::Candidate;
 const LIMIT: Duration = Duration::from_secs(15);
 /// Largest answer taken, in bytes.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Most of a refusal's text that is shown.
+const MAX_REASON_CHARS: usize = 300;
 /// How often and after which pause to ask again when the sidecar does not know the new roster yet.
 const ROSTER_RETRIES: u32 = 6;
 const ROSTER_PAUSE: Duration = Duration::from_millis(150);
@@ -44,6 +48,20 @@ impl AskError {
     /// Whether the node answers, but not this question.
     fn lacks_this(&self) -> bool {
         matches!(self, Self::Refused { status: 404 | 405 | 501, code: None, .. })
+    }
+
+    /// Whether the far sidecar answered, and only its registryd is away, as while it is restarted.
+    pub fn only_registryd_is_away(&self) -> bool {
+        matches!(self, Self::Refused { code: Some(code), .. } if code == "registry_unavailable")
+    }
+
+    /// Whether this says something of the peer, rather than of this host.
+    pub fn tells_of_the_peer(&self) -> bool {
+        match self {
+            Self::NoSidecar { .. } => false,
+            Self::Refused { status, .. } => *status >= 500 && !self.roster_lags(),
+            Self::Timeout { .. } | Self::TooLarge { .. } | Self::Cut { .. } | Self::Nonsense { .. } => true,
+        }
     }
 
     fn roster_lags(&self) -> bool {
@@ -132,13 +150,25 @@ impl PeerClient {
         let Answer { status, headers, body } = answer.map_err(|error| self.unanswered(peer, error))?;
         let code = headers.get(local_api::MESH_ERROR).and_then(|code| code.to_str().ok()).map(str::to_owned);
         if status != StatusCode::OK {
-            let problem = serde_json::from_slice::<Problem>(&body);
-            let reason = problem.map_or_else(|_| format!("status {status}"), |problem| problem.detail);
+            let reason = match serde_json::from_slice::<Problem>(&body) {
+                Ok(problem) => Excerpt { text: &problem.detail, max_chars: MAX_REASON_CHARS }.to_string(),
+                // Another program, with an answer of its own kind.
+                Err(_) => {
+                    let text = String::from_utf8_lossy(&body);
+                    match text.trim() {
+                        "" => format!("status {status}"),
+                        said => format!(
+                            "status {status}: {}",
+                            Excerpt { text: said, max_chars: MAX_REASON_CHARS }
+                        ),
+                    }
+                }
+            };
             return Err(AskError::Refused { peer: peer.clone(), status: status.as_u16(), code, reason });
         }
         let nonsense =
             |error: serde_json::Error| AskError::Nonsense { peer: peer.clone(), reason: error.to_string() };
-        serde_json::from_slice(&body).map_err(nonsense)
+        json::read_bytes(&body).map_err(nonsense)
     }
 
     fn unanswered(&self, peer: &NodeName, error: ClientError) -> AskError {

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod event;
 pub mod hosts_file;
 pub mod identity;
+pub mod json;
 pub mod local_api;
 pub mod logging;
 pub mod message;

@@ -32,6 +32,7 @@ Examples:
   meshctl ca renew --all                   renew what ends soon; daily, from a timer
   meshctl status                           is this node well? (exit code 1 if not)
   meshctl nodes --agent grok               who hosts the agent grok
+  meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
@@ -139,7 +140,10 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|failure| {
         let code = failure.exit_code();
         if code != 0 {
-            eprintln!("meshctl: {failure}");
+            let said = failure.to_string();
+            // Lines of our own stay; what far hosts put into them steers no terminal.
+            let lines: Vec<String> = said.lines().map(output::one_line).collect();
+            eprintln!("meshctl: {}", lines.join("\n"));
         }
         ExitCode::from(code)
     })

@@ -3,8 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
-use mesh_shared::local_api::{AGENTS, Agent, AgentList, AgentView, NODES, NodeView, ROSTER_AGENTS};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method};
+use mesh_shared::local_api::{
+    AGENTS, Agent, AgentList, AgentView, FORGET, Forget, NODES, NodeView, ROSTER_AGENTS,
+};
 use mesh_shared::name::NodeName;
 use serde_json::{Value, json};
 
@@ -43,6 +48,18 @@ pub struct NodesArgs {
     /// Keep showing, once a second, until Ctrl-C; with --json, a document a line
     #[arg(long, short)]
     watch: bool,
+    #[command(subcommand)]
+    change: Option<Change>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Change {
+    /// Take a node that is offline for good out of the registry, for the whole mesh; one that lives comes back
+    Forget {
+        /// The node, as in ct119 or ct119.mesh
+        #[arg(value_parser = node_name)]
+        name: NodeName,
+    },
 }
 
 impl NodesArgs {
@@ -78,6 +95,9 @@ fn percent_encoded(text: &str) -> String {
 /// # Errors
 /// registryd is away (with `--watch`, only at the start).
 pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> {
+    if let Some(Change::Forget { name }) = args.change {
+        return forget(name, global).await;
+    }
     let (daemon, path) = (global.registryd()?, args.path());
     let mut nodes: Vec<NodeView> = daemon.read(&path).await?;
     if !args.watch {
@@ -104,6 +124,20 @@ pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> 
             }
         };
     }
+}
+
+async fn forget(node: NodeName, global: &Global) -> Result<ExitCode, Failure> {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = json!(Forget { node: node.clone() }).to_string();
+    let daemon = global.registryd()?;
+    let answer = daemon.send(Method::POST, FORGET, headers, Bytes::from(body)).await?;
+    daemon.accepted(FORGET, answer)?;
+    match global.json {
+        true => print_json(&json!({ "forgotten": node }))?,
+        false => print(&format!("{node} is no longer in the registry\n"))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn text(nodes: &[NodeView], wide: bool) -> String {
@@ -209,6 +243,7 @@ mod tests {
             status: None,
             wide: false,
             watch: false,
+            change: None,
         };
         assert_eq!(args.path(), "/mesh/nodes?node=ct111&agent=grok&capability=c%26d%20e");
         (args.node, args.agent, args.capability) = (None, None, None);

@@ -7,6 +7,8 @@ use mesh_shared::logging::Excerpt;
 use mesh_shared::registry::Status;
 use serde::Serialize;
 
+/// Longest line of other hosts' text, in characters.
+const LINE_CHARS: usize = 1_000;
 /// Longest cell of a table, in characters.
 const CELL_CHARS: usize = 60;
 
@@ -36,6 +38,11 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
 pub fn print_json_line(value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string(value).map_err(io::Error::other)?;
     print(&format!("{json}\n"))
+}
+
+/// Text of other hosts as one line that steers no terminal.
+pub fn one_line(text: &str) -> String {
+    Excerpt { text, max_chars: LINE_CHARS }.to_string()
 }
 
 /// Whether stdout is a terminal.

@@ -12,7 +12,7 @@ use mesh_shared::name::NodeName;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output::{Cell, Colour, Table, print, print_json};
+use crate::output::{Cell, Colour, Table, one_line, print, print_json};
 use crate::{Failure, Global, node_name};
 use mesh_client::{ClientError, Daemon};
 
@@ -114,11 +114,14 @@ async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let text = |key: &str| body.get(key).and_then(|value| value.as_str()).map(str::to_owned);
     outcome.cn = text("cn");
-    outcome.ok = text("status").as_deref() == Some("ok");
+    // A RivetOS node says {ok, tls, node} and no more.
+    let said = body.get("ok").and_then(serde_json::Value::as_bool);
+    outcome.ok = text("status").map_or(said == Some(true), |status| status == "ok");
     match outcome.ok {
         true => outcome.latency_ms = Some(latency_ms),
         false => {
-            outcome.detail = Some(format!("unexpected answer: {}", String::from_utf8_lossy(&answer.body)))
+            outcome.detail =
+                Some(format!("unexpected answer: {}", one_line(&String::from_utf8_lossy(&answer.body))))
         }
     }
     outcome
@@ -138,7 +141,7 @@ fn table(outcomes: &[Outcome]) -> String {
     let mut text = table.render();
     for outcome in outcomes {
         if let Some(detail) = &outcome.detail {
-            text.push_str(&format!("{}: {detail}\n", outcome.node));
+            text.push_str(&format!("{}: {}\n", outcome.node, one_line(detail)));
         }
     }
     text

@@ -11,7 +11,7 @@ use mesh_shared::registry::Status;
 use rustls::pki_types::UnixTime;
 use serde_json::json;
 
-use crate::output::{Colour, day, duration, paint, print, print_json};
+use crate::output::{Colour, day, duration, one_line, paint, print, print_json};
 use crate::{Failure, Global};
 
 /// A certificate that ends within so many days is a problem.
@@ -164,7 +164,7 @@ fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String
         [] => text.push_str(&format!("{:<12}{}\n", "problems", paint(Colour::Green, "none"))),
         problems => {
             for problem in problems {
-                text.push_str(&format!("{} {problem}\n", paint(Colour::Red, "problem:   ")));
+                text.push_str(&format!("{} {}\n", paint(Colour::Red, "problem:   "), one_line(problem)));
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::NodeName;
-use mesh_shared::config::Discovery;
+use mesh_shared::config::{Discovery, Mesh};
 use mesh_shared::registry::{Node, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +21,8 @@ use super::{Candidate, Sighting, seed, static_peers};
 use crate::jitter;
 use crate::membership::{Hearsay, admission};
 use crate::peer_client::{AskError, PeerClient};
-use crate::state::{State, Wanted};
+use crate::state::problems::About;
+use crate::state::{Counters, State, Wanted};
 
 /// Most nodes in touch each round where no configured peer answers. A message reaches 16 × 16 nodes in two rounds.
 const FAN_OUT: usize = 16;
@@ -32,6 +33,8 @@ const MAX_HEARD: usize = 1000;
 const MAX_HEARD_FROM: usize = 250;
 /// Most announced addresses of a node that are dialled.
 const MAX_ANNOUNCED: usize = 8;
+/// Most announced names that are kept although nobody has answered to them yet.
+const MAX_STRANGERS: usize = 256;
 /// How often a node that was merely heard of is asked before it is forgotten.
 const HEARD_ATTEMPTS: u32 = 3;
 /// The first wait after a failure.
@@ -87,11 +90,7 @@ struct Engine {
 /// Finds nodes and stays in touch with them, for as long as the daemon runs.
 pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Receiver<Sighting>) {
     let mesh = &state.config.mesh;
-    let seed = match &mesh.discovery {
-        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.peers, &mesh.node_name),
-        Some(Discovery::Static | Discovery::Mdns) | None => None,
-    };
-    let configured = seed.into_iter().chain(static_peers::candidates(mesh));
+    let configured = configured(mesh);
     let interval = mesh.heartbeat_interval;
     let mut engine = Engine {
         client,
@@ -132,6 +131,21 @@ pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Rec
     }
 }
 
+/// The peers that the configuration names, the seed first.
+fn configured(mesh: &Mesh) -> Vec<Candidate> {
+    let seed = match &mesh.discovery {
+        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.peers, &mesh.node_name),
+        Some(Discovery::Static | Discovery::Mdns) | None => None,
+    };
+    let mut all: Vec<Candidate> = seed.into_iter().collect();
+    for peer in static_peers::candidates(mesh) {
+        if !all.iter().any(|candidate| candidate.name == peer.name) {
+            all.push(peer);
+        }
+    }
+    all
+}
+
 /// Tells the nodes in touch that this one leaves, waiting no longer than `limit`.
 pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     if state.config.mesh.discovery.is_none() {
@@ -139,7 +153,14 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     }
     let own = state.own_node();
     let mut goodbyes = JoinSet::new();
-    for candidate in members(state, |status| status != Status::Offline, FAN_OUT) {
+    // Those first whom the configuration names: others ask them.
+    let mut told = configured(&state.config.mesh);
+    for member in members(state, |status| status != Status::Offline, FAN_OUT) {
+        if told.len() < FAN_OUT && !told.iter().any(|candidate| candidate.name == member.name) {
+            told.push(member);
+        }
+    }
+    for candidate in told {
         let (client, own) = (client.clone(), own.clone());
         goodbyes.spawn(async move { client.exchange(&candidate, &own).await.is_ok() });
     }
@@ -148,9 +169,9 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
 
 /// Some of the other members in such a state, by chance.
 fn members(state: &State, wanted: impl Fn(Status) -> bool, most: usize) -> Vec<Candidate> {
-    let mut members: Vec<Candidate> = state.with(|inner, _| {
+    let mut members: Vec<Candidate> = state.read(|inner, _| {
         let others = inner.members.members().iter().filter(|(name, member)| {
-            *name != state.local() && member.node.is_agent() && wanted(member.status)
+            *name != state.local() && member.node.heartbeats() && wanted(member.status)
         });
         others.map(|(name, member)| of_member(name, &member.node)).collect()
     });
@@ -208,8 +229,10 @@ impl Engine {
             // The other part of a mesh that fell in two is all offline here, as this one is there.
             known.extend(members(&self.state, |status| status == Status::Offline, LOST));
         }
-        let silent = self.state.with(|inner, _| {
-            let nodes = inner.members.silent().into_iter().take(FAN_OUT);
+        let silent = self.state.read(|inner, now| {
+            let mut nodes = inner.members.silent(now);
+            nodes.sort_by_cached_key(|_| (jitter::unit() * 1e9) as u64);
+            let nodes = nodes.into_iter().take(FAN_OUT);
             let all = inner.members.members();
             nodes
                 .filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node)))
@@ -302,10 +325,22 @@ impl Engine {
         let wait = target.at.saturating_duration_since(Instant::now());
         self.publish(&candidate, why == Why::Configured, false, false);
         let own_sidecar = matches!(outcome, Err(AskError::NoSidecar { .. }));
+        // Its sidecar answers for a registryd that is away: so it is there.
+        let there = outcome.as_ref().is_err_and(AskError::only_registryd_is_away);
+        Counters::add(&self.state.counters.syncs);
+        match &outcome {
+            Ok(_) => self.state.with(|inner, now| inner.members.answered(name, now)),
+            Err(error) => {
+                Counters::add(&self.state.counters.sync_errors);
+                if error.tells_of_the_peer() && !there {
+                    self.state.with(|inner, now| inner.members.unanswered(name, now));
+                }
+            }
+        }
         match outcome {
             Ok(nodes) => {
                 if why == Why::Configured {
-                    self.state.solved("discovery");
+                    self.state.solved(&About::Peer(name.clone()));
                 }
                 self.learn(name, nodes);
             }
@@ -317,7 +352,8 @@ impl Engine {
                     tracing::warn!(target: "Discovery", "{error}; trying again in {seconds} s node={name}");
                 }
                 self.state.with(|inner, _| {
-                    inner.problem_quietly("discovery", format!("{}: {error}", name.mesh_host()))
+                    let sentence = format!("{}: {error}", name.mesh_host());
+                    inner.problems.state_quietly(About::Peer(name.clone()), sentence);
                 });
             }
             Err(error) => tracing::debug!(target: "Discovery", "{error} node={name}"),
@@ -332,21 +368,21 @@ impl Engine {
             return;
         }
         self.targets.remove(name);
-        if failures > 0 && why == (Why::Heard { offline: true }) {
+        if failures > 0 && !there && why == (Why::Heard { offline: true }) {
             self.state.with(|inner, _| inner.members.gone(name));
         }
     }
 
     /// Takes in what a verified node says: of itself, and of others.
     fn learn(&mut self, peer: &NodeName, nodes: Vec<Node>) {
-        let known: Vec<NodeName> =
-            self.state.with(|inner, _| inner.members.members().keys().cloned().collect());
         let mut heard = Vec::new();
+        let loopback = self.state.is_on_loopback();
         let unlisted = self.state.with(|inner, now| {
             let mut unlisted = false;
             for node in nodes {
                 let Some(name) = node.node_name() else { continue };
-                if let Err(reason) = admission::check(&name, &node, |other| known.contains(other)) {
+                let taken = inner.among_others(loopback, |others| admission::check(&name, &node, others));
+                if let Err(reason) = taken {
                     tracing::debug!(target: "Discovery", "an entry from {peer} is not taken: {reason} node={name}");
                     continue;
                 }
@@ -374,6 +410,16 @@ impl Engine {
     fn announced(&self, name: &NodeName, mut addresses: Vec<IpAddr>) {
         addresses.truncate(MAX_ANNOUNCED);
         self.state.with(|inner, _| {
+            // Of names that nobody has answered to, no more than some are kept.
+            let (members, announced) = (inner.members.members(), &inner.announced);
+            let strangers = || announced.keys().filter(|name| !members.contains_key(*name));
+            if !members.contains_key(name)
+                && !announced.contains_key(name)
+                && strangers().count() >= MAX_STRANGERS
+            {
+                let oldest = strangers().next().cloned();
+                oldest.map(|name| inner.announced.remove(&name));
+            }
             let before = match addresses.is_empty() {
                 true => inner.announced.remove(name),
                 false => inner.announced.insert(name.clone(), addresses.clone()),
@@ -388,7 +434,7 @@ impl Engine {
     fn check_goodbye(&mut self, name: NodeName) {
         let member = self
             .state
-            .with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
+            .read(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
         if let Some(candidate) = member {
             self.want(candidate, Why::Heard { offline: true }, None);
         }

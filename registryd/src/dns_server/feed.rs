@@ -123,7 +123,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_node_registered_counts_more_than_what_its_name_resolved_to() {
         let local: NodeName = "ct110".parse().unwrap();
-        let (publish, views) = watch::channel(Arc::new(View::empty(local.clone())));
+        let (publish, views) = watch::channel(Arc::new(View::empty(local.clone(), 0)));
         let (zones, mut zone) = watch::channel(None);
         let running = tokio::spawn(run(views, Arc::new(Resolver::new(&Dns::default())), zones));
         assert!(zone.borrow_and_update().is_none());
@@ -134,7 +134,13 @@ mod tests {
             view("ct112", "ct112.mesh", "10.0.0.112"),
             view("ct113", "localhost", "10.9.9.9"),
         ];
-        publish.send_replace(Arc::new(View { have_view: true, local, wanted: Vec::new(), nodes }));
+        publish.send_replace(Arc::new(View {
+            revision: 1,
+            have_view: true,
+            local,
+            wanted: Vec::new(),
+            nodes,
+        }));
         let settled = zone.wait_for(|zone| {
             zone.as_ref().is_some_and(|zone| {
                 let of =

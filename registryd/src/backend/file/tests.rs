@@ -19,7 +19,7 @@ fn node(name: &str) -> Node {
     }
 }
 
-fn enter(name: &str) -> impl FnOnce(&mut Registry) -> bool {
+fn enter(name: &str) -> impl FnMut(&mut Registry) -> bool {
     let node = node(name);
     move |registry| registry.nodes.insert(node.id.clone(), node.into()).is_none()
 }

@@ -7,10 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
 use super::{Stamp, Store, StoreError};
-use crate::state::State;
+use crate::backend::{Backend, Failure, Job, Ledger, Look, Observation, Wish};
 
 /// How often the file is looked at. NFS tells nobody of changes, so asking is the only way that works everywhere.
 const POLL: Duration = Duration::from_millis(250);
@@ -20,35 +18,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often and how fast a half-written file is read again before the next look.
 const REREADS: u32 = 4;
 const REREAD_PAUSE: Duration = Duration::from_millis(15);
+/// The least time between two writes for nothing but registrations.
+const GATHER: Duration = Duration::from_millis(250);
 /// How long one look may take, and one write with its wait for the lock, before the storage counts as hanging.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
-
-/// Writes on request. Requests that come while a write is under way become one.
-#[derive(Debug, Clone)]
-pub struct Writer {
-    jobs: mpsc::Sender<Job>,
-}
-
-#[derive(Debug)]
-struct Job {
-    due: bool,
-    done: oneshot::Sender<Result<(), String>>,
-}
-
-impl Writer {
-    /// Brings the file up to date, with a new time stamp if the heartbeat is `due`.
-    ///
-    /// # Errors
-    /// What went wrong, in a sentence. The state knows it already. A storage that hangs is an error only to a
-    /// caller that sets a limit of its own.
-    pub async fn write(&self, due: bool) -> Result<(), String> {
-        let (done, outcome) = oneshot::channel();
-        let stopped = || "the storage thread has stopped".to_owned();
-        self.jobs.send(Job { due, done }).map_err(|_| stopped())?;
-        outcome.await.map_err(|_| stopped())?
-    }
-}
 
 /// Since when each thread has been in one operation; 0 when it is not.
 #[derive(Debug)]
@@ -81,21 +55,21 @@ impl Activity {
 ///
 /// # Errors
 /// The system gives no more threads.
-pub fn start(store: Store, state: Arc<State>) -> io::Result<(Writer, Watchdog)> {
+pub fn start(store: Store, ledger: Arc<impl Ledger>) -> io::Result<(Backend, Watchdog)> {
     let activity = Arc::new(Activity {
         base: Instant::now(),
         reading_since_ms: AtomicU64::new(0),
         writing_since_ms: AtomicU64::new(0),
     });
     let (jobs, queue) = mpsc::channel();
-    let reader = (store.clone(), state.clone(), activity.clone());
-    spawn("registry-read", move || read_loop(&reader.0, &reader.1, &reader.2))?;
+    let reader = (store.clone(), ledger.clone(), activity.clone());
+    spawn("registry-read", move || read_loop(&reader.0, &*reader.1, &reader.2))?;
     let watchdog = Watchdog { activity: activity.clone(), path: store.path().into() };
-    spawn("registry-write", move || write_loop(&store, &state, &activity, &queue))?;
-    Ok((Writer { jobs }, watchdog))
+    spawn("registry-write", move || write_loop(&store, &*ledger, &activity, &queue))?;
+    Ok((Backend { jobs }, watchdog))
 }
 
-/// Starts a thread with which the process ends if it panics: without it, registryd would be blind or dumb and not
+/// Starts a thread with which the process ends if it panics: without it, registryd would be unable to read or write and not
 /// say so. The service manager starts it anew.
 fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     struct EndsTheProcess(&'static str);
@@ -113,7 +87,7 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<
     })
 }
 
-fn read_loop(store: &Store, state: &State, activity: &Activity) {
+fn read_loop(store: &Store, ledger: &impl Ledger, activity: &Activity) {
     let mut seen: Option<Stamp> = None;
     loop {
         let mut pause = POLL;
@@ -133,49 +107,80 @@ fn read_loop(store: &Store, state: &State, activity: &Activity) {
             outcome.map(Some)
         };
         match activity.during(&activity.reading_since_ms, look) {
-            Ok(None) => state.file_unchanged(activity.writes_pass(), pause),
+            Ok(None) => {
+                ledger.observed(Observation::Unchanged(Look { writes_pass: activity.writes_pass(), pause }));
+            }
             Ok(Some((registry, stamp))) => {
                 seen = Some(stamp);
                 let fair = Duration::from_millis(stamp.length.saturating_mul(1000) / READ_BYTES_PER_S);
                 pause = fair.clamp(POLL, LONGEST_PAUSE);
-                state.file_read(registry, activity.writes_pass(), pause);
+                let look = Look { writes_pass: activity.writes_pass(), pause };
+                ledger.observed(Observation::Read { registry, look });
             }
             Err(error) => {
                 seen = None;
-                state.file_unreadable(&error);
+                ledger.observed(Observation::Unreadable(failure(&error)));
             }
         }
         thread::sleep(pause);
     }
 }
 
-fn write_loop(store: &Store, state: &State, activity: &Activity, queue: &mpsc::Receiver<Job>) {
+fn failure(error: &StoreError) -> Failure {
+    Failure { sentence: error.to_string(), missing: error.is_missing() }
+}
+
+fn write_loop(store: &Store, ledger: &impl Ledger, activity: &Activity, queue: &mpsc::Receiver<Job>) {
     let mut set_aside: Option<PathBuf> = None;
+    let mut wrote_at: Option<Instant> = None;
     while let Ok(first) = queue.recv() {
-        let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
-        let due = jobs.iter().any(|job| job.due);
-        let outcome = activity.during(&activity.writing_since_ms, || {
-            let last_good = state.last_good();
+        let mut jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
+        // Registrations that come one after the other are entered together.
+        while jobs.iter().all(|job| job.patient)
+            && let Some(wait) = wrote_at.and_then(|at| GATHER.checked_sub(at.elapsed()))
+            && let Ok(next) = queue.recv_timeout(wait)
+        {
+            jobs.push(next);
+        }
+        let mut wish = Wish::default();
+        for job in &mut jobs {
+            wish.beat |= job.wish.beat;
+            wish.forget.append(&mut job.wish.forget);
+        }
+        let answer = activity.during(&activity.writing_since_ms, || {
+            let started = Instant::now();
+            let last_good = ledger.last_good();
             let mut held = None;
             let outcome = store.change(last_good.as_deref(), |registry| {
-                let wanted = state.amend(registry, due);
+                let wanted = ledger.amend(registry, &wish);
                 held = Some(registry.clone());
                 wanted
             });
             if set_aside.as_ref().is_some_and(|path| !path.exists()) {
                 set_aside = None;
-                state.solved("corrupt");
+                ledger.observed(Observation::AsideCleared);
             }
-            state.write_ended(&outcome, held, due);
-            outcome
+            match outcome {
+                Ok(written) => {
+                    set_aside = written.set_aside.clone().or(set_aside.take());
+                    ledger.observed(Observation::Written {
+                        registry: held,
+                        replaced: written.replaced,
+                        beat: wish.beat,
+                        took: started.elapsed(),
+                        set_aside: written.set_aside.map(|path| path.display().to_string()),
+                    });
+                    Ok(())
+                }
+                Err(error) => {
+                    let failure = failure(&error);
+                    let sentence = failure.sentence.clone();
+                    ledger.observed(Observation::Unwritable(failure));
+                    Err(sentence)
+                }
+            }
         });
-        let answer = match outcome {
-            Ok(written) => {
-                set_aside = written.set_aside.or(set_aside);
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        };
+        wrote_at = Some(Instant::now());
         for job in jobs {
             // Whoever asked may have stopped waiting.
             let _ = job.done.send(answer.clone());
@@ -192,20 +197,19 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// Looks once a second, for as long as the daemon runs.
-    pub async fn run(self, state: Arc<State>) {
+    pub async fn run(self, ledger: Arc<impl Ledger>) {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             second.tick().await;
             let reading = self.activity.longer_than(&self.activity.reading_since_ms, READ_LIMIT);
             let writing = self.activity.longer_than(&self.activity.writing_since_ms, WRITE_LIMIT);
-            match reading || writing {
-                true => state.problem("hang", format!(
+            ledger.observed(Observation::Hangs((reading || writing).then(|| {
+                format!(
                     "the storage of {} does not answer; does the mount hang? Going on with the last good view",
                     self.path.display()
-                )),
-                false => state.solved("hang"),
-            }
+                )
+            })));
         }
     }
 }
@@ -223,7 +227,7 @@ mod tests {
             return;
         }
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "store::worker::tests::a_panic_of_a_storage_thread_ends_the_process"]);
+        again.args(["--exact", "backend::file::worker::tests::a_panic_of_a_storage_thread_ends_the_process"]);
         let ended = again.env(INNER, "1").output().unwrap();
         assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{ended:?}");
     }

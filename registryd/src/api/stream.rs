@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,13 +12,14 @@ use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use mesh_shared::event::Event;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use super::answer::Answer;
+use super::answer::{Answer, keeping};
 use crate::events::Listening;
-use crate::state::State;
+use crate::state::{Counters, Follower, State};
 
 /// A silent stream says this often that it lives.
 const ROSTER_KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -26,10 +28,15 @@ const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
 const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes anew\"}\n\n";
 
 /// The roster now, then each one that differs for routing; a line each.
-pub(super) fn rosters(state: &State) -> Answer {
+pub(super) fn rosters(
+    state: &State,
+    follower: Option<Follower>,
+    permit: Option<OwnedSemaphorePermit>,
+) -> Answer {
     let mut rosters = state.rosters();
     rosters.mark_changed();
     endless(
+        (follower, permit),
         "application/x-ndjson",
         stream::unfold(rosters, |mut rosters| async {
             let line = match timeout(ROSTER_KEEP_ALIVE, rosters.changed()).await {
@@ -48,7 +55,7 @@ pub(super) fn rosters(state: &State) -> Answer {
 
 /// What happened after `last_id`, then what happens. Where that is not known any more, the reader is told so by an
 /// event `missed` and gets what is kept.
-pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
+pub(super) fn events(state: &Arc<State>, last_id: Option<u64>, permit: OwnedSemaphorePermit) -> Answer {
     let Listening { missed, gap, newest, live } = state.events.listen(last_id);
     // Shows the reader that it is connected, even when nothing happens. A new one gets a number to resume from.
     let mut start = String::from(": connected\n\n");
@@ -60,8 +67,9 @@ pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
     }
     let last_id = last_id.filter(|_| !gap).unwrap_or(newest);
     let follower =
-        Follower { state: state.clone(), start: Some(start.into()), missed: missed.into(), live, last_id };
+        Reader { state: state.clone(), start: Some(start.into()), missed: missed.into(), live, last_id };
     endless(
+        (OpenStream::new(state), permit),
         "text/event-stream",
         stream::unfold(follower, |mut follower| async {
             let chunk = follower.next().await?;
@@ -70,8 +78,24 @@ pub(super) fn events(state: &Arc<State>, last_id: Option<u64>) -> Answer {
     )
 }
 
+/// Counts a stream for as long as it is open.
+struct OpenStream(Arc<State>);
+
+impl OpenStream {
+    fn new(state: &Arc<State>) -> Self {
+        Counters::add(&state.counters.open_streams);
+        Self(state.clone())
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.counters.open_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One reader of the events.
-struct Follower {
+struct Reader {
     state: Arc<State>,
     start: Option<Bytes>,
     missed: VecDeque<Arc<Event>>,
@@ -79,7 +103,7 @@ struct Follower {
     last_id: u64,
 }
 
-impl Follower {
+impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(start) = self.start.take() {
             return Some(start);
@@ -107,10 +131,15 @@ impl Follower {
     }
 }
 
-fn endless(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Answer {
+/// An answer that goes on for as long as its reader is there, as does what is `kept`.
+fn endless(
+    kept: impl Send + 'static,
+    content_type: &'static str,
+    chunks: impl Stream<Item = Bytes> + Send + 'static,
+) -> Answer {
     let frames = chunks.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
     let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    keeping(answer, kept)
 }

@@ -11,13 +11,14 @@
 mod lock;
 pub mod worker;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_shared::NodeName;
+use mesh_shared::atomic_file::{self, Draft};
 use mesh_shared::registry::{MAX_BYTES, Registry, RegistryError};
 
 pub use lock::LockError;
@@ -27,6 +28,8 @@ const REREADS: u32 = 40;
 const REREAD_PAUSE: Duration = Duration::from_millis(50);
 /// How many contents that were set aside are kept.
 const MAX_SET_ASIDE: usize = 5;
+/// How often a change is made anew because somebody wrote meanwhile; programs that take no lock may do so all the time.
+const RETRIES: u32 = 8;
 /// How many symbolic links may lead from one to the next, as for the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -75,6 +78,9 @@ fn advice(error: &io::Error) -> &'static str {
         ErrorKind::PermissionDenied => "; give this user access to the folder and its files",
         ErrorKind::StaleNetworkFileHandle => "; mount the storage anew",
         ErrorKind::NotFound => "; mount or create the folder named by mesh.storage_dir",
+        ErrorKind::ResourceBusy => {
+            "; the file is a mount of its own, which cannot be replaced: mount its folder instead (mesh.storage_dir)"
+        }
         _ => "",
     }
 }
@@ -113,7 +119,6 @@ pub struct Written {
 pub struct Store {
     node: NodeName,
     path: PathBuf,
-    temporary: PathBuf,
     lock: lock::Lock,
 }
 
@@ -121,10 +126,8 @@ impl Store {
     /// The store of `node` in a file. Touches nothing yet.
     pub fn new(path: PathBuf, node: &NodeName) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // One name per node: what a killed process leaves behind is overwritten by its successor.
-        let temporary = path.with_file_name(format!(".{name}.{node}.tmp"));
         let lock = lock::Lock::new(path.with_file_name(format!("{name}.lock")), node);
-        Self { node: node.clone(), path, temporary, lock }
+        Self { node: node.clone(), path, lock }
     }
 
     /// The registry file.
@@ -170,12 +173,12 @@ impl Store {
     pub fn change(
         &self,
         last_good: Option<&Registry>,
-        change: impl FnOnce(&mut Registry) -> bool,
+        mut change: impl FnMut(&mut Registry) -> bool,
     ) -> Result<Written, StoreError> {
         self.make_folder()?;
         match self.link_target() {
-            Some(path) => Self::new(path, &self.node).change_here(last_good, change),
-            None => self.change_here(last_good, change),
+            Some(path) => Self::new(path, &self.node).change_here(last_good, &mut change),
+            None => self.change_here(last_good, &mut change),
         }
     }
 
@@ -192,39 +195,48 @@ impl Store {
     fn change_here(
         &self,
         last_good: Option<&Registry>,
-        change: impl FnOnce(&mut Registry) -> bool,
+        change: &mut impl FnMut(&mut Registry) -> bool,
     ) -> Result<Written, StoreError> {
         let _held = self.lock.acquire()?;
-        let (mut registry, broken) = match self.read_settled() {
-            Ok(registry) => (registry, false),
-            Err(error) if error.is_missing() || error.is_empty() => {
-                let mut registry = last_good.cloned().unwrap_or_else(Registry::empty);
-                change(&mut registry);
-                self.replace(&registry)?;
-                return Ok(Written { replaced: true, set_aside: None });
+        let mut retries = 0;
+        loop {
+            let (mut registry, read, broken) = match self.read_settled() {
+                Ok((registry, stamp)) => (registry, Some(stamp), false),
+                Err(error) if error.is_missing() || error.is_empty() => {
+                    (last_good.cloned().unwrap_or_else(Registry::empty), self.stamp().ok(), false)
+                }
+                Err(error) => match last_good {
+                    Some(last_good) if error.is_corrupt() => (last_good.clone(), self.stamp().ok(), true),
+                    _ => return Err(error),
+                },
+            };
+            let fresh = read.is_none_or(|read| read.length == 0);
+            let wanted = change(&mut registry) || broken || fresh;
+            if !wanted {
+                return Ok(Written::default());
             }
-            Err(error) => match last_good {
-                Some(last_good) if error.is_corrupt() => (last_good.clone(), true),
-                _ => return Err(error),
-            },
-        };
-        let wanted = change(&mut registry);
-        if broken {
-            let set_aside = self.set_aside(&registry)?;
-            return Ok(Written { replaced: true, set_aside: Some(set_aside) });
+            let draft = self.draft(&registry)?;
+            // Programs that take no lock may have written since.
+            if self.stamp().ok() != read && retries < RETRIES {
+                retries += 1;
+                continue;
+            }
+            let set_aside = match broken {
+                // Only now that the replacement is on disk.
+                true => Some(self.keep_broken().map_err(|source| self.failed("set aside", source))?),
+                false => None,
+            };
+            draft.replace().map_err(|source| self.failed("replace", source))?;
+            return Ok(Written { replaced: true, set_aside });
         }
-        if wanted {
-            self.replace(&registry)?;
-        }
-        Ok(Written { replaced: wanted, set_aside: None })
     }
 
     /// Reads until the content is whole: a program that writes in place may be in the middle of it.
-    fn read_settled(&self) -> Result<Registry, StoreError> {
+    fn read_settled(&self) -> Result<(Registry, Stamp), StoreError> {
         let mut rereads = 0;
         loop {
             match self.read() {
-                Ok((registry, _)) => return Ok(registry),
+                Ok(read) => return Ok(read),
                 Err(error) if error.is_corrupt() && rereads < REREADS => rereads += 1,
                 Err(error) => return Err(error),
             }
@@ -245,21 +257,6 @@ impl Store {
             }
             _ => Ok(()),
         }
-    }
-
-    fn replace(&self, registry: &Registry) -> Result<(), StoreError> {
-        self.write_temporary(registry)?;
-        fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("replace", source))?;
-        self.sync_folder()
-    }
-
-    /// Replaces broken content after it was set aside, and sets it aside only after its replacement is on disk.
-    fn set_aside(&self, registry: &Registry) -> Result<PathBuf, StoreError> {
-        self.write_temporary(registry)?;
-        let aside = self.keep_broken().map_err(|source| self.failed("set aside", source))?;
-        fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("replace", source))?;
-        self.sync_folder()?;
-        Ok(aside)
     }
 
     /// Gives the broken content a second name, unless it is kept under one already. Only the newest are kept.
@@ -292,8 +289,9 @@ impl Store {
         Ok(aside)
     }
 
-    /// Nothing is written that could not be read: one such file would stop the whole mesh.
-    fn write_temporary(&self, registry: &Registry) -> Result<(), StoreError> {
+    /// The content, complete and on disk. Nothing is written that could not be read: one such file would stop the
+    /// whole mesh.
+    fn draft(&self, registry: &Registry) -> Result<Draft, StoreError> {
         let content = registry.to_json();
         Registry::parse(&content).map_err(|error| StoreError::Unreadable {
             path: self.path.clone(),
@@ -302,32 +300,25 @@ impl Store {
                 other => other.to_string(),
             },
         })?;
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o664)
-                .open(&self.temporary)?;
-            if let Ok(before) = fs::metadata(&self.path) {
-                // Other programs and users keep the access that they have, as far as this user may give it: root the
-                // owner, others a group of their own.
-                file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))?;
-                let _ = fchown(&file, Some(before.uid()), Some(before.gid()))
-                    .or_else(|_| fchown(&file, None, Some(before.gid())));
+        let write = || -> io::Result<Draft> {
+            // One name per node: what a killed process leaves behind is removed by its successor.
+            let draft = Draft::write(&self.path, self.node.as_str(), &content)?;
+            // Other programs and users keep the access that they have.
+            let mode = match fs::metadata(&self.path) {
+                Ok(before) => {
+                    draft.keep_owner();
+                    before.mode() & 0o777
+                }
+                Err(_) => 0o664,
+            };
+            match draft.set_mode(mode) {
+                // A file system without modes of its own (SMB, some FUSE): everyone has the mount's.
+                Err(error) if has_no_modes(&error) => {}
+                outcome => outcome?,
             }
-            file.write_all(&content)?;
-            file.sync_all()
+            Ok(draft)
         };
-        write().map_err(|source| {
-            let _ = fs::remove_file(&self.temporary);
-            StoreError::Io { action: "write", path: self.temporary.clone(), source }
-        })
-    }
-
-    fn sync_folder(&self) -> Result<(), StoreError> {
-        let sync = File::open(self.folder()).and_then(|folder| folder.sync_all());
-        sync.map_err(|source| StoreError::Io { action: "sync", path: self.folder().into(), source })
+        write().map_err(|source| StoreError::Io { action: "write beside", path: self.path.clone(), source })
     }
 
     fn folder(&self) -> &Path {
@@ -340,6 +331,10 @@ impl Store {
     fn failed(&self, action: &'static str, source: io::Error) -> StoreError {
         StoreError::Io { action, path: self.path.clone(), source }
     }
+}
+
+fn has_no_modes(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::PermissionDenied || atomic_file::is_unsupported(error)
 }
 
 fn same_content(one: &Path, other: &Path) -> io::Result<bool> {

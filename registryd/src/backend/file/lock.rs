@@ -2,16 +2,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
 use mesh_shared::NodeName;
+use mesh_shared::logging::Excerpt;
 use serde_json::json;
 
 /// How long to wait for another holder.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
+/// Whoever may open the file may hold it: the owner and the group.
+const MODE: u32 = 0o660;
 /// The pauses between attempts, growing from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(25));
 
@@ -25,6 +28,8 @@ pub enum LockError {
         path.display()
     )]
     Busy { path: PathBuf, waited_s: u64, holder: String },
+    #[error("{} is not a plain file, so it is neither locked nor followed; remove it", .0.display())]
+    Link(PathBuf),
     #[error("cannot lock {}: {source}{}", path.display(), super::advice(source))]
     Io { path: PathBuf, source: io::Error },
 }
@@ -59,9 +64,23 @@ impl Lock {
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .mode(0o664)
+                .mode(MODE)
+                // A link planted here would make this process write, and give away, another file.
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
                 .open(&self.path)
-                .map_err(failed)?;
+                .map_err(|source| match source.raw_os_error() {
+                    Some(libc::ELOOP) => LockError::Link(self.path.clone()),
+                    _ => failed(source),
+                })?;
+            let found = file.metadata().map_err(failed)?;
+            if !found.is_file() {
+                return Err(LockError::Link(self.path.clone()));
+            }
+            if found.mode() & 0o007 != 0 {
+                // Whoever may open it may hold it. Only its owner can close it to others; a file of somebody else's
+                // is theirs to mend.
+                let _ = file.set_permissions(fs::Permissions::from_mode(found.mode() & 0o770));
+            }
             loop {
                 match FileExt::try_lock(&file) {
                     Ok(()) => break,
@@ -96,18 +115,49 @@ impl Lock {
     }
 }
 
+/// Who holds the lock, as far as it can be told: the kernel knows processes of this host, the file's text others.
 fn holder_of(file: &mut File) -> String {
+    if let Some(pid) = local_holder(file) {
+        let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let program = Excerpt { text: program.trim(), max_chars: 40 }.to_string();
+        return format!(
+            "process {pid} of this host holds it ({})",
+            if program.is_empty() { "?" } else { &program }
+        );
+    }
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(1000).read_to_string(&mut text));
+    let said = |holder: &serde_json::Value, key: &str| {
+        let said = match &holder[key] {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Number(number) => number.to_string(),
+            _ => "?".into(),
+        };
+        Excerpt { text: &said, max_chars: 80 }.to_string()
+    };
     match (read, serde_json::from_str::<serde_json::Value>(text.trim())) {
         (Ok(_), Ok(holder)) => format!(
             "the last holder that gave its name is node {} (process {} on host {})",
-            holder["node"].as_str().unwrap_or("?"),
-            holder["pid"],
-            holder["host"].as_str().unwrap_or("?"),
+            said(&holder, "node"),
+            said(&holder, "pid"),
+            said(&holder, "host"),
         ),
         _ => "no holder gave its name, so it is another program".into(),
     }
+}
+
+/// The process of this host that holds a lock on the file, from /proc/locks: lines such as
+/// `1: FLOCK ADVISORY WRITE 4711 fd:01:2883 0 EOF`.
+fn local_holder(file: &File) -> Option<u32> {
+    let found = file.metadata().ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let inode = found.ino().to_string();
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (pid, place) = (words.get(4)?, words.get(5)?);
+        let here = !line.contains("->") && place.rsplit(':').next() == Some(inode.as_str());
+        here.then(|| pid.parse().ok()).flatten()
+    })
 }
 
 /// Between half of `pause` and all of it, so that many waiting nodes do not try in step.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a request gets.
-pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 pub(super) fn json(value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
@@ -42,6 +42,17 @@ pub(super) fn no_content() -> Answer {
     answer
 }
 
+/// The answer, with something that is kept until it was sent or given up.
+pub(super) fn keeping(answer: Answer, kept: impl Send + 'static) -> Answer {
+    answer.map(|body| {
+        body.map_frame(move |frame| {
+            let _ = &kept;
+            frame
+        })
+        .boxed_unsync()
+    })
+}
+
 /// An error with its stable code and a sentence that helps.
 pub(super) fn refusal(status: u16, code: &'static str, detail: String) -> Answer {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -53,14 +64,12 @@ pub(super) fn refusal(status: u16, code: &'static str, detail: String) -> Answer
 }
 
 /// Reads a whole body of at most `limit` bytes; the error is the answer to give.
-pub(super) async fn read_bytes(body: &mut Incoming, limit: usize) -> Result<Bytes, Answer> {
-    let whole = timeout(BODY_LIMIT, Limited::new(body, limit).collect()).await;
+pub(super) async fn read_bytes(body: &mut Incoming, limit: usize, time: Duration) -> Result<Bytes, Answer> {
+    let whole = timeout(time, Limited::new(body, limit).collect()).await;
     match whole {
-        Err(_) => Err(refusal(
-            408,
-            "body_too_slow",
-            format!("the body took longer than {} s", BODY_LIMIT.as_secs()),
-        )),
+        Err(_) => {
+            Err(refusal(408, "body_too_slow", format!("the body took longer than {} s", time.as_secs())))
+        }
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(refusal(413, "body_too_large", format!("the body is longer than {limit} bytes")))
@@ -71,7 +80,7 @@ pub(super) async fn read_bytes(body: &mut Incoming, limit: usize) -> Result<Byte
 
 /// Reads a JSON body of at most `limit` bytes; the error is the answer to give.
 pub(super) async fn read_body<T: DeserializeOwned>(body: &mut Incoming, limit: usize) -> Result<T, Answer> {
-    let bytes = read_bytes(body, limit).await?;
+    let bytes = read_bytes(body, limit, BODY_LIMIT).await?;
     serde_json::from_slice(&bytes)
         .map_err(|error| refusal(400, "bad_request", format!("the body is not as expected: {error}")))
 }
