@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use mesh_shared::NodeName;
 use mesh_shared::atomic_file::{self, Draft};
+use mesh_shared::json;
 use mesh_shared::registry::{MAX_BYTES, Registry, RegistryError};
 
 pub use lock::LockError;
@@ -293,13 +294,18 @@ impl Store {
     /// whole mesh.
     fn draft(&self, registry: &Registry) -> Result<Draft, StoreError> {
         let content = registry.to_json();
-        Registry::parse(&content).map_err(|error| StoreError::Unreadable {
-            path: self.path.clone(),
-            reason: match error {
+        let unreadable = |reason: String| StoreError::Unreadable { path: self.path.clone(), reason };
+        Registry::parse(&content).map_err(|error| {
+            unreadable(match error {
                 RegistryError::Json(error) => error.to_string(),
                 other => other.to_string(),
-            },
+            })
         })?;
+        for (_, entry) in registry.nodes.iter().filter(|(_, entry)| entry.node().is_some()) {
+            // As deep as in the file: other readers have limits that ours does not.
+            let deep = json::read::<serde_json::Value>(&format!("[[{}]]", entry.text()));
+            deep.map_err(|error| unreadable(error.to_string()))?;
+        }
         let write = || -> io::Result<Draft> {
             // One name per node: what a killed process leaves behind is removed by its successor.
             let draft = Draft::write(&self.path, self.node.as_str(), &content)?;

@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::thread;
 
@@ -21,7 +22,7 @@ fn node(name: &str) -> Node {
 
 fn enter(name: &str) -> impl FnMut(&mut Registry) -> bool {
     let node = node(name);
-    move |registry| registry.nodes.insert(node.id.clone(), node.into()).is_none()
+    move |registry| registry.nodes.insert(node.id.clone(), node.clone().into()).is_none()
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn what_could_not_be_read_again_is_not_written() {
     let before = fs::read(store.path()).unwrap();
     let deep = (0..125).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
     let refused = store.change(None, |registry| {
-        registry.nodes.insert("ct112".into(), Node { metadata: Some(deep), ..node("ct112") }.into());
+        registry.nodes.insert("ct112".into(), Node { metadata: Some(deep.clone()), ..node("ct112") }.into());
         true
     });
     let told = refused.unwrap_err().to_string();
@@ -159,7 +160,7 @@ fn half_written_content_is_waited_for() {
     });
     assert!(store.change(Some(&Registry::empty()), enter("ct110")).unwrap().set_aside.is_none());
     slow.join().unwrap();
-    assert_eq!(store.read().unwrap().0.extra["owner"], "rivet");
+    assert_eq!(store.read().unwrap().0.further("owner").unwrap(), "rivet");
 }
 
 #[test]
