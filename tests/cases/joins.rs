@@ -176,3 +176,88 @@ async fn nothing_is_written_where_only_a_stamp_would_change_that_is_not_due() {
         assert_eq!(written().await, before);
     }
 }
+
+#[tokio::test]
+async fn hosts_that_are_nobodys_or_somebody_elses_are_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for host in
+        ["0.0.0.0", "224.0.0.1", "255.255.255.255", "169.254.169.254", "::", "fe80::1", "::ffff:0.0.0.0"]
+    {
+        let mut body = ct112();
+        body["host"] = json!(host);
+        join(&mesh, &node, "ct112", &body).await.problem(400, "bad_node_host");
+    }
+    let mut body = ct112();
+    (body["host"], body["port"]) = (json!(node.ip().to_string()), json!(node.inbound().port()));
+    join(&mesh, &node, "ct112", &body).await.problem(403, "join_other_node");
+    assert_eq!(mesh.entry("ct112"), None);
+    // Another program may enter one in the file; it is not dialled.
+    mesh.register("ct150", "169.254.169.254", 3000, &["scout"]);
+    node.comes_to("/nodes/ct150/x", Some("peer_unresolved")).await;
+}
+
+#[tokio::test]
+async fn who_joins_under_another_role_goes_stale_and_may_change_its_mind() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(300);
+        config["mesh"]["stale_threshold_ms"] = json!(2000);
+    };
+    let node = mesh.node("ct110").with(quick).agent("opus").start().await;
+    let mut body = ct112();
+    body["role"] = json!("x");
+    assert_eq!(join(&mesh, &node, "ct112", &body).await.status, 200);
+    body["agents"] = json!(["other"]);
+    assert_eq!(join(&mesh, &node, "ct112", &body).await.status, 200);
+    eventually("the change is in the file, and stays", async || {
+        (mesh.entry("ct112")?["agents"] == json!(["other"])).then_some(())
+    })
+    .await;
+    eventually("it is offline", async || (mesh.entry("ct112")?["status"] == "offline").then_some(())).await;
+    assert_eq!(mesh.entry("ct112").unwrap()["agents"], json!(["other"]));
+}
+
+#[tokio::test]
+async fn a_program_beside_a_running_node_wipes_nothing() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let before = mesh.entry("ct111").unwrap();
+    let beside = json!({"id": "some-uuid", "name": "ct111", "host": "127.9.9.9", "port": 1, "agents": []});
+    assert_eq!(join(&mesh, &one, "ct111", &beside).await.status, 200);
+    let after = mesh.entry("ct111").unwrap();
+    for key in ["id", "agents", "host", "port", "status"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    two.reaches("ct110").await;
+}
+
+#[tokio::test]
+async fn a_flood_of_joins_is_written_seldom_and_keeps_nobody_out() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let writes = async || -> u64 {
+        let metrics = node.local("/metrics").await.unwrap().text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("mesh_registry_writes_total ")).unwrap();
+        line.parse().unwrap()
+    };
+    let before = writes().await;
+    let (started, mut refused) = (Instant::now(), 0);
+    for i in 0..120 {
+        let mut body = ct112();
+        body["agents"] = json!([format!("scout-{i}")]);
+        let request = web::request(Method::POST, "/api/mesh/join").header("x-mesh-peer-cn", "ct112");
+        let request = request.body(web::full(body.to_string())).unwrap();
+        let answer = web::on_socket(&node.socket(), request).await.unwrap();
+        if answer.status != 200 {
+            answer.problem(429, "too_many_joins");
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            refused += 1;
+        }
+    }
+    let most = started.elapsed().as_millis() as u64 / 200 + 12;
+    let written = writes().await - before;
+    assert!(refused > 0 && written <= most, "{refused} refused, {written} writes, {most} at most");
+    let other = entry("ct113", "127.9.9.8", 3000, &["scout"]);
+    assert_eq!(join(&mesh, &node, "ct113", &other).await.status, 200);
+}

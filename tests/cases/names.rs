@@ -308,7 +308,8 @@ async fn two_nodes_on_one_network_find_each_other_by_mdns() {
         })
         .await;
     }
-    // A goodbye marks the leaver.
+    // A goodbye marks the leaver, whose sidecar has stopped too.
+    nodes[1].proxy().stop().await;
     assert!(nodes[1].registryd().stop().await.success());
     eventually("the leaver is offline", async || {
         (in_registry(&nodes[0], "ct111")?["status"] == "offline").then_some(())

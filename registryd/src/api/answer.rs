@@ -1,13 +1,15 @@
 //! The forms of answers.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use mesh_shared::local_api::{MESH_ERROR, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,13 +46,35 @@ pub(super) fn no_content() -> Answer {
 
 /// The answer, with something that is kept until it was sent or given up.
 pub(super) fn keeping(answer: Answer, kept: impl Send + 'static) -> Answer {
-    answer.map(|body| {
-        body.map_frame(move |frame| {
-            let _ = &kept;
-            frame
-        })
-        .boxed_unsync()
-    })
+    answer.map(|body| Kept { body, _kept: kept }.boxed_unsync())
+}
+
+struct Kept<K> {
+    body: UnsyncBoxBody<Bytes, Infallible>,
+    _kept: K,
+}
+
+// Neither field is ever pinned in place.
+impl<K> Unpin for Kept<K> {}
+
+impl<K> Body for Kept<K> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An error with its stable code and a sentence that helps.

@@ -21,8 +21,10 @@ use crate::state::{Counters, State};
 const AT_ONCE: usize = 16;
 const AT_ONCE_PER_PEER: u32 = 4;
 /// Joins of one peer: how many in a row, and then how many a second. A node joins once in each heartbeat interval.
-const BURST: f64 = 60.0;
-const PER_SECOND: f64 = 20.0;
+const BURST: f64 = 200.0;
+const PER_SECOND: f64 = 100.0;
+/// One that brings news, which has to be written, counts as so many.
+const NEWS: f64 = 20.0;
 /// Peers whose joins are counted.
 const PEERS: usize = 4096;
 /// How long a body may take.
@@ -78,6 +80,16 @@ impl Gate {
     }
 }
 
+impl Pass<'_> {
+    /// Notes that this join brings news.
+    fn brings_news(&self) {
+        let mut peers = self.gate.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = peers.get_mut(&self.peer) {
+            account.left -= NEWS - 1.0;
+        }
+    }
+}
+
 impl Account {
     fn refilled(&self, now: Instant) -> f64 {
         (self.left + now.saturating_duration_since(self.at).as_secs_f64() * PER_SECOND).min(BURST)
@@ -102,11 +114,14 @@ pub(super) async fn answer(
     state: &Arc<State>,
     backend: &Backend,
 ) -> Answer {
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return refusal(413, "body_too_large", format!("a join has at most {MAX_BODY_BYTES} bytes"));
+    }
     let name = match admission::registrant(peer) {
         Ok(name) => name,
         Err(reason) => return refused(&reason, peer, state),
     };
-    let _pass = match gate.pass(&name, Instant::now()) {
+    let pass = match gate.pass(&name, Instant::now()) {
         Ok(pass) => pass,
         Err(why) => {
             Counters::add(&state.counters.joins_refused);
@@ -115,9 +130,6 @@ pub(super) async fn answer(
             return answer;
         }
     };
-    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-        return refusal(413, "body_too_large", format!("a join has at most {MAX_BODY_BYTES} bytes"));
-    }
     let body = match read_bytes(body, MAX_BODY_BYTES, BODY_LIMIT).await {
         Ok(body) => body,
         Err(refusal) => return refusal,
@@ -135,6 +147,7 @@ pub(super) async fn answer(
     };
     Counters::add(&state.counters.joins);
     if unwritten {
+        pass.brings_news();
         let failure = match tokio::time::timeout(WRITE_LIMIT, backend.register()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),

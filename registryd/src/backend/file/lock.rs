@@ -117,14 +117,14 @@ impl Lock {
 
 /// Who holds the lock, as far as it can be told: the kernel knows processes of this host, the file's text others.
 fn holder_of(file: &mut File) -> String {
-    if let Some(pid) = local_holder(file) {
+    let here = local_holder(file).map_or_else(String::new, |pid| {
         let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let program = Excerpt { text: program.trim(), max_chars: 40 }.to_string();
-        return format!(
-            "process {pid} of this host holds it ({})",
-            if program.is_empty() { "?" } else { &program }
-        );
-    }
+        match program.as_str() {
+            "" => format!("process {pid} of this host holds it; "),
+            program => format!("process {pid} of this host ({program}) holds it; "),
+        }
+    });
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(1000).read_to_string(&mut text));
     let said = |holder: &serde_json::Value, key: &str| {
@@ -137,12 +137,12 @@ fn holder_of(file: &mut File) -> String {
     };
     match (read, serde_json::from_str::<serde_json::Value>(text.trim())) {
         (Ok(_), Ok(holder)) => format!(
-            "the last holder that gave its name is node {} (process {} on host {})",
+            "{here}the last holder that gave its name is node {} (process {} on host {})",
             said(&holder, "node"),
             said(&holder, "pid"),
             said(&holder, "host"),
         ),
-        _ => "no holder gave its name, so it is another program".into(),
+        _ => format!("{here}no holder gave its name, so it is another program"),
     }
 }
 
