@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use mesh_tests::eventually;
-use mesh_tests::mesh::Mesh;
+use mesh_tests::mesh::{Mesh, Node};
 use serde_json::json;
 
 #[tokio::test]
@@ -27,11 +27,15 @@ async fn a_restart_of_registryd_takes_its_node_out_of_no_rotation() {
     assert_eq!(mesh.entry("ct111").unwrap()["status"], "offline");
 }
 
+async fn problems(node: &Node) -> Option<String> {
+    node.local("/v1/status").await.map(|status| status.json()["problems"].to_string())
+}
+
 #[tokio::test]
 async fn sighup_publishes_what_the_configuration_says_now() {
     let mesh = Mesh::new();
     let mut node = mesh.start("ct110", "opus").await;
-    let rewrite = |node: &mesh_tests::mesh::Node, change: &dyn Fn(&mut serde_json::Value)| {
+    let rewrite = |node: &Node, change: &dyn Fn(&mut serde_json::Value)| {
         let mut config: serde_json::Value =
             serde_json::from_slice(&fs::read(&node.config_path).unwrap()).unwrap();
         change(&mut config);
@@ -56,10 +60,8 @@ async fn sighup_publishes_what_the_configuration_says_now() {
     // What cannot be used changes nothing, and is told until it is mended.
     rewrite(&node, &|config| config["registryd"]["agent"] = json!(["x"]));
     node.registryd().signal(libc::SIGHUP);
-    let problems =
-        async || node.local("/v1/status").await.map(|status| status.json()["problems"].to_string());
     eventually("the mistake is told", async || {
-        problems()
+        problems(&node)
             .await
             .filter(|problems| problems.contains("registryd.agent") && problems.contains("as before"))
     })
@@ -68,7 +70,7 @@ async fn sighup_publishes_what_the_configuration_says_now() {
     rewrite(&node, &|config| drop(config["registryd"].as_object_mut().unwrap().remove("agent")));
     node.registryd().signal(libc::SIGHUP);
     eventually("nothing is wrong", async || {
-        problems().await.filter(|problems| !problems.contains("registryd.agent"))
+        problems(&node).await.filter(|problems| !problems.contains("registryd.agent"))
     })
     .await;
     assert!(node.registryd().is_running());

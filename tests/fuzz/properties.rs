@@ -484,6 +484,7 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
             .map(|all| all.iter().map(|address| address.parse().expect("an address")).collect()),
         port: 3000,
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
+        healthy: true,
     };
     let addresses: &[&str] = &["192.168.10.110", "fd00::110"];
     let nodes =

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_shared::NodeName;
 use mesh_shared::local_api::NodeView;
+use mesh_shared::registry::Status;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -85,6 +86,7 @@ fn zone_node(view: &NodeView, looked_up: &HashMap<String, Vec<IpAddr>>) -> Optio
         addresses: (!addresses.is_empty()).then_some(addresses),
         port: view.node.port,
         agents: view.node.agents.clone(),
+        healthy: view.node.status == Status::Online,
     })
 }
 

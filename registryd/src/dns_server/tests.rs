@@ -16,6 +16,7 @@ fn zone(agents: usize) -> Arc<Zone> {
         addresses: Some(vec!["192.168.10.110".parse().unwrap()]),
         port: 3000,
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
+        healthy: true,
     };
     Arc::new(Zone::new(own, 1, [node]))
 }
