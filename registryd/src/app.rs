@@ -38,6 +38,8 @@ const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
 /// How long the goodbyes to the registry and to peers may take, at the same time.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+/// Between two looks at who could replace the trust bundle.
+const TRUST_LOOK: Duration = Duration::from_secs(60);
 /// How long reading the configuration again may take.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
 /// How often in the time that it allows the service manager hears that all is well.
@@ -47,6 +49,8 @@ const TELL_TRIES: u32 = 50;
 const TELL_AGAIN: Duration = Duration::from_millis(20);
 /// How long it takes at most until it shows that the sidecar stops at the same time.
 const SIDECAR_STOPS_TOO: Duration = Duration::from_millis(400);
+/// How soon after the start a sidecar that runs has connected.
+const SIDECAR_CONNECTS: Duration = Duration::from_millis(1500);
 /// How long a sidecar may stay silent after the start.
 const SIDECAR_LIMIT: Duration = Duration::from_secs(20);
 
@@ -155,6 +159,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     parts.spawn(addresses::run(state.clone(), resolver.clone()));
     parts.spawn(discovery::run(state.clone(), client.clone(), sighted));
     parts.spawn(watch_sidecar(state.clone()));
+    parts.spawn(watch_trust(state.clone()));
     tokio::spawn(quiet_watchdog(state.clone()));
     if let Some(metrics) = metrics {
         parts.spawn(metrics::serve(metrics, state.clone(), limits.metrics));
@@ -221,6 +226,10 @@ async fn stays_in_the_mesh(state: &State) -> bool {
     if state.read(|inner, now| inner.members.has_rival(now)) {
         return true;
     }
+    // One that lost its connection to the registryd before comes back soon.
+    while !state.was_followed() && state.age() < SIDECAR_CONNECTS {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let until = tokio::time::Instant::now() + SIDECAR_STOPS_TOO;
     while state.sidecar_serves() {
         if tokio::time::Instant::now() >= until {
@@ -263,6 +272,20 @@ async fn leave(state: &State, backend: &Backend, client: &PeerClient) {
         heartbeat::leave(state, backend, GOODBYE_LIMIT),
         discovery::farewell(state, client, GOODBYE_LIMIT),
     );
+}
+
+/// Says so while others than root could replace the trust bundle.
+async fn watch_trust(state: Arc<State>) {
+    loop {
+        let path = state.config.mesh.tls.ca_path.clone();
+        // It may lie on a mount that hangs.
+        let looked = tokio::task::spawn_blocking(move || certificate::replaceable(&path)).await;
+        match looked {
+            Ok(Some(sentence)) => state.problem(About::Trust, sentence),
+            _ => state.solved(&About::Trust),
+        }
+        tokio::time::sleep(TRUST_LOOK).await;
+    }
 }
 
 /// Says so while the sidecar does not report.

@@ -7,7 +7,7 @@ mod publish;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -44,6 +44,8 @@ pub struct State {
     published: RwLock<Arc<Registryd>>,
     /// Connections on which the sidecar follows the roster.
     followers: AtomicUsize,
+    was_followed: AtomicBool,
+    started: Instant,
     /// Changes, for those who listen.
     pub events: EventLog,
     /// Numbers for `/metrics`.
@@ -160,6 +162,8 @@ impl State {
             }),
             published: RwLock::new(Arc::new(config.registryd.clone())),
             followers: AtomicUsize::new(0),
+            was_followed: AtomicBool::new(false),
+            started: now.instant,
             config,
         };
         state.with(|_, _| ());
@@ -234,7 +238,18 @@ impl State {
     /// Notes that a connection follows the roster, until the returned value is dropped.
     pub fn follower(self: &Arc<Self>) -> Follower {
         self.followers.fetch_add(1, Ordering::Relaxed);
+        self.was_followed.store(true, Ordering::Relaxed);
         Follower(self.clone())
+    }
+
+    /// Whether a sidecar has followed the roster since the start.
+    pub fn was_followed(&self) -> bool {
+        self.was_followed.load(Ordering::Relaxed)
+    }
+
+    /// For how long this process has known anything.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Whether this node's sidecar serves its peers: it holds on to its connection, and does not say that it stops.

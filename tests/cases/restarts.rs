@@ -14,7 +14,8 @@ async fn a_restart_of_registryd_takes_its_node_out_of_no_rotation() {
     for _ in 0..3 {
         assert!(two.registryd().stop().await.success());
         for _ in 0..20 {
-            assert_eq!(one.get("/agents/grok/x").await.status, 200);
+            let answer = one.get("/agents/grok/x").await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
             assert_ne!(mesh.entry("ct111").unwrap()["status"], "offline");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

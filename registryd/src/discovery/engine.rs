@@ -191,7 +191,9 @@ impl Engine {
             return;
         }
         if let Some(target) = self.targets.get_mut(&name) {
-            if target.why != Why::Configured {
+            // Who is to be asked for news anyway is not asked as a mere member, or a goodbye would never be settled.
+            let keeps = matches!(target.why, Why::Heard { .. }) && why == Why::Member;
+            if target.why != Why::Configured && !keeps {
                 (target.candidate, target.why, target.from) = (candidate, why, from);
             }
             return;

@@ -25,6 +25,8 @@ pub enum About {
     Sidecar,
     /// The configuration file, when it was read again.
     Configuration,
+    /// Who could replace what this node trusts.
+    Trust,
     /// This host's address.
     Address,
     /// A configured peer.
