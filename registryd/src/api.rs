@@ -35,6 +35,7 @@ use crate::backend::Backend;
 use crate::connections::{Busy, Connections};
 use crate::limits::{Limits, user_id};
 use crate::state::State;
+use crate::state::problems::About;
 use answer::{Answer, read_body, refusal};
 use join::Gate;
 
@@ -138,7 +139,7 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, backend: Backend, 
             }
             continue;
         };
-        let trusted = stream.peer_cred().is_ok_and(|peer| api.trusted.contains(&peer.uid()));
+        let user = stream.peer_cred().ok().map(|peer| peer.uid());
         let api = api.clone();
         tokio::spawn(async move {
             let kept = place.clone();
@@ -146,7 +147,7 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, backend: Backend, 
                 let (api, busy) = (api.clone(), kept.busy());
                 async move {
                     let (head, mut body) = request.into_parts();
-                    let answer = api.answer(&head, &mut body, trusted).await;
+                    let answer = api.answer(&head, &mut body, user).await;
                     if !body.is_end_stream() && !api.connections.are_scarce() {
                         // Closed with something unread, the connection would be reset and the answer lost.
                         tokio::spawn(drain(body));
@@ -181,11 +182,19 @@ async fn drain(mut body: Incoming) {
 }
 
 impl Api {
-    async fn answer(&self, head: &Parts, body: &mut Incoming, trusted: bool) -> Answer {
+    async fn answer(&self, head: &Parts, body: &mut Incoming, user: Option<u32>) -> Answer {
         let (path, state) = (head.uri.path(), &self.state);
         let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         let (peer, speaks_for_a_peer) =
             (text(local_api::PEER_CN), head.headers.contains_key(local_api::PEER_CN));
+        let trusted = user.is_some_and(|user| self.trusted.contains(&user));
+        if let (false, local_api::SIDECAR, Some(user)) = (trusted, path, user) {
+            let sentence = format!(
+                "a program of user {user} reports as this host's mesh-proxy and is not believed; if it is, name its user in \
+                 registryd.sidecar_user"
+            );
+            state.problem(About::Sidecar, sentence);
+        }
         if !trusted && (speaks_for_a_peer || head.method != Method::GET) {
             let detail = format!(
                 "this user may read on this socket and nothing else; only root, registryd's own user and the sidecar's \

@@ -267,6 +267,17 @@ impl State {
     /// Notes what the sidecar says of itself.
     pub fn sidecar_reported(&self, report: SidecarReport) {
         self.with(|inner, now| {
+            let down = &report.agents_down;
+            for agent in down {
+                let sentence =
+                    format!("agent {agent} does not answer on this host; start it, or see proxy.backend");
+                inner.problems.state(About::Agent(agent.clone()), sentence);
+            }
+            inner.problems.solve_unless(|about| match about {
+                About::Agent(agent) => down.contains(agent),
+                _ => true,
+            });
+            inner.members.own().set_agents_down(down);
             inner.sidecar = Some((report, now.instant));
             inner.problems.solve(&About::Sidecar);
         });
@@ -549,7 +560,7 @@ impl Inner {
     fn own_status(&self, now: Now) -> Status {
         // Before the first report nothing is known of it; after that, a sidecar that is silent carries nothing.
         let no_way_to_the_agent = match self.sidecar(now) {
-            Some(report) => report.backend_up == Some(false),
+            Some(report) => report.backend_up == Some(false) || !report.agents_down.is_empty(),
             None => self.sidecar.is_some(),
         };
         match () {

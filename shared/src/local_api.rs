@@ -94,6 +94,9 @@ pub struct SidecarReport {
     pub outbound: SocketAddr,
     /// Whether the last contact with the agent's server succeeded; `None` before the first.
     pub backend_up: Option<bool>,
+    /// This node's agents whose servers did not answer at the last contact.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents_down: Vec<String>,
     /// When the node's certificate ends, epoch seconds.
     pub certificate_not_after: i64,
     /// The sidecar's process id, as its own namespace counts; `None`: an older sidecar, which does not say.

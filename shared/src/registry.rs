@@ -24,6 +24,7 @@ pub const END_OF_TIME_MS: u64 = 1 << 53;
 /// The key in `metadata` below which this project keeps what it publishes.
 pub const MESH_METADATA: &str = "mesh";
 const TTL: &str = "ttlMs";
+const AGENTS_DOWN: &str = "agentsDown";
 /// Thresholds that any node can have, in ms; as for `mesh.stale_threshold_ms`.
 pub const TTL_MS: RangeInclusive<u64> = 200..=604_800_000;
 
@@ -194,11 +195,23 @@ impl Node {
 
     /// Says after which silence this node counts as offline. Metadata that is not an object stays as it is.
     pub fn set_ttl(&mut self, ttl: Duration) {
+        self.set_published(TTL, Some((ttl.as_millis() as u64).into()));
+    }
+
+    /// Says which of this node's agents do not answer.
+    pub fn set_agents_down(&mut self, agents: &[String]) {
+        self.set_published(AGENTS_DOWN, (!agents.is_empty()).then(|| agents.into()));
+    }
+
+    fn set_published(&mut self, key: &str, value: Option<Value>) {
         let metadata = self.metadata.get_or_insert_with(|| Value::Object(Map::new()));
         let Some(metadata) = metadata.as_object_mut() else { return };
         let ours = metadata.entry(MESH_METADATA).or_insert_with(|| Value::Object(Map::new()));
         if let Some(ours) = ours.as_object_mut() {
-            ours.insert(TTL.into(), (ttl.as_millis() as u64).into());
+            match value {
+                Some(value) => drop(ours.insert(key.into(), value)),
+                None => drop(ours.remove(key)),
+            }
         }
     }
 

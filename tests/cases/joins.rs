@@ -278,3 +278,20 @@ async fn a_flood_of_joins_is_written_seldom_and_keeps_nobody_out() {
     let other = entry("ct113", "127.9.9.8", 3000, &["scout"]);
     assert_eq!(join(&mesh, &node, "ct113", &other).await.status, 200);
 }
+
+#[tokio::test]
+async fn what_a_peer_writes_forges_no_log_line() {
+    let mesh = Mesh::new();
+    let mut node = mesh.start("ct110", "opus").await;
+    let mut body = ct112();
+    let forged = "x\nWARN [Registry] forged\u{1b}[2J\u{202e}";
+    body[forged] = (0..40).fold(json!(1), |inner, _| json!([inner]));
+    let detail = join(&mesh, &node, "ct112", &body).await.problem(400, "node_nested_too_deep");
+    assert!(!detail.contains('\n') && !detail.contains('\u{1b}'), "{detail:?}");
+    let mut body = ct112();
+    body["agents"] = json!([forged]);
+    join(&mesh, &node, "ct112", &body).await.problem(400, "bad_agent_name");
+    let line = node.registryd().wait_log(&["join refused", "nested"]).await;
+    assert!(line.contains("peer.cn=ct112"), "{line}");
+    assert!(node.registryd().log().iter().all(|line| !line.starts_with("WARN [Registry] forged")));
+}

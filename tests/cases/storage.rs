@@ -413,3 +413,26 @@ async fn what_a_program_without_a_lock_enters_meanwhile_is_kept() {
     // The look before the rename leaves an instant; without it every eighth would be lost.
     assert!(lost <= 1, "{lost} of 150 were lost");
 }
+
+/// Nobody's stamp can be seen to move, but the network can tell who is gone.
+#[tokio::test]
+async fn where_nothing_can_be_written_the_network_tells_who_is_gone() {
+    let mesh = Mesh::new();
+    let path = mesh.folder().join("view");
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(300);
+        config["mesh"]["stale_threshold_ms"] = json!(3000);
+    };
+    let (mut one, mut two) = nodes(&mesh, &path, quick).await;
+    let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
+    start(&mut one, &mut two).await;
+    view.set(Mode::WritesHanging);
+    two.proxy().kill();
+    two.registryd().kill();
+    eventually("ct111 is offline", async || {
+        let nodes = one.local("/mesh/nodes?node=ct111").await?.json();
+        (nodes[0]["status"] == "offline").then_some(())
+    })
+    .await;
+    view.set(Mode::Passing);
+}

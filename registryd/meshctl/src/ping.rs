@@ -7,6 +7,7 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::future::join_all;
 use http::{HeaderMap, Method};
+use mesh_shared::json;
 use mesh_shared::local_api::{DaemonStatus, NODES, NodeView, STATUS};
 use mesh_shared::name::NodeName;
 use serde::Serialize;
@@ -111,12 +112,7 @@ async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
             return outcome;
         }
     };
-    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let text = |key: &str| body.get(key).and_then(|value| value.as_str()).map(str::to_owned);
-    outcome.cn = text("cn");
-    // A RivetOS node says {ok, tls, node} and no more.
-    let said = body.get("ok").and_then(serde_json::Value::as_bool);
-    outcome.ok = text("status").map_or(said == Some(true), |status| status == "ok");
+    (outcome.ok, outcome.cn) = said(&answer.body);
     match outcome.ok {
         true => outcome.latency_ms = Some(latency_ms),
         false => {
@@ -125,6 +121,15 @@ async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
         }
     }
     outcome
+}
+
+/// Whether an answer says that all is well, and as whom the other node sees this one. A RivetOS node says
+/// `{ok, tls, node}` and no more.
+fn said(body: &[u8]) -> (bool, Option<String>) {
+    let body: serde_json::Value = json::read_bytes(body).unwrap_or_default();
+    let text = |key: &str| body.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    let ok = body.get("ok").and_then(serde_json::Value::as_bool) == Some(true);
+    (text("status").map_or(ok, |status| status == "ok"), text("cn"))
 }
 
 fn table(outcomes: &[Outcome]) -> String {
@@ -145,4 +150,23 @@ fn table(outcomes: &[Outcome]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_node_can_say_that_all_is_well() {
+        for (body, expected) in [
+            (r#"{"status":"ok","ok":true,"node":"ct111","tls":true,"cn":"ct110"}"#, (true, Some("ct110"))),
+            (r#"{"ok":true,"tls":true,"node":"ct111"}"#, (true, None)),
+            (r#"{"ok":false,"tls":true,"node":"ct111"}"#, (false, None)),
+            (r#"{"status":"down","ok":true}"#, (false, None)),
+            ("<html>", (false, None)),
+        ] {
+            let (ok, cn) = said(body.as_bytes());
+            assert_eq!((ok, cn.as_deref()), expected, "{body}");
+        }
+    }
 }

@@ -193,6 +193,7 @@ mod tests {
                 inbound: ([0, 0, 0, 0], 3000).into(),
                 outbound: ([127, 0, 0, 1], 3001).into(),
                 backend_up: Some(true),
+                agents_down: Vec::new(),
                 certificate_not_after: 1_000_000 + 14 * 86_400,
                 pid: Some(1),
                 draining: false,

@@ -52,11 +52,16 @@ fn add(reply: &mut Message, query: &Query, ttl: u32, address: &str) {
 
 /// Files of a host that asks `server`, and has these lines in its hosts file.
 fn host_files(server: Option<SocketAddr>, hosts: &str) -> (tempfile::TempDir, Sources) {
+    host_files_asking(server.map(|_| "127.0.0.254"), hosts)
+}
+
+fn host_files_asking(server: Option<&str>, hosts: &str) -> (tempfile::TempDir, Sources) {
     let folder = tempfile::tempdir().unwrap();
     let sources =
         Sources { resolv_conf: folder.path().join("resolv.conf"), hosts: folder.path().join("hosts") };
     // Port 53 is not ours to bind: servers are given as upstream; the host's own is one that nobody runs.
-    let resolv_conf = if server.is_some() { "nameserver 127.0.0.254\nsearch example.org\n" } else { "" };
+    let resolv_conf =
+        server.map_or_else(String::new, |server| format!("nameserver {server}\nsearch example.org\n"));
     std::fs::write(&sources.resolv_conf, resolv_conf).unwrap();
     std::fs::write(&sources.hosts, hosts).unwrap();
     (folder, sources)
@@ -201,4 +206,34 @@ async fn the_hosts_file_counts_with_the_hosts_resolver_but_not_our_own_block() {
 fn families_take_turns() {
     let all = ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "::ffff:10.0.0.2"]);
     assert_eq!(interleaved(all), ips(&["fd00::1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+}
+
+#[tokio::test]
+async fn a_registered_address_is_not_asked_of_the_hosts_resolver() {
+    // Nobody answers there: a question would take its time and be told.
+    let (_folder, sources) = host_files_asking(Some("127.0.0.254"), "");
+    let resolver = resolver(&[], sources);
+    let started = std::time::Instant::now();
+    let got = resolver.resolve(&ct111(), "10.9.9.9", false).await;
+    assert_eq!((got.addresses, got.problem), (ips(&["10.9.9.9"]), None));
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn addresses_that_no_node_can_have_are_not_dialled() {
+    let dns = fake_dns(|_, reply| {
+        reply.metadata.response_code = ResponseCode::NXDomain;
+        true
+    })
+    .await;
+    let (_folder, sources) =
+        host_files(Some(dns.address), "127.0.0.1 here.lan\n169.254.169.254 metadata.lan\n");
+    let resolver = resolver(&[dns.address], sources);
+    for host in ["169.254.169.254", "0.0.0.0", "127.0.0.1", "here.lan", "metadata.lan"] {
+        let got = resolver.resolve(&ct111(), host, false).await;
+        assert!(got.addresses.is_empty() && got.problem.is_some(), "{host}: {got:?}");
+    }
+    for host in ["127.0.0.1", "here.lan"] {
+        assert_eq!(resolver.resolve(&ct111(), host, true).await.addresses, ips(&["127.0.0.1"]), "{host}");
+    }
 }

@@ -29,6 +29,8 @@ pub enum About {
     Trust,
     /// This host's address.
     Address,
+    /// One of this host's agents.
+    Agent(String),
     /// A configured peer.
     Peer(NodeName),
     /// A name that two hosts have.
