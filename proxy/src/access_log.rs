@@ -168,7 +168,11 @@ impl Account {
         let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
         let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
         let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
-        let (path, method) = (Path(self.uri.path()), Excerpt { text: self.method.as_str(), max_chars: 32 });
+        let target = match self.uri.authority() {
+            Some(tunnel) if self.method == Method::CONNECT => tunnel.as_str(),
+            _ => self.uri.path(),
+        };
+        let (path, method) = (Path(target), Excerpt { text: self.method.as_str(), max_chars: 32 });
         let line = match caller {
             Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
                 let peer = peer.name();

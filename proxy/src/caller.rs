@@ -51,7 +51,7 @@ pub struct Connection {
     /// Where requests are counted that were sent to no other node.
     pub counters: Arc<PeerMetrics>,
     /// `None` inside a tunnel: the connection that carries it is counted.
-    _open: Option<Held>,
+    open: Option<Held>,
 }
 
 impl Connection {
@@ -92,8 +92,13 @@ impl Connection {
             cut: OnceLock::new(),
             drains,
             counters,
-            _open: open,
+            open,
         }
+    }
+
+    /// Whether this is the inside of a tunnel.
+    pub fn is_inside(&self) -> bool {
+        self.open.is_none()
     }
 
     /// Notes that a request has come.

@@ -299,8 +299,9 @@ pub async fn finish(
         }
         (outcome, _) => {
             if let Some(upload) = outcome.as_ref().err().and_then(|error| exchange.upload(error)) {
+                let end = exchange.deadline.map(|deadline| deadline.at);
                 // Rarely needed: boxed, so that each request's future is small.
-                Box::pin(upload.rest.read()).await;
+                Box::pin(upload.rest.read(end)).await;
             }
             exchange.answer(outcome)
         }

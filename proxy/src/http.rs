@@ -6,6 +6,7 @@ pub mod h1;
 pub mod h2;
 pub mod headers;
 pub mod idle;
+pub mod incoming;
 pub mod message;
 pub mod pace;
 pub mod problem;

@@ -13,6 +13,7 @@ pub mod retry;
 pub mod session;
 pub mod ways;
 
+use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,6 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
@@ -31,10 +31,11 @@ use smallvec::{SmallVec, smallvec};
 use tokio::time::timeout;
 
 use crate::error::{ProxyError, Sent};
-use crate::http::body::{RequestBody, root_cause};
-use crate::http::h2::in_flight::InFlight;
+use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::h2::shared::Taken;
-use crate::http::headers::{absolute, to_origin_form};
+use crate::http::headers::{absolute, announce_body, to_origin_form};
+use crate::http::incoming::Incoming;
 use crate::http::replay::{Replay, Source, once_more};
 use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
@@ -377,20 +378,20 @@ impl Upstream {
         loop {
             let (connection, connect) = self.connect(way, message.target, others).await?;
             message.source.sent(true);
-            let (mut error, link) = match connection {
-                Taken::Stream(mut sender, link, stream) => {
+            let (error, untouched, link): (BoxError, _, _) = match connection {
+                Taken::Stream(sender, link, stream) => {
                     let request = message.for_http2(&way.route, &link);
                     let slot = Slot { stream: Some(stream), request: request_slot };
-                    let sent = InFlight::send(&mut sender, link.clone(), request, slot);
+                    let sent = InFlight::send(sender, link.clone(), request, slot);
                     let (answer, slot) = sent.await;
                     match answer {
                         Ok(answer) => {
                             way.endpoint.answered(begun.elapsed());
                             return Ok((answer, connect, slot));
                         }
-                        Err(error) => {
+                        Err(SendError { error, untouched }) => {
                             request_slot = slot.request;
-                            (error, link)
+                            (error.into(), untouched, link)
                         }
                     }
                 }
@@ -400,20 +401,23 @@ impl Upstream {
                         Ok(answer) => {
                             way.endpoint.answered(begun.elapsed());
                             way.pool.give_back(sender, link, keep_alive(&answer));
-                            return Ok((answer, connect, Slot { stream: None, request: request_slot }));
+                            let slot = Slot { stream: None, request: request_slot };
+                            return Ok((answer.map(Incoming::Parsed), connect, slot));
                         }
-                        Err(error) => (error, link),
+                        Err(mut error) => {
+                            let untouched = error.take_message().is_some();
+                            (error.into_error().into(), untouched, link)
+                        }
                     }
                 }
             };
-            // Given back: the connection had ended before it took the request.
-            let untouched = error.take_message().is_some();
+            // The connection had ended before it took the request.
             if untouched {
                 message.source.sent(false);
             }
             stale += 1;
             if !untouched || stale > STALE || link.refusal().is_some() {
-                return Err(explain(way, &error.into_error(), &link, untouched));
+                return Err(explain(way, &*error, &link, untouched));
             }
         }
     }
@@ -460,14 +464,14 @@ fn slow(way: &Way, patience: Duration) -> ProxyError {
     }
 }
 
-/// What it means that a connection failed with a request on it. `untouched`: hyper had not begun with the request.
-fn explain(way: &Way, error: &hyper::Error, link: &Link, untouched: bool) -> Unanswered {
+/// What it means that a connection failed with a request on it. `untouched`: it had ended before.
+fn explain(way: &Way, error: &(dyn Error + 'static), link: &Link, untouched: bool) -> Unanswered {
     let node = way.route.node.clone();
     if let Some(reason) = link.refusal() {
         way.endpoint.unreachable("it refuses this node's certificate");
         return ProxyError::PeerRefusedUs { node, reason: reason.into() }.into();
     }
-    if error.is_timeout() {
+    if link.is_lost() {
         way.endpoint.unreachable("it has requests and answers no ping");
     }
     let unprocessed = if untouched { Some(RetryReason::StaleConnection) } else { retry::unprocessed(error) };
@@ -477,7 +481,7 @@ fn explain(way: &Way, error: &hyper::Error, link: &Link, untouched: bool) -> Una
 }
 
 /// For how long the peer keeps an http/1.1 connection that is not used, if it says so.
-fn keep_alive(answer: &Response<Incoming>) -> Option<Duration> {
+fn keep_alive<B>(answer: &Response<B>) -> Option<Duration> {
     let value = answer.headers().get(KEEP_ALIVE)?.to_str().ok()?;
     let timeout = value.split(',').find_map(|part| {
         let (name, seconds) = part.split_once('=')?;
@@ -502,6 +506,7 @@ impl Message<'_> {
         if let Ok(host) = HeaderValue::from_str(route.authority.as_str()) {
             request.headers_mut().insert(HOST, host);
         }
+        announce_body(&mut request);
         request
     }
 }

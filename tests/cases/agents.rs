@@ -227,6 +227,39 @@ async fn an_agent_that_speaks_http2_only_is_found_out_and_gets_each_request_once
 }
 
 #[tokio::test]
+async fn a_large_body_comes_first_and_is_whole_whatever_the_agent_speaks() {
+    let mesh = Mesh::new();
+    let whole: Vec<u8> = (0..3 << 20).map(|i| (i / 1000) as u8).collect();
+    for (name, announced, speaks) in [
+        ("ct112", true, Speaks::Http2(100)),
+        ("ct113", false, Speaks::Http2(100)),
+        ("ct114", true, Speaks::Http1),
+        ("ct115", false, Speaks::Http1),
+    ] {
+        let node = sidecar(mesh.node(name), json!({})).await;
+        let agent = Serving::tcp(node.backend(), "opus", speaks).await;
+        for _ in 0..3 {
+            let (sender, unannounced) = web::channel();
+            let body = match announced {
+                true => web::full(whole.clone()),
+                false => {
+                    for piece in whole.chunks(50_000) {
+                        sender.send(web::piece(piece.to_vec())).unwrap();
+                    }
+                    unannounced
+                }
+            };
+            drop(sender);
+            let request = web::request(Method::POST, "/echo").body(body).unwrap();
+            let answer = node.from_peer(&mesh, "ct111", request).await;
+            assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+            assert!(answer.body == whole, "{name}: another body came back");
+        }
+        assert_eq!(agent.example.requests().len(), 3, "{name}: each of them once");
+    }
+}
+
+#[tokio::test]
 async fn http1_is_never_tried_or_always_where_that_is_said() {
     let mesh = Mesh::new();
     let node = sidecar(mesh.node("ct112"), json!({"protocol": "http1"})).await;

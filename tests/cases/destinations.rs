@@ -73,6 +73,70 @@ async fn a_listener_of_its_own_leads_to_its_node() {
 }
 
 #[tokio::test]
+async fn a_listener_for_an_agent_leads_to_wherever_it_is() {
+    let mesh = Mesh::new();
+    let (_far, _a) = mesh.peer("ct150", &["scout"]).await;
+    let (_near, _b) = mesh.peer("ct151", &["scout", "other"]).await;
+    let own = Loopback::take();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["proxy"]["outbound"]["listeners"] =
+            json!([{"listen": own.port(3112).to_string(), "agent": "scout"}]);
+    });
+    let node = plan.start().await;
+    for away in ["ct150", "ct151"] {
+        let other = if away == "ct150" { "ct151" } else { "ct150" };
+        for name in ["ct150", "ct151"] {
+            let status = if name == away { "offline" } else { "online" };
+            mesh.amend(name, |entry| entry["status"] = json!(status));
+        }
+        node.comes_to(&format!("/nodes/{away}/"), Some("node_offline")).await;
+        node.comes_to(&format!("/nodes/{other}/"), None).await;
+        for target in ["/a?b", "/agents/other/x", "/mesh/agents", "http://scout.agent.mesh/a"] {
+            let answer = web::send(own.port(3112), web::get_with(target, &[])).await;
+            let path = target.trim_start_matches("http://scout.agent.mesh");
+            assert_eq!((answer.text(), answer.header("x-agent")), (format!("GET {path}"), Some(other)));
+            assert_eq!(answer.header("x-mesh-served-by"), Some(other));
+        }
+        // Which agent is meant is the listener's to say.
+        let answer = web::send(own.port(3112), web::get_with("/headers", &[("x-mesh-agent", "other")])).await;
+        assert_eq!(answer.json()["x-mesh-agent"], "scout");
+    }
+    for target in ["http://other.agent.mesh/", "http://ct150.mesh/", "http://ct151.mesh/"] {
+        web::send(own.port(3112), web::get_with(target, &[])).await.problem(400, "bad_destination");
+    }
+    mesh.amend("ct150", |entry| entry["status"] = json!("offline"));
+    node.comes_to("/nodes/ct150/", Some("node_offline")).await;
+    web::get(own.port(3112), "/").await.problem(503, "agent_offline");
+}
+
+#[tokio::test]
+async fn an_agent_whose_node_cannot_be_reached_is_taken_from_another_through_a_listener() {
+    let mesh = Mesh::new();
+    let own = Loopback::take();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["proxy"]["outbound"]["listeners"] =
+            json!([{"listen": own.port(3112).to_string(), "agent": "scout"}]);
+    });
+    let (node, mut one, mut two) =
+        tokio::join!(plan.start(), mesh.start("ct111", "scout"), mesh.start("ct112", "scout"));
+    node.reaches("ct111").await;
+    node.reaches("ct112").await;
+    one.proxy().kill();
+    let mut kept = web::Connection::over(tokio::net::TcpStream::connect(own.port(3112)).await.unwrap()).await;
+    for _ in 0..10 {
+        let answer = kept.send(web::get_with("/x", &[])).await;
+        assert_eq!((answer.text().as_str(), answer.header("x-mesh-served-by")), ("GET /x", Some("ct112")));
+    }
+    one.start_proxy().await;
+    two.proxy().kill();
+    mesh_tests::eventually("the first one serves again", async || {
+        let answer = kept.send(web::get_with("/x", &[])).await;
+        (answer.header("x-mesh-served-by") == Some("ct111")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_agent_is_found_where_it_lives_the_local_one_first() {
     let mesh = Mesh::new();
     let (_peer, _address) = mesh.peer("ct150", &["scout", "opus"]).await;

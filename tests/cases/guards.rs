@@ -3,6 +3,7 @@
 use http::Method;
 use mesh_tests::mesh::Mesh;
 use mesh_tests::web;
+use serde_json::json;
 
 #[tokio::test]
 async fn hosts_outside_the_mesh_are_refused() {
@@ -54,6 +55,44 @@ async fn requests_of_web_pages_are_refused() {
     let typed = web::send(node.outbound(), web::get_with("/mesh/nodes", &[("sec-fetch-site", "none")])).await;
     assert_eq!(typed.status, 200);
     assert!(node.agent().requests().is_empty());
+}
+
+#[tokio::test]
+async fn programs_may_send_an_origin_that_is_allowed_and_no_other() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["proxy"]["outbound"]["allowed_origins"] =
+            json!(["http://ct110.mesh", "https://app.example:8443"]);
+    });
+    let node = plan.start().await;
+    node.reaches("ct110").await;
+    for origin in ["http://ct110.mesh", "HTTP://CT110.mesh", "https://app.example:8443"] {
+        for target in ["/nodes/ct110/x", "http://ct110.mesh/x", "/agents/opus/x"] {
+            let answer = web::send(node.outbound(), web::get_with(target, &[("origin", origin)])).await;
+            assert_eq!(answer.status, 200, "{origin} {target}: {}", answer.text());
+            assert_eq!(node.agent().last().all("origin"), [origin], "the agent may have its own opinion");
+        }
+    }
+    let count = node.agent().requests().len();
+    for headers in [
+        &[("origin", "https://ct110.mesh")][..],
+        &[("origin", "http://ct110.mesh:80")],
+        &[("origin", "http://ct110.mesh.")],
+        &[("origin", "http://ct110.mesh/")],
+        &[("origin", "https://app.example")],
+        &[("origin", "https://evil.example")],
+        &[("origin", "null")],
+        &[("origin", "")],
+        &[("origin", "http://ct110.mesh"), ("origin", "https://evil.example")],
+        &[("origin", "https://evil.example"), ("origin", "http://ct110.mesh")],
+        &[("origin", "http://ct110.mesh, https://evil.example")],
+        &[("sec-fetch-site", "cross-site")],
+    ] {
+        web::send(node.outbound(), web::get_with("/nodes/ct110/x", headers))
+            .await
+            .problem(403, "browser_request");
+    }
+    assert_eq!(node.agent().requests().len(), count);
 }
 
 /// As Chromium 148 sends them where the sidecar is its proxy: for `http://ct110.mesh` there is no Sec-Fetch-Site.

@@ -1,11 +1,13 @@
 //! Errors in the forms that clients can show: also where what comes is not HTTP, and to gRPC clients.
 
+use std::sync::{Arc, Mutex};
+
 use http::Method;
 use hyper::body::Body as _;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::tls::Client;
 use mesh_tests::web::{self, Answer};
-use mesh_tests::{process, within};
+use mesh_tests::{eventually, loopback, process, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -58,7 +60,7 @@ async fn what_is_not_http_is_told_why_and_logged() {
     let plan = mesh.node("ct111").agent("grok");
     let plan = plan.with(|config| config["proxy"]["limits"] = json!({"max_header_bytes": 100_000}));
     let mut node = plan.start().await;
-    let many: String = (0..257).map(|i| format!("x-{i}: y\r\n")).collect();
+    let many: String = (0..301).map(|i| format!("x-{i}: y\r\n")).collect();
     let large: String = (0..300).map(|i| format!("x-{i}: {}\r\n", "y".repeat(1000))).collect();
     for listener in LISTENERS {
         for (request, status, code) in [
@@ -146,6 +148,55 @@ async fn many_small_headers_pass_both_ways() {
     }
 }
 
+/// The head of a message, read byte by byte.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(process::text(&head))
+}
+
+/// So many lines of headers.
+fn lines(name: &str, count: usize) -> String {
+    (0..count).map(|i| format!("{name}-{i}: s\r\n")).collect()
+}
+
+/// Neither the caller nor the agent uses an HTTP library here, which might have a limit of its own.
+#[tokio::test]
+async fn a_message_may_have_300_headers_both_ways() {
+    let mesh = Mesh::new();
+    let mut far = mesh.node("ct111").prepare().await;
+    let listener = loopback::listen(far.backend()).await;
+    let seen: Arc<Mutex<String>> = Arc::default();
+    let shared = seen.clone();
+    let agent = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let Some(head) = read_head(&mut stream).await else { continue };
+            let count: usize = head.split(['/', ' ']).find_map(|part| part.parse().ok()).unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n{}\r\nok",
+                lines("x-many", count - 2)
+            );
+            *shared.lock().unwrap() = head;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    far.start_registryd().await;
+    far.start_proxy().await;
+    let near = mesh.start("ct110", "opus").await;
+    near.reaches("ct111").await;
+    for count in [101, 128, 256, 299, 300] {
+        let head = format!("GET /{count} HTTP/1.1\r\nhost: ct111.mesh\r\nconnection: close\r\n");
+        let request = head + &lines("x-small", count - 2) + "\r\n";
+        let answer = web::raw(near.outbound(), request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"), "{count}: {answer}");
+        assert_eq!(answer.matches("x-many-").count(), count - 2);
+        assert_eq!(seen.lock().unwrap().matches("x-small-").count(), count - 2);
+    }
+    agent.abort();
+}
+
 #[tokio::test]
 async fn a_grpc_client_is_told_in_its_own_way() {
     let mesh = Mesh::new();
@@ -198,4 +249,71 @@ async fn a_grpc_client_is_told_in_its_own_way() {
     let outbound = web::h2(TcpStream::connect(node.outbound()).await.unwrap()).await;
     let (answer, _) = ask(outbound, "/nodes/ct199/x", "application/grpc-web+proto").await;
     answer.problem(404, "unknown_node");
+}
+
+#[tokio::test]
+async fn a_grpc_client_is_told_that_an_agent_is_busy_and_that_it_asked_for_too_much() {
+    let mesh = Mesh::new();
+    let limited = |config: &mut Value| {
+        config["proxy"]["backend"]["max_requests"] = json!(1);
+        config["proxy"]["backend"]["max_queue"] = json!(0);
+        config["proxy"]["limits"] = json!({"max_body_bytes": 1000, "max_requests_per_second_per_peer": 1, "max_header_bytes": 20_000});
+    };
+    let far = mesh.node("ct111").agent("grok").with(limited).start().await;
+    let near = mesh.node("ct110").agent("opus").with(limited).start().await;
+    near.reaches("ct111").await;
+    let call = |target: &str| {
+        let request = web::request(Method::POST, target).header("content-type", "application/grpc");
+        request.header("te", "trailers")
+    };
+    let check = |answer: &Answer, status: &str, code: &str| {
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("grpc-status"), answer.header("x-mesh-error")),
+            (200, Some(status), Some(code)),
+            "{answer:?}"
+        );
+        assert_eq!(answer.header("content-type"), Some("application/grpc"));
+        assert!(answer.header("grpc-message").is_some_and(|message| message.len() > 15), "{answer:?}");
+        assert!(answer.body.is_empty() && answer.trailers.is_none(), "{answer:?}");
+    };
+
+    // A peer that asks for more than it may have in a second.
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct112")).alpn(&["h2"]);
+    let mut peer = web::h2(client.connect(far.inbound(), "ct111").await.unwrap()).await;
+    let answer = eventually("the limit is met", async || {
+        let request = call("https://ct111.mesh/pkg.Service/Call").body(web::empty()).unwrap();
+        peer.ready().await.unwrap();
+        let answer = Answer::read(peer.send_request(request).await.unwrap()).await.unwrap();
+        (answer.header("x-mesh-error") == Some("rate_limited")).then_some(answer)
+    })
+    .await;
+    check(&answer, "8", "rate_limited");
+
+    // The head is larger than allowed.
+    let large = call("/nodes/ct111/pkg.Service/Call").header("x-large", "x".repeat(21_000));
+    let answer = web::send(near.outbound(), large.body(web::empty()).unwrap()).await;
+    check(&answer, "3", "headers_too_large");
+
+    // The agent's only place is taken. Told by the far side, it passes the near one.
+    let outbound = near.outbound();
+    let hanging = tokio::spawn(async move {
+        loop {
+            drop(web::open(outbound, web::get_with("/nodes/ct111/hang", &[])).await);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    });
+    let answer = eventually("the agent is busy", async || {
+        let mut h2 = web::h2(TcpStream::connect(near.outbound()).await.unwrap()).await;
+        let request =
+            call("http://localhost/nodes/ct111/pkg.Service/Call").body(web::full("message")).unwrap();
+        let response = h2.send_request(request).await.unwrap();
+        let ended = response.body().is_end_stream();
+        let answer = Answer::read(response).await.unwrap();
+        (ended && answer.header("x-mesh-error") == Some("agent_busy")).then_some(answer)
+    })
+    .await;
+    check(&answer, "14", "agent_busy");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(answer.header("x-mesh-retryable"), Some("true"));
+    hanging.abort();
 }

@@ -1,11 +1,16 @@
 //! Uploads over HTTP/2 that are refused, and conversations that never end.
 
+use std::pin::Pin;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
+use hyper::body::{Body, Frame};
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -13,8 +18,9 @@ use hyper_util::server::conn::auto;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::tls::Client;
 use mesh_tests::web::{self, Answer};
-use mesh_tests::{loopback, within};
+use mesh_tests::{DEADLINE, eventually, loopback, within};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const MIB: usize = 1 << 20;
@@ -139,6 +145,100 @@ async fn uploads_that_are_refused_and_never_end_take_few_places() {
         open.push(sender);
     }
     assert_eq!(node.get_from_peer(&mesh, "ct112", "/x").await.status, 200);
+}
+
+/// A body without an end, and how much of it was taken.
+struct Endless(Arc<AtomicU64>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = web::BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, web::BoxError>>> {
+        static PIECE: [u8; 16 << 10] = [7; 16 << 10];
+        self.0.fetch_add(PIECE.len() as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&PIECE)))))
+    }
+}
+
+#[tokio::test]
+async fn of_a_refused_upload_no_more_is_read_than_a_bound() {
+    // 64 MiB, what windows let come, and what the system keeps.
+    const MOST: u64 = 100 << 20;
+    let mesh = Mesh::new();
+    let node = mesh.node("ct110").agent("opus").with(one_mebibyte).start().await;
+    node.reaches("ct110").await;
+    let client = Client::new(&mesh.ca, &mesh.ca.node("ct112")).alpn(&["h2"]);
+    let inbound = web::h2(client.connect(node.inbound(), "ct110").await.unwrap()).await;
+    for (mut h2, prefix) in
+        [(h2c(&node).await, "http://localhost/nodes/ct110"), (inbound, "https://ct110.mesh")]
+    {
+        let taken = Arc::new(AtomicU64::new(0));
+        let request =
+            web::request(Method::POST, &format!("{prefix}/upload")).body(Endless(taken.clone()).boxed());
+        ask(&mut h2, request.unwrap()).await.problem(413, "body_too_large");
+        let at_the_answer = taken.load(Ordering::Relaxed);
+        assert!((1 << 20..MOST).contains(&at_the_answer), "{prefix}: {at_the_answer}");
+        // The body is not dropped before its stream was reset.
+        eventually("the upload is ended", async || (Arc::strong_count(&taken) == 1).then_some(())).await;
+        let taken = taken.load(Ordering::Relaxed);
+        assert!(taken < MOST, "{prefix}: {taken}");
+        let request = web::request(Method::GET, &format!("{prefix}/after")).body(web::empty()).unwrap();
+        assert_eq!(ask(&mut h2, request).await.status, 200, "{prefix}");
+    }
+
+    // On HTTP/1.1 the connection ends with it.
+    let (mut answer, mut upload) = TcpStream::connect(node.outbound()).await.unwrap().into_split();
+    upload
+        .write_all(
+            b"POST /nodes/ct110/upload HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let sending = tokio::spawn(async move {
+        let piece = [b"4000\r\n", &[b'x'; 0x4000][..], b"\r\n"].concat();
+        let mut sent = 0;
+        while upload.write_all(&piece).await.is_ok() {
+            sent += piece.len() as u64;
+        }
+        sent
+    });
+    let mut told = vec![0; 12];
+    within("the answer", answer.read_exact(&mut told)).await.unwrap();
+    assert_eq!(told, b"HTTP/1.1 413");
+    let sent = within("the end of the connection", sending).await.unwrap();
+    assert!((1 << 20..MOST).contains(&sent), "{sent}");
+}
+
+#[tokio::test]
+async fn a_refused_upload_that_stops_or_only_trickles_is_not_waited_for() {
+    let mesh = Mesh::new();
+    let node = mesh.node("ct110").agent("opus").with(one_mebibyte).start().await;
+    let mut h2 = h2c(&node).await;
+    let mut refused = Vec::new();
+    for _ in 0..2 {
+        let (sender, body) = web::channel();
+        sender.send(web::piece("begin")).unwrap();
+        let request = web::request(Method::POST, "http://localhost/nodes/ct110/upload");
+        let request = request.header("content-length", (2 * MIB).to_string()).body(body).unwrap();
+        ask(&mut h2, request).await.problem(413, "body_too_large");
+        refused.push(sender);
+    }
+    let (trickling, stopped) = (refused.pop().unwrap(), refused.pop().unwrap());
+    let trickle = async {
+        // Once its stream is reset, nobody takes what is sent.
+        while trickling.send(web::piece("x")).is_ok() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    within("the upload that stopped is reset", stopped.closed()).await;
+    assert!(!trickling.is_closed(), "the other one still came");
+    tokio::time::timeout(DEADLINE * 2, trickle).await.expect("the upload that trickles is reset");
+    let request = web::request(Method::GET, "http://localhost/nodes/ct110/after").body(web::empty());
+    assert_eq!(ask(&mut h2, request.unwrap()).await.status, 200);
 }
 
 /// An agent that sends every byte back, in HTTP/1.1 and in HTTP/2.

@@ -54,6 +54,7 @@ impl Recorded {
 /// - `/upload`: takes a body whose pieces the test sees ([`Example::upload`]), answers at its end
 /// - `/hang`: nothing, until the client goes ([`Example::gone`])
 /// - `/break`: half an answer
+/// - `/moved?<place>`: 307 with that place as `Location` and `Content-Location`
 /// - `/close`: 200, and the end of an HTTP/1.1 connection
 /// - `/keep-alive/<seconds>`: 200 with a `Keep-Alive` of that time
 /// - `/deaf`: nothing, and the request's body is not read
@@ -210,6 +211,11 @@ impl Example {
                     response = response.header(format!("x-wide-{i}"), "w".repeat(1000));
                 }
                 Ok(response.body(web::full("wide"))?)
+            }
+            "/moved" => {
+                let place = request.uri().query().unwrap_or_default();
+                let response = Response::builder().status(307).header("location", place);
+                Ok(response.header("content-location", place).body(web::empty())?)
             }
             "/close" => Ok(Response::builder().header("connection", "close").body(web::full("closed"))?),
             "/trailers" => {

@@ -15,12 +15,12 @@ use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 use crate::http::headers;
+use crate::http::incoming::Incoming;
 use crate::http::pace::{Allowance, Pace};
 use crate::http::unread::Step;
 
@@ -134,7 +134,7 @@ pub type Tap = Box<dyn FnMut(&Bytes) + Send>;
 /// then lose the answer as well (curl, httpx) or never end the request (Node.js). So the rest is read and dropped for a
 /// while, within bounds of time and bytes, and on HTTP/2 as long as not too many do so at once.
 pub struct RequestBody {
-    inner: Option<Incoming>,
+    inner: Option<hyper::body::Incoming>,
     /// Where places for reading the rest come from; `None` where there is one request to a connection.
     drains: Option<Drains>,
     /// How much of the rest is read.
@@ -165,7 +165,7 @@ impl RequestBody {
     /// go on for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
     /// announced ([`RequestBody::announced`]).
     pub fn new(
-        inner: Incoming,
+        inner: hyper::body::Incoming,
         version: Version,
         traffic: Arc<Traffic>,
         max_bytes: u64,
@@ -333,9 +333,10 @@ pub struct Remainder {
 }
 
 impl Remainder {
-    /// Waits while what is left of the request keeps coming, for a while.
-    pub async fn read(&self) {
-        let _ = timeout(UPLOAD.0, async {
+    /// Waits while what is left of the request keeps coming, for a while, and not past `end`.
+    pub async fn read(&self, end: Option<Instant>) {
+        let latest = Instant::now() + UPLOAD.0;
+        let _ = timeout_at(end.map_or(latest, |end| end.min(latest)), async {
             loop {
                 let mut came = pin!(self.came.notified());
                 // From here on, nothing is missed.
@@ -406,8 +407,8 @@ impl ResponseBody {
     }
 
     /// An answer that comes from elsewhere.
-    pub fn passing(inner: Incoming) -> Self {
-        Self { source: Source::Passing(inner), watched: None }
+    pub fn passing(inner: impl Into<Incoming>) -> Self {
+        Self { source: Source::Passing(inner.into()), watched: None }
     }
 
     /// Notes in `traffic` what passes, and drops `guard` when the answer has passed or was given up. It is given up at
@@ -497,11 +498,11 @@ impl Body for ResponseBody {
                         limits.progressed();
                     }
                 }
-                Some(Err(error)) => passage.end_because(Ending::SourceFailed, error),
+                Some(Err(error)) => passage.end_because(Ending::SourceFailed, &**error),
                 None => passage.end(Ending::Complete),
             }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -534,4 +535,33 @@ pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'sta
         cause = deeper;
     }
     cause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_a_request_is_waited_for_while_it_comes_and_while_there_is_time() {
+        let traffic = Arc::new(Traffic::default());
+        let took = async |end: Option<Duration>| {
+            let begun = Instant::now();
+            traffic.rest.read(end.map(|end| begun + end)).await;
+            begun.elapsed()
+        };
+        assert_eq!(took(None).await, UPLOAD.1, "nothing comes");
+        let rest = Rest(traffic.clone());
+        let coming = tokio::spawn(async move {
+            loop {
+                rest.0.rest.came.notify_waiters();
+                tokio::time::sleep(UPLOAD.1 / 2).await;
+            }
+        });
+        assert_eq!(took(None).await, UPLOAD.0);
+        assert_eq!(took(Some(Duration::from_secs(1))).await, Duration::from_secs(1));
+        assert_eq!(took(Some(2 * UPLOAD.0)).await, UPLOAD.0);
+        coming.abort();
+        let _ = coming.await;
+        assert_eq!(took(None).await, Duration::ZERO, "it has ended");
+    }
 }

@@ -7,8 +7,8 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Uri};
-use http_body::SizeHint;
+use http::{HeaderMap, Request, Uri};
+use http_body::Body;
 use mesh_shared::{AgentName, NodeName};
 
 use crate::tls::verify::PeerIdentity;
@@ -262,10 +262,10 @@ fn forwarded(address: &[u8], host: Option<&[u8]>, scheme: &str) -> Option<Header
 }
 
 /// Tells hyper's HTTP/1.1 client of a body whose length is not known. It would leave that of a GET or HEAD out
-/// otherwise. HTTP/2 drops the header again.
-pub fn announce_body(headers: &mut HeaderMap, size: &SizeHint) {
-    if size.exact().is_none() {
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+/// otherwise. In HTTP/2 the header must not be.
+pub fn announce_body<B: Body>(request: &mut Request<B>) {
+    if request.body().size_hint().exact().is_none() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

@@ -35,15 +35,16 @@ fn check(request: &Parts, has_body: bool) -> Result<(), Cow<'static, str>> {
     if has_body && request.method == Method::HEAD {
         return Err("it is a HEAD request with a body".into());
     }
+    // The same of a tunnel's first bytes (section 9.3.6).
+    if has_body && request.method == Method::CONNECT {
+        return Err("it is a CONNECT request with a body".into());
+    }
     if request.method.as_str().len() > MAX_METHOD_BYTES {
         return Err(format!("its method is longer than {MAX_METHOD_BYTES} bytes").into());
     }
     check_repetition(&request.headers)?;
     check_length(&request.headers)?;
-    // The target of CONNECT is a host and a port.
-    if request.method != Method::CONNECT {
-        check_target(request)?;
-    }
+    check_target(request)?;
     check_host(request)?;
     Ok(())
 }
@@ -90,6 +91,13 @@ fn check_length(headers: &HeaderMap) -> Result<(), Cow<'static, str>> {
 /// The form of the target (RFC 9112, section 3.2).
 fn check_target(request: &Parts) -> Result<(), Cow<'static, str>> {
     let uri = &request.uri;
+    if request.method == Method::CONNECT {
+        let port = uri.authority().and_then(|authority| authority.port());
+        return match (port, uri.scheme(), uri.path_and_query()) {
+            (Some(_), None, None) => Ok(()),
+            _ => Err("its target is not a host and a port".into()),
+        };
+    }
     let path = uri.path();
     if !path.starts_with('/') && (path != "*" || request.method != Method::OPTIONS) {
         return Err("its target is neither a path nor a URL".into());
@@ -269,6 +277,11 @@ mod tests {
             ("GET", "http://ct110.mesh:81/", vec![HERE], "different hosts"),
             ("GET", "ftp://ct110.mesh/", vec![HERE], "another scheme"),
             ("GET", "ct110.mesh:80", vec![HERE], "neither a path"),
+            ("CONNECT", "ct110.mesh", vec![HERE], "a host and a port"),
+            ("CONNECT", "http://ct110.mesh:80/", vec![HERE], "a host and a port"),
+            ("CONNECT", "/nodes/ct110", vec![HERE], "a host and a port"),
+            ("CONNECT", "user@ct110.mesh:80", vec![HERE], "not a name"),
+            ("CONNECT", "ct111.mesh:80", vec![HERE], "different hosts"),
             ("GET", "*", vec![HERE], "neither a path"),
             ("POST", "/", vec![HERE, ("content-length", "05")], "plain number"),
             ("POST", "/", vec![HERE, ("content-length", "")], "plain number"),
@@ -294,10 +307,14 @@ mod tests {
             );
         }
         assert!(verdict(Version::HTTP_2, "GET", "/", &[]).is_err());
-        let parts = |method| Request::builder().method(method).uri("/").header(HERE.0, HERE.1);
-        let parts = |method| parts(method).body(()).unwrap().into_parts().0;
-        assert!(check(&parts("HEAD"), true).is_err() && check(&parts("HEAD"), false).is_ok());
-        assert!(check(&parts("GET"), true).is_ok());
+        let parts = |method, target| Request::builder().method(method).uri(target).header(HERE.0, HERE.1);
+        let parts = |method, target| parts(method, target).body(()).unwrap().into_parts().0;
+        for (method, target) in [("HEAD", "/"), ("CONNECT", "ct110.mesh:80")] {
+            assert!(
+                check(&parts(method, target), true).is_err() && check(&parts(method, target), false).is_ok()
+            );
+        }
+        assert!(check(&parts("GET", "/"), true).is_ok());
         assert!(verdict(Version::HTTP_10, "GET", "/", &[]).is_err());
     }
 

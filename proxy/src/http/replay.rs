@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
 
 use crate::http::body::{BoxError, RequestBody};
 use crate::io::link::Link;
@@ -56,7 +58,15 @@ impl<B: Body<Data = Bytes>> Source<B> {
     pub fn attempt(&self, link: &Arc<Link>) -> Replay<B> {
         let shared = &mut *self.0.lock();
         shared.attempt += 1;
-        Replay { shared: self.0.clone(), attempt: shared.attempt, next: 0, link: link.clone(), failed: None }
+        Replay {
+            shared: self.0.clone(),
+            attempt: shared.attempt,
+            next: 0,
+            link: link.clone(),
+            failed: None,
+            patience: None,
+            waits: None,
+        }
     }
 }
 
@@ -83,12 +93,24 @@ pub struct Replay<B = RequestBody> {
     link: Arc<Link>,
     /// An error that waits for the stream to be reset.
     failed: Option<BoxError>,
+    /// How long it waits before it sends what can no longer be kept.
+    patience: Option<Duration>,
+    /// Set while it does.
+    waits: Option<Pin<Box<Sleep>>>,
 }
 
 /// The attempt was given up for another one.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is being sent another time")]
 struct GivenUp;
+
+impl<B> Replay<B> {
+    /// Waits for so long before more goes out than can be sent again, for whoever may soon learn that it has to be.
+    pub fn patient(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self
+    }
+}
 
 impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Replay<B> {
     type Data = Bytes;
@@ -104,7 +126,14 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Replay<B> {
             if shared.attempt != this.attempt {
                 return Poll::Ready(Some(Err(GivenUp.into())));
             }
-            match ready!(shared.poll_piece(&mut this.next, context)) {
+            if let Some(patience) = this.patience
+                && shared.is_full(this.next)
+            {
+                let waits = this.waits.get_or_insert_with(|| Box::pin(sleep(patience)));
+                ready!(waits.as_mut().poll(context));
+                this.patience = None;
+            }
+            match ready!(shared.poll_piece(&mut this.next, this.patience.is_some(), context)) {
                 Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
                 None => return Poll::Ready(None),
                 Some(Err(error)) => {
@@ -137,9 +166,16 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Body for Replay<B> {
 }
 
 impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Shared<B> {
+    /// Whether all that can be kept has gone out, and more is to come.
+    fn is_full(&self, next: usize) -> bool {
+        self.keeping && self.kept_bytes > KEPT_BYTES && self.kept.len() <= next && !self.body.is_end_stream()
+    }
+
+    /// The next piece. With `fills`, the one that passes the bound is kept as well.
     fn poll_piece(
         &mut self,
         next: &mut usize,
+        fills: bool,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(piece) = self.kept.get(*next) {
@@ -152,7 +188,7 @@ impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Shared<B> {
         if self.keeping {
             let piece = Piece::of(&frame);
             self.kept_bytes = self.kept_bytes.saturating_add(piece.size() as usize);
-            self.keeping = self.kept_bytes <= KEPT_BYTES;
+            self.keeping = fills || self.kept_bytes <= KEPT_BYTES;
             self.kept.push_back(piece);
             *next += 1;
         }
@@ -240,6 +276,41 @@ mod tests {
         assert!(!source.can_repeat());
         assert_eq!(next(&mut only).await.unwrap(), "z");
         assert_eq!(next(&mut only).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_patient_attempt_sends_no_more_than_can_be_sent_again_for_a_while() {
+        static LARGE: [u8; KEPT_BYTES] = [b'x'; KEPT_BYTES];
+        let patience = Duration::from_secs(1);
+        let source = Source::new(body(&[&LARGE, b"y", b"z", b"end"]));
+        let mut first = source.attempt(&Arc::default()).patient(Some(patience));
+        assert_eq!(next(&mut first).await.unwrap().len(), KEPT_BYTES);
+        assert_eq!(next(&mut first).await.unwrap(), "y");
+        assert!(tokio::time::timeout(patience / 2, next(&mut first)).await.is_err());
+        assert!(source.can_repeat());
+        let mut second = source.attempt(&Arc::default());
+        assert_eq!(next(&mut second).await.unwrap().len(), KEPT_BYTES);
+        assert_eq!(next(&mut second).await.unwrap(), "y");
+        assert_eq!(next(&mut second).await.unwrap(), "z");
+        assert!(!source.can_repeat());
+        assert_eq!(next(&mut second).await.unwrap(), "end");
+        assert_eq!(next(&mut second).await, None);
+
+        // It goes on in the end, and does not wait where nothing more is to come.
+        let source = Source::new(body(&[&LARGE, b"y", b"z"]));
+        let all = source.attempt(&Arc::default()).patient(Some(patience)).collect().await.unwrap();
+        assert_eq!(all.to_bytes().len(), KEPT_BYTES + 2);
+        let whole: Sent = Box::pin(
+            http_body_util::Full::new(Bytes::from(vec![b'x'; 2 * KEPT_BYTES]))
+                .map_err(|never| match never {}),
+        );
+        let source = Source::new(whole);
+        let mut only = source.attempt(&Arc::default()).patient(Some(patience));
+        let at_once = tokio::time::timeout(patience / 2, async {
+            assert_eq!(next(&mut only).await.unwrap().len(), 2 * KEPT_BYTES);
+            assert_eq!(next(&mut only).await, None);
+        });
+        at_once.await.unwrap();
     }
 
     #[tokio::test]

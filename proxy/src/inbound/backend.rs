@@ -16,13 +16,13 @@ use std::sync::Arc;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use mesh_shared::config::{self, AgentServer, HostHeader, Limits};
 use mesh_shared::{AgentName, BackendAddr};
 
 use crate::error::ProxyError;
 use crate::http::body::RequestBody;
 use crate::http::headers::{MESH_AGENT, to_origin_form};
+use crate::http::incoming::Incoming;
 use crate::http::redirect;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::agent_slots::{AgentSlots, Slot};

@@ -124,7 +124,6 @@ impl Pipeline {
         headers::set_host(&mut parts);
         headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
-        headers::announce_body(&mut parts.headers, &body.size_hint());
         exchange.pass_deadline(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
         if let Some((Endpoint::Ping, _)) = endpoint {
@@ -133,7 +132,7 @@ impl Pipeline {
         let mut response = match endpoint {
             Some((_, path)) => {
                 headers::set_path(&mut parts.uri, path);
-                self.registry.send(Request::from_parts(parts, body)).await?
+                self.registry.send(Request::from_parts(parts, body)).await?.map(ResponseBody::passing)
             }
             None => {
                 if let Some(upgrade) = upgrade {
@@ -145,10 +144,10 @@ impl Pipeline {
                 exchange.hold(occupied);
                 checked?;
                 headers::remove_forged(response.headers_mut(), Writer::Agent);
-                response
+                response.map(ResponseBody::passing)
             }
         };
         headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(ResponseBody::passing))
+        Ok(response)
     }
 }

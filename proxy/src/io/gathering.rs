@@ -1,6 +1,6 @@
 //! Writing a moment later, so that what belongs together goes out together.
 //!
-//! hyper gives an h2 connection the head of a request and its body in two steps, each with a flush of its own: two TLS
+//! The h2 crate takes the body of a request only once its head has gone to the connection, and flushes each: two TLS
 //! records, two system calls, and the peer is woken twice and passes them on in two pieces. Here the first write
 //! after a flush lets everything else that is ready run before it; by then the body is there too.
 

@@ -38,12 +38,28 @@ pub struct Link {
     reader: AtomicWaker,
     writer: AtomicWaker,
     refusal: OnceLock<String>,
+    is_lost: AtomicBool,
 }
 
 impl Link {
     /// Whether the peer has sent anything.
     pub fn has_received(&self) -> bool {
-        self.reads.load(Ordering::Relaxed) > 0
+        self.reads() > 0
+    }
+
+    /// How often something was read.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the peer gave no sign of life when it was asked for one.
+    pub fn answers_no_ping(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection was given up because the peer gave no sign of life.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
     }
 
     /// Wakes the task of `context` when the peer's first bytes arrive.

@@ -63,11 +63,17 @@ impl Pipeline {
         request: Request<Incoming>,
     ) -> (Response<ResponseBody>, Option<Destination>) {
         let exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
-        let (parts, _) = request.into_parts();
-        let destination = message::check_request(&parts, false)
+        let (parts, body) = request.into_parts();
+        let destination = message::check_request(&parts, !body.is_end_stream())
             .and_then(|()| exchange.check_head(&parts))
             .and_then(|()| browser_guard::check(&parts.headers, &self.allowed_origins))
-            .and_then(|()| destination::read_connect(&parts, only, |to, port| self.is_mesh_port(to, port)));
+            .and_then(|()| match connection.is_inside() {
+                // Each would add to what a single read has to go through, and they have no bound.
+                true => Err(ProxyError::BadDestination(
+                    "this is the inside of a tunnel already, where plain HTTP is spoken".into(),
+                )),
+                false => destination::read_connect(&parts, only, |to, port| self.is_mesh_port(to, port)),
+            });
         if let Err(error) = &destination {
             tell(error);
         }
@@ -133,7 +139,6 @@ impl Pipeline {
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
-        headers::announce_body(&mut parts.headers, &body.size_hint());
         headers::set_way(&mut parts.headers, prefix.clone());
         exchange.pass_deadline(&mut parts.headers);
         let to = match destination {

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::ProxyError;
 use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::http::headers::announce_body;
 use crate::io::early_answer::EarlyAnswer;
 
 /// How often registryd hears from the sidecar.
@@ -70,13 +71,14 @@ impl RegistryLink {
     ///
     /// # Errors
     /// registryd is not there, or breaks off.
-    pub async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, BoxError>
+    pub async fn exchange<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, BoxError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
         tokio::spawn(connection);
+        announce_body(&mut request);
         Ok(sender.send_request(request).await?)
     }
 

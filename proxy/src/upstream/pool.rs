@@ -4,8 +4,8 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
 use parking_lot::Mutex;
@@ -14,7 +14,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::error::{ProxyError, Sent};
 use crate::http::body::root_cause;
-use crate::http::h2::client::{self, Spawner, Unsettled};
+use crate::http::h2::client::{self, Unsettled};
 use crate::http::h2::shared::{CONNECTIONS, DIALS, Dial, Dialled, STREAMS, Shared, StreamSlot, Taken};
 use crate::http::idle::Idle;
 use crate::http::replay::Replay;
@@ -57,7 +57,7 @@ pub struct Peer {
     endpoint: Arc<Endpoint>,
     roster: Arc<RosterStore>,
     credentials: Arc<CredentialStore>,
-    http2: http2::Builder<Spawner>,
+    http2: ::h2::client::Builder,
     http1: http1::Builder,
     dial_limit: Duration,
     idle: Duration,
@@ -76,11 +76,7 @@ impl Pool {
         most_requests: usize,
     ) -> Self {
         let most_streams = most_requests.div_ceil(CONNECTIONS).max(STREAMS);
-        let mut http2 = client::builder(most_streams, limits);
-        http2
-            .timer(TokioTimer::new())
-            .keep_alive_interval(h2::CALLER_PING_INTERVAL)
-            .keep_alive_timeout(h2::CALLER_PING_TIMEOUT);
+        let http2 = client::builder(most_streams, limits);
         let mut http1 = http1::Builder::new();
         http1.max_buf_size(limits.max_header_bytes as usize).max_headers(h1::MAX_HEADERS);
         let peer = Arc::new(Peer {
@@ -165,14 +161,14 @@ impl Pool {
 }
 
 impl Dial for Peer {
-    type Io = client::Io<PeerStream>;
+    type Stream = PeerStream;
     type Other = (Http1Sender, Arc<Link>);
     type Error = ProxyError;
 
     const DIRECTION: Direction = Direction::Outbound;
 
     /// Connects, and lets the node choose the protocol.
-    async fn dial(self: &Arc<Self>) -> Result<Option<Dialled<Self::Io>>, ProxyError> {
+    async fn dial(self: &Arc<Self>) -> Result<Option<Dialled<PeerStream>>, ProxyError> {
         let made = self.negotiate().await;
         self.told(made)
     }
@@ -187,7 +183,7 @@ impl Peer {
         self.endpoint.node()
     }
 
-    async fn negotiate(self: &Arc<Self>) -> Result<Option<Dialled<client::Io<PeerStream>>>, ProxyError> {
+    async fn negotiate(self: &Arc<Self>) -> Result<Option<Dialled<PeerStream>>, ProxyError> {
         let stream = self.connect(Protocols::Any, self.dial_limit).await?;
         if !speaks_h2(&stream) {
             let (sender, link) = self.begin_http1(stream).await?;
@@ -196,7 +192,10 @@ impl Peer {
         }
         let link = stream.link().clone();
         match client::begin(&self.http2, stream, &link, self.dial_limit).await {
-            Ok((sender, connection)) => Ok(Some(Dialled { sender, connection, link })),
+            Ok((sender, connection)) => {
+                let connection = connection.with_pings(h2::CALLER_PING_INTERVAL, h2::CALLER_PING_TIMEOUT);
+                Ok(Some(Dialled { sender, connection, link }))
+            }
             Err(unsettled) => {
                 let reason = match unsettled {
                     Unsettled::Failed(error) => root_cause(&error).to_string(),

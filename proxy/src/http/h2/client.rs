@@ -1,17 +1,20 @@
-//! What connections to HTTP/2 servers have in common, whoever they lead to.
+//! Connections to HTTP/2 servers, whoever they lead to.
 
+use std::io;
 use std::pin::Pin;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
+use ::h2::client::SendRequest;
+use ::h2::{Ping, PingPong};
+use bytes::Bytes;
 use mesh_shared::config::Limits;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use crate::http::body::BoxError;
 use crate::http::h2;
-use crate::http::replay::Replay;
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::gathering::Gathering;
 use crate::io::link::Link;
@@ -20,31 +23,24 @@ use crate::io::link::Link;
 pub const RESETS: u32 = 500;
 
 /// How a request is sent.
-pub type Sender = http2::SendRequest<Replay>;
-/// A server's stream as hyper reads and writes it. Boxed: hyper makes each request's task as large as its connection's.
-pub type Io<S> = TokioIo<Box<Gathering<EarlyAnswer<S>>>>;
-/// What hyper reads and writes.
-pub trait Transport: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static {}
+pub type Sender = SendRequest<Bytes>;
 
-impl<I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static> Transport for I {}
+/// What a server's connection is read from and written to.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for S {}
 
 /// A connection that is to be driven.
-pub type Connection<I> = http2::Connection<I, Replay, Spawner>;
-
-/// Runs what hyper has to do for each request. Its futures are as large as a connection; in a box, they are moved less.
-#[derive(Clone, Copy)]
-pub struct Spawner;
-
-impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawner {
-    fn execute(&self, future: F) {
-        tokio::spawn(Box::pin(future));
-    }
+pub struct Connection<S: Transport> {
+    http2: ::h2::client::Connection<Gathering<EarlyAnswer<S>>, Bytes>,
+    link: Arc<Link>,
+    pings: Option<Pings>,
 }
 
 /// Why a connection is of no use.
 pub enum Unsettled {
     /// It ended, or what came is not HTTP/2.
-    Failed(hyper::Error),
+    Failed(::h2::Error),
     /// The server closed it at once.
     Closed,
     /// Nothing came in time.
@@ -52,17 +48,18 @@ pub enum Unsettled {
 }
 
 /// Settings for connections that carry at most so many requests each.
-pub fn builder(most_streams: usize, limits: &Limits) -> http2::Builder<Spawner> {
-    let mut http2 = http2::Builder::new(Spawner);
+pub fn builder(most_streams: usize, limits: &Limits) -> ::h2::client::Builder {
+    let mut http2 = ::h2::client::Builder::new();
     http2
-        .initial_stream_window_size(h2::ANSWER_WINDOW_BYTES)
+        .enable_push(false)
+        .initial_window_size(h2::ANSWER_WINDOW_BYTES)
         .initial_connection_window_size(h2::connection_window_bytes(
             h2::ANSWER_WINDOW_BYTES,
             u32::try_from(most_streams).unwrap_or(u32::MAX),
         ))
         .max_frame_size(h2::FRAME_BYTES)
         .max_header_list_size(limits.max_header_bytes)
-        .max_send_buf_size(h2::SEND_BUFFER_BYTES)
+        .max_send_buffer_size(h2::SEND_BUFFER_BYTES)
         // Until the server has said how many, one is safe (RFC 9113, section 6.5.2).
         .initial_max_send_streams(1)
         // What is still under way for streams that were reset is expected for a while, and never counted against
@@ -78,43 +75,140 @@ pub fn builder(most_streams: usize, limits: &Limits) -> http2::Builder<Spawner> 
 ///
 /// # Errors
 /// The connection is of no use. Nothing was sent.
-pub async fn begin<S>(
-    builder: &http2::Builder<Spawner>,
+pub async fn begin<S: Transport>(
+    builder: &::h2::client::Builder,
     stream: S,
-    link: &Link,
+    link: &Arc<Link>,
     limit: Duration,
-) -> Result<(Sender, Connection<Io<S>>), Unsettled>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let io = TokioIo::new(Box::new(Gathering::new(EarlyAnswer::new(stream))));
+) -> Result<(Sender, Connection<S>), Unsettled> {
     let made = async {
-        let (sender, mut connection) = builder.handshake(io).await?;
-        settle(&mut connection, link).await?;
+        let (sender, http2) = builder.handshake(Gathering::new(EarlyAnswer::new(stream))).await?;
+        let mut connection = Connection { http2, link: link.clone(), pings: None };
+        connection.settle().await?;
         Ok((sender, connection))
     };
     match timeout(limit, made).await {
-        Ok(Ok((sender, _))) if sender.is_closed() => Err(Unsettled::Closed),
-        Ok(Ok(made)) => Ok(made),
+        Ok(Ok((mut sender, connection))) => match has_ended(&mut sender) {
+            true => Err(Unsettled::Closed),
+            false => Ok((sender, connection)),
+        },
         Ok(Err(error)) => Err(Unsettled::Failed(error)),
         Err(_) => Err(Unsettled::Silent),
     }
 }
 
-/// Drives a connection until the server's SETTINGS have come: a peer that refuses this node's certificate says so in their
-/// place, one that is held up says nothing, and how many requests there may be is known before the first one.
-async fn settle(
-    connection: &mut (impl Future<Output = Result<(), hyper::Error>> + Unpin),
-    link: &Link,
-) -> Result<(), hyper::Error> {
-    std::future::poll_fn(|context| {
-        let ended = Pin::new(&mut *connection).poll(context);
-        link.wake_on_first_reads(context);
-        match (link.has_received(), ended) {
-            (true, _) => Poll::Ready(Ok(())),
-            (false, Poll::Ready(ended)) => Poll::Ready(ended),
-            (false, Poll::Pending) => Poll::Pending,
+/// Whether no request can be sent any more.
+pub fn has_ended(sender: &mut Sender) -> bool {
+    matches!(sender.poll_ready(&mut Context::from_waker(std::task::Waker::noop())), Poll::Ready(Err(_)))
+}
+
+impl<S: Transport> Connection<S> {
+    /// Asks for a sign of life after silence for `interval` while requests are under way, and ends the connection where
+    /// none comes within `patience`.
+    pub fn with_pings(mut self, interval: Duration, patience: Duration) -> Self {
+        self.pings = self.http2.ping_pong().map(|pings| Pings::new(pings, interval, patience));
+        self
+    }
+
+    /// How many requests the server allows at once.
+    pub fn allowed_streams(&self) -> usize {
+        self.http2.max_concurrent_send_streams()
+    }
+
+    /// Drives the connection. `is_busy`: whether requests are under way.
+    ///
+    /// # Errors
+    /// It ended as it should not; its requests learn that by themselves.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        is_busy: impl FnOnce() -> bool,
+    ) -> Poll<Result<(), BoxError>> {
+        let driven = Pin::new(&mut self.http2).poll(context);
+        self.link.wake_on_first_reads(context);
+        if driven.is_ready() {
+            return driven.map_err(Into::into);
         }
-    })
-    .await
+        let Some(pings) = &mut self.pings else { return Poll::Pending };
+        ready!(pings.poll_lost(context, &self.link, is_busy));
+        self.link.answers_no_ping();
+        Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
+    /// Drives the connection until the server's SETTINGS have come: a peer that refuses this node's certificate says so in
+    /// their place, one that is held up says nothing, and how many requests there may be is known before the first one.
+    async fn settle(&mut self) -> Result<(), ::h2::Error> {
+        std::future::poll_fn(|context| {
+            let ended = Pin::new(&mut self.http2).poll(context);
+            self.link.wake_on_first_reads(context);
+            match (self.link.has_received(), ended) {
+                (true, _) => Poll::Ready(Ok(())),
+                (false, Poll::Ready(ended)) => Poll::Ready(ended),
+                (false, Poll::Pending) => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// Asks a server that has requests and says nothing for a sign of life (RFC 9113, section 6.7).
+struct Pings {
+    pings: PingPong,
+    interval: Duration,
+    patience: Duration,
+    /// When to look again; while an answer is expected, when it is too late.
+    timer: Pin<Box<Sleep>>,
+    expected: bool,
+    reads: u64,
+    last_read: Instant,
+}
+
+impl Pings {
+    fn new(pings: PingPong, interval: Duration, patience: Duration) -> Self {
+        let now = Instant::now();
+        let timer = Box::pin(sleep_until(now + interval));
+        Self { pings, interval, patience, timer, expected: false, reads: 0, last_read: now }
+    }
+
+    /// Ready once the server has not answered in time.
+    fn poll_lost(
+        &mut self,
+        context: &mut Context<'_>,
+        link: &Link,
+        is_busy: impl FnOnce() -> bool,
+    ) -> Poll<()> {
+        let reads = link.reads();
+        if std::mem::replace(&mut self.reads, reads) != reads {
+            self.last_read = Instant::now();
+        }
+        if self.expected && self.pings.poll_pong(context).is_ready() {
+            self.expected = false;
+            self.timer.as_mut().reset(self.last_read + self.interval);
+        }
+        if self.timer.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        if self.expected {
+            return Poll::Ready(());
+        }
+        let now = Instant::now();
+        let mut next = self.last_read + self.interval;
+        if next <= now {
+            next = now + self.interval;
+            if is_busy() && self.pings.send_ping(Ping::opaque()).is_ok() {
+                self.expected = true;
+                next = now + self.patience;
+                // To be woken by the answer.
+                let _ = self.pings.poll_pong(context);
+            }
+        }
+        self.timer.as_mut().reset(next);
+        // To be woken by the timer.
+        let _ = self.timer.as_mut().poll(context);
+        // The ping goes out with the next turn of the connection.
+        if self.expected {
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
 }

@@ -1,7 +1,6 @@
 //! One worker's HTTP/2 connections to one server, each shared by as many requests as the server allows. They are made
 //! when requests need them, and belong to no request. How one is made, their owner knows ([`Dial`]).
 
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-use crate::http::h2::client::{self, RESETS, Sender, Transport};
+use crate::http::h2::client::{Connection, RESETS, Sender, Transport, has_ended};
 use crate::io::link::Link;
 use crate::metrics::{Direction, Held, METRICS, Side};
 
@@ -24,8 +23,8 @@ const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How connections are made.
 pub trait Dial: Send + Sync + 'static {
-    /// What hyper reads and writes.
-    type Io: Transport;
+    /// What is read from and written to.
+    type Stream: Transport;
     /// What serves a request where the server speaks no HTTP/2.
     type Other: Send;
     /// Why there is no connection.
@@ -38,18 +37,20 @@ pub trait Dial: Send + Sync + 'static {
     ///
     /// # Errors
     /// None can be made. Nothing was sent.
-    fn dial(self: &Arc<Self>) -> impl Future<Output = Result<Option<Dialled<Self::Io>>, Self::Error>> + Send;
+    fn dial(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<Option<Dialled<Self::Stream>>, Self::Error>> + Send;
 
     /// What serves a request as long as no connection is open.
     fn other(&self) -> Option<Self::Other>;
 }
 
 /// A connection that was made.
-pub struct Dialled<I: Transport> {
+pub struct Dialled<S: Transport> {
     /// How requests are sent on it.
     pub sender: Sender,
     /// It is to be driven.
-    pub connection: client::Connection<I>,
+    pub connection: Connection<S>,
     /// It, seen from beside.
     pub link: Arc<Link>,
 }
@@ -201,7 +202,7 @@ impl<D: Dial> Shared<D> {
 
     /// The first connection that has room.
     fn take(self: &Arc<Self>, state: &mut State<D::Error>, own: bool) -> Option<Taken<D>> {
-        state.open.retain(|each| !each.sender.is_closed());
+        state.open.retain_mut(|each| !has_ended(&mut each.sender));
         let most = match own {
             true => usize::MAX,
             // More than usual only where no further connection may be opened.
@@ -250,14 +251,14 @@ impl<D: Dial> Shared<D> {
         });
     }
 
-    fn open(self: &Arc<Self>, state: &mut State<D::Error>, dialled: Dialled<D::Io>) {
+    fn open(self: &Arc<Self>, state: &mut State<D::Error>, dialled: Dialled<D::Stream>) {
         let Dialled { sender, connection, link } = dialled;
-        let allowed = connection.current_max_send_streams();
+        let allowed = connection.allowed_streams();
         state.next_id += 1;
         state.expected = allowed.clamp(1, STREAMS);
         let (id, last_used) = (state.next_id, Instant::now());
-        state.open.push(Open { id, sender, link: link.clone(), streams: 0, allowed, last_used });
-        tokio::spawn(keep(Arc::downgrade(self), id, link, connection));
+        state.open.push(Open { id, sender, link, streams: 0, allowed, last_used });
+        tokio::spawn(keep(Arc::downgrade(self), id, connection));
     }
 
     /// What the server allows on a connection.
@@ -268,6 +269,11 @@ impl<D: Dial> Shared<D> {
             state.expected = allowed.clamp(1, STREAMS);
         }
         self.changed.notify_waiters();
+    }
+
+    /// Whether a connection carries requests.
+    fn is_busy(&self, id: u64) -> bool {
+        self.state.lock().open.iter().any(|each| each.id == id && each.streams > 0)
     }
 
     /// Gives a connection up that no request used for as long as it is kept, or says when that may be.
@@ -315,18 +321,12 @@ impl Open {
 }
 
 /// Drives a connection to its end, and notes what the server allows. Once no request wants it any more, it ends.
-async fn keep<D: Dial>(
-    shared: Weak<Shared<D>>,
-    id: u64,
-    link: Arc<Link>,
-    mut connection: client::Connection<D::Io>,
-) {
+async fn keep<D: Dial>(shared: Weak<Shared<D>>, id: u64, mut connection: Connection<D::Stream>) {
     let _open = METRICS.connection(D::DIRECTION, Side::Upstream);
-    let mut allowed = connection.current_max_send_streams();
+    let mut allowed = connection.allowed_streams();
     let mut drive = std::future::poll_fn(|context| {
-        let polled = Pin::new(&mut connection).poll(context);
-        link.wake_on_first_reads(context);
-        let now_allowed = connection.current_max_send_streams();
+        let polled = connection.poll(context, || shared.upgrade().is_some_and(|shared| shared.is_busy(id)));
+        let now_allowed = connection.allowed_streams();
         if std::mem::replace(&mut allowed, now_allowed) != now_allowed
             && let Some(shared) = shared.upgrade()
         {

@@ -19,6 +19,7 @@ use tokio::time::sleep_until;
 
 use crate::http::body::{BoxError, RequestBody};
 use crate::http::h1;
+use crate::http::headers::announce_body;
 use crate::http::idle::Idle;
 use crate::http::replay::Replay;
 use crate::inbound::backend::dial::Dialer;
@@ -120,10 +121,11 @@ impl Lent {
     ///
     /// # Errors
     /// The connection failed; the request comes back if it had not begun.
-    pub async fn send(&mut self, request: Request<AgentBody>) -> Result<Response<Incoming>, Unanswered> {
+    pub async fn send(&mut self, mut request: Request<AgentBody>) -> Result<Response<Incoming>, Unanswered> {
         let Some(sender) = &mut self.sender else {
             return Err(Unanswered { error: "the connection is gone".into(), untouched: Some(request) });
         };
+        announce_body(&mut request);
         sender.try_send_request(request).await.map_err(|mut error| {
             let untouched = error.take_message();
             Unanswered { error: error.into_error().into(), untouched }

@@ -2,20 +2,21 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
-use http::header::{HOST, UPGRADE};
+use http::header::{HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
 
 use crate::error::ProxyError;
 use crate::http::body::{BoxError, RequestBody, root_cause};
-use crate::http::h2::in_flight::InFlight;
+use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::headers::{absolute, is_grpc};
+use crate::http::incoming::Incoming;
 use crate::http::replay::{Replay, Source, once_more};
 use crate::inbound::backend::agent_slots::AgentSlots;
 use crate::inbound::backend::connections::{AgentBody, Connections, Lent, Unanswered};
@@ -26,6 +27,9 @@ use crate::upstream::retry;
 
 /// How often a request is sent at most on HTTP/2 connections that end before they take it.
 const ATTEMPTS: usize = 3;
+/// How long a request whose body is too large to be sent again waits, where it is not known what the server speaks: one
+/// that speaks HTTP/2 only says at once that it does not understand HTTP/1.1.
+const FINDS_OUT: Duration = Duration::from_millis(500);
 
 /// One worker's way to an agent's server.
 pub struct Server {
@@ -33,12 +37,24 @@ pub struct Server {
     /// What a program of this host says in `Host` to it.
     host: Option<HeaderValue>,
     protocol: Protocol,
-    /// Whether it turned out to speak HTTP/2 only.
-    only_http2: AtomicBool,
+    /// A [`Found`].
+    found: AtomicU8,
     http1: Arc<Connections>,
     http2: Arc<SharedConnections>,
     /// What it is given at once.
     pub slots: Arc<AgentSlots>,
+}
+
+/// What a server turned out to speak.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Found {
+    /// Nothing is known: it has not answered yet, or may be another one by now.
+    Nothing,
+    /// HTTP/1.1, and perhaps HTTP/2 as well.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
 }
 
 /// What a request goes out on, until its answer has passed.
@@ -80,7 +96,7 @@ impl Server {
             address: server.address.to_string().into(),
             host: server.address.host().try_into().ok(),
             protocol: server.protocol,
-            only_http2: AtomicBool::new(false),
+            found: AtomicU8::new(Found::Nothing as u8),
             http1: Arc::new(Connections::new(dialer.clone(), limits)),
             http2: Arc::new(SharedConnections::new(dialer, backend, limits)),
             slots,
@@ -110,7 +126,7 @@ impl Server {
         while let Some(mut connection) = self.http1.waiting() {
             let again = reads_again(&request);
             match connection.send(request).await {
-                Ok(response) => return Ok((response, Carrier::Http1(connection))),
+                Ok(response) => return Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
                 // The agent closed it just then.
                 Err(Unanswered { untouched: Some(untouched), .. }) => request = untouched,
                 // It broke under the request, perhaps through the fault of the one before. Reading twice does no harm
@@ -136,12 +152,20 @@ impl Server {
         }
     }
 
+    fn found(&self, found: Found) {
+        self.found.store(found as u8, Ordering::Relaxed);
+    }
+
+    fn has_found(&self, found: Found) -> bool {
+        self.found.load(Ordering::Relaxed) == found as u8
+    }
+
     /// Whether a request goes by HTTP/2.
     fn takes_http2(&self, headers: &HeaderMap) -> bool {
         let http2 = match self.protocol {
             Protocol::Http1 => false,
             Protocol::H2c => true,
-            Protocol::Auto => self.only_http2.load(Ordering::Relaxed) || is_grpc(headers),
+            Protocol::Auto => self.has_found(Found::Http2) || is_grpc(headers),
         };
         http2 && !headers.contains_key(UPGRADE)
     }
@@ -157,7 +181,7 @@ impl Server {
         if !finds_out && !http2 {
             let mut connection = self.connect(false).await?;
             return match connection.send(request.map(AgentBody::Once)).await {
-                Ok(response) => Ok((response, Carrier::Http1(connection))),
+                Ok(response) => Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
                 Err(Unanswered { error, .. }) => Err(self.failed(&error)),
             };
         }
@@ -176,7 +200,7 @@ impl Server {
                 Err(Failure::OtherProtocol(error)) => error,
             };
             if finds_out {
-                self.only_http2.store(!http2, Ordering::Relaxed);
+                self.found(if http2 { Found::Nothing } else { Found::Http2 });
             }
             if !may_change || !message.source.can_repeat() {
                 return Err(error);
@@ -187,6 +211,7 @@ impl Server {
 
     async fn connect(&self, looks: bool) -> Result<Lent, ProxyError> {
         self.http1.connect(looks).await.map_err(|error| {
+            self.found(Found::Nothing);
             let reason = root_cause(&*error).to_string();
             ProxyError::BackendUnreachable { address: self.address.to_string(), reason }
         })
@@ -195,12 +220,19 @@ impl Server {
     /// On a new connection, on which the server may turn out to speak HTTP/2 only.
     async fn send_by_http1(&self, message: &Message) -> Result<Answered, Failure> {
         let mut connection = self.connect(true).await.map_err(Failure::Final)?;
-        match connection.send(message.for_http1()).await {
-            Ok(response) => Ok((response, Carrier::Http1(connection))),
+        let patience = self.has_found(Found::Nothing).then_some(FINDS_OUT);
+        match connection.send(message.for_http1(patience)).await {
+            Ok(response) => {
+                self.found(Found::Http1);
+                Ok((response.map(Incoming::Parsed), Carrier::Http1(connection)))
+            }
             Err(Unanswered { error, .. }) if connection.speaks_http2() => {
                 Err(Failure::OtherProtocol(self.failed(&error)))
             }
-            Err(Unanswered { error, .. }) => Err(Failure::Final(self.failed(&error))),
+            Err(Unanswered { error, .. }) => {
+                self.found(Found::Nothing);
+                Err(Failure::Final(self.failed(&error)))
+            }
         }
     }
 
@@ -208,20 +240,18 @@ impl Server {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (mut sender, link, slot) = self.http2.stream().await.map_err(|error| {
+            let (sender, link, slot) = self.http2.stream().await.map_err(|error| {
                 let is_other = matches!(error, DialError::Unsettled(_));
                 let told = error.told(&self.address, self.http2.patience());
                 if is_other { Failure::OtherProtocol(told) } else { Failure::Final(told) }
             })?;
             let request = message.for_http2(&link);
-            let (answer, slot) = InFlight::send(&mut sender, link, request, slot).await;
-            let mut error = match answer {
+            let (answer, slot) = InFlight::send(sender, link, request, slot).await;
+            let SendError { error, untouched } = match answer {
                 Ok(response) => return Ok((response, Carrier::Http2(slot))),
                 Err(error) => error,
             };
             // Its connection ended, as that of a server does that starts again.
-            let untouched = error.take_message().is_some();
-            let error = error.into_error();
             let is_unprocessed = untouched || retry::unprocessed(&error).is_some();
             if !is_unprocessed || attempt == ATTEMPTS || !message.source.can_repeat() {
                 return Err(Failure::Final(failure(&self.address, root_cause(&error).to_string())));
@@ -240,15 +270,19 @@ pub fn failure(address: &str, reason: impl Into<String>) -> ProxyError {
 }
 
 impl Message {
-    fn for_http1(&self) -> Request<AgentBody> {
+    /// `patience`: how long it waits before it can no longer be sent again.
+    fn for_http1(&self, patience: Option<Duration>) -> Request<AgentBody> {
         // Nothing is reset on HTTP/1.1.
-        let mut request = once_more(&self.parts, AgentBody::Kept(self.source.attempt(&Arc::default())));
+        let body = self.source.attempt(&Arc::default()).patient(patience);
+        let mut request = once_more(&self.parts, AgentBody::Kept(body));
         *request.uri_mut() = self.parts.uri.clone();
         request
     }
 
     fn for_http2(&self, link: &Arc<Link>) -> Request<Replay> {
         let mut request = once_more(&self.parts, self.source.attempt(link));
+        // It may have been on an HTTP/1.1 connection that ended.
+        request.headers_mut().remove(TRANSFER_ENCODING);
         let path = self.parts.uri.path_and_query().cloned();
         // A host is checked before; without one, HTTP/2 makes do with the path.
         let host = self.parts.headers.get(HOST).map(|host| Authority::try_from(host.as_bytes()));

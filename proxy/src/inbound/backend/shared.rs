@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyper::client::conn::http2;
 use mesh_shared::config::{self, Limits};
 use tokio::time::timeout;
 
 use crate::error::ProxyError;
 use crate::http::body::root_cause;
-use crate::http::h2::client::{self, Sender, Spawner, Unsettled};
+use crate::http::h2::client::{self, Sender, Unsettled};
 use crate::http::h2::shared::{self, Dial, Dialled, Shared, Taken};
 use crate::inbound::backend::dial::{CONNECT, Dialer, LocalStream};
 use crate::io::first_bytes::FirstBytes;
@@ -36,7 +35,7 @@ pub struct SharedConnections {
 /// How they are made.
 pub struct Backend {
     dialer: Arc<Dialer>,
-    http2: http2::Builder<Spawner>,
+    http2: h2::client::Builder,
 }
 
 /// Why there is no connection to send a request on. Nothing was sent.
@@ -86,13 +85,13 @@ impl SharedConnections {
 }
 
 impl Dial for Backend {
-    type Io = client::Io<Linked<FirstBytes<LocalStream>>>;
+    type Stream = Linked<FirstBytes<LocalStream>>;
     type Other = Infallible;
     type Error = DialError;
 
     const DIRECTION: Direction = Direction::Inbound;
 
-    async fn dial(self: &Arc<Self>) -> Result<Option<Dialled<Self::Io>>, DialError> {
+    async fn dial(self: &Arc<Self>) -> Result<Option<Dialled<Self::Stream>>, DialError> {
         let stream = self.dialer.dial().await.map_err(|error| DialError::Unreachable(error.to_string()))?;
         let (stream, is_other) = FirstBytes::expect(stream, true);
         let (stream, _is_gone) = Linked::new(stream);
