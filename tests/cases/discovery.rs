@@ -249,7 +249,11 @@ async fn a_static_peer_that_is_away_is_told_all_the_time() {
     });
     let node = plan.start().await;
     let problems = async || node.local("/v1/status").await.unwrap().json()["problems"].to_string();
-    eventually("the dead peer is told", async || problems().await.contains("ct119").then_some(())).await;
+    eventually("the dead peer is told, and no other", async || {
+        let told = problems().await;
+        (told.contains("ct119") && !told.contains("ct111")).then_some(())
+    })
+    .await;
     for _ in 0..40 {
         let told = problems().await;
         assert!(told.contains("ct119.mesh") && !told.contains("ct111.mesh"), "{told}");

@@ -146,6 +146,17 @@ fn configured(mesh: &Mesh) -> Vec<Candidate> {
     all
 }
 
+/// Who hears of a goodbye: all whom the configuration names, since others ask them, then some of the others.
+fn to_be_told(configured: Vec<Candidate>, others: Vec<Candidate>) -> Vec<Candidate> {
+    let mut told = configured;
+    for other in others {
+        if told.len() < FAN_OUT && !told.iter().any(|candidate| candidate.name == other.name) {
+            told.push(other);
+        }
+    }
+    told
+}
+
 /// Tells the nodes in touch that this one leaves, waiting no longer than `limit`.
 pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     if state.config.mesh.discovery.is_none() {
@@ -153,14 +164,8 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     }
     let own = state.own_node();
     let mut goodbyes = JoinSet::new();
-    // Those first whom the configuration names: others ask them.
-    let mut told = configured(&state.config.mesh);
-    for member in members(state, |status| status != Status::Offline, FAN_OUT) {
-        if told.len() < FAN_OUT && !told.iter().any(|candidate| candidate.name == member.name) {
-            told.push(member);
-        }
-    }
-    for candidate in told {
+    let others = members(state, |status| status != Status::Offline, FAN_OUT);
+    for candidate in to_be_told(configured(&state.config.mesh), others) {
         let (client, own) = (client.clone(), own.clone());
         goodbyes.spawn(async move { client.exchange(&candidate, &own).await.is_ok() });
     }
@@ -508,6 +513,21 @@ mod tests {
         want(&mut engine, "ct300", Why::Member, None, 1);
         want(&mut engine, "ct301", HEARD, Some("ct111"), 1);
         assert_eq!(asked(&mut engine), ["ct300", "ct301"]);
+    }
+
+    #[test]
+    fn a_goodbye_goes_to_whom_the_configuration_names_first() {
+        let named = |name: String| Candidate {
+            name: name.parse().unwrap(),
+            host: "10.0.0.1".into(),
+            addresses: Vec::new(),
+            port: 3000,
+        };
+        let seed = vec![named("seed".into())];
+        let others = (0..40).map(|i| named(format!("ct{i}"))).chain(seed.clone()).collect();
+        let told = to_be_told(seed, others);
+        assert_eq!((told.len(), told[0].name.as_str()), (FAN_OUT, "seed"));
+        assert_eq!(told.iter().filter(|candidate| candidate.name.as_str() == "seed").count(), 1);
     }
 
     #[test]
