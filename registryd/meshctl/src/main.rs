@@ -1,5 +1,6 @@
 //! `meshctl`: what an operator does by hand. It asks the two daemons of its host and makes certificates; it
 //! changes nothing else.
+#![allow(rustdoc::invalid_html_tags, reason = "these comments are the command line's help")]
 
 mod ca;
 mod demo;
