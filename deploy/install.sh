@@ -79,7 +79,8 @@ installed. Next:
   2. certificates: \`sudo meshctl ca init\` once, on one host; then for each node
      \`sudo meshctl ca issue-node <node> <its address>\`, and give the key to its sidecar:
      sudo chown mesh-proxy /rivet-shared/rivet-ca/issued/<node>.key
-  3. give the folder of mesh.json to registryd: sudo chgrp mesh /rivet-shared && sudo chmod g+ws /rivet-shared
+  3. a folder for mesh.json alone, for registryd: sudo install -d -g mesh -m 2775 /rivet-shared/registry, and
+     storage_dir: /rivet-shared/registry (who may write the CA's folder could replace the CA)
   4. sudo -u mesh-proxy mesh-proxy check && sudo -u registryd registryd check
   5. $start
 NEXT

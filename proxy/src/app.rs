@@ -198,12 +198,16 @@ impl Sidecar {
             reporting.abort();
         }
         let report = self.as_it_is();
-        let backend = self.config.proxy.backend.server.address.clone();
+        let config = self.config.clone();
         let credentials = self.shared.credentials.clone();
-        let reporting = tokio::spawn(self.shared.registry.clone().report(async move || SidecarReport {
-            backend_up: Some(accepts_connections(&backend).await),
-            certificate_not_after: credentials.load().not_after,
-            ..report.clone()
+        let reporting = tokio::spawn(self.shared.registry.clone().report(async move || {
+            let (backend_up, agents_down) = servers_that_answer(&config).await;
+            SidecarReport {
+                backend_up: Some(backend_up),
+                agents_down,
+                certificate_not_after: credentials.load().not_after,
+                ..report.clone()
+            }
         }));
         self.reporting = Some(reporting.abort_handle());
     }
@@ -213,6 +217,7 @@ impl Sidecar {
             inbound: self.addresses.0,
             outbound: self.addresses.1,
             backend_up: None,
+            agents_down: Vec::new(),
             certificate_not_after: self.shared.credentials.load().not_after,
             pid: Some(std::process::id()),
             draining: self.shared.inbound.has_begun(),
@@ -531,6 +536,24 @@ fn dialable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
+}
+
+/// Whether the server of requests that name no agent answers, and which of this node's agents have one that does not.
+async fn servers_that_answer(config: &Config) -> (bool, Vec<String>) {
+    let backend = &config.proxy.backend;
+    let addresses = backend.addresses();
+    let answers = addresses.iter().map(|(_, address)| accepts_connections(address));
+    let answers = futures_util::future::join_all(answers).await;
+    let up = |wanted: &BackendAddr| {
+        addresses.iter().zip(&answers).any(|((_, address), up)| *address == wanted && *up)
+    };
+    let of_agent = |name: &str| {
+        let own = backend.agents.iter().find(|(agent, _)| agent.as_str() == name);
+        own.map_or(&backend.server.address, |(_, server)| &server.address)
+    };
+    let agents = config.registryd.agents.iter().map(|agent| &agent.name);
+    let down = agents.filter(|name| !up(of_agent(name))).cloned().collect();
+    (up(&backend.server.address), down)
 }
 
 async fn accepts_connections(backend: &BackendAddr) -> bool {

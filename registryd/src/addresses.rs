@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::resolver::{Resolution, Resolver};
-use crate::state::{Inner, Resolved, State};
+use crate::state::{Inner, Resolved, State, Wanted};
 
 /// Least and longest time between two lookups of one name.
 const RANGE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -33,7 +33,7 @@ pub async fn run(state: Arc<State>, resolver: Arc<Resolver>) {
     let mut lookups = JoinSet::new();
     loop {
         views.mark_unchanged();
-        follow(&mut known, state.with(|inner, _| hosts(inner, state.local())));
+        follow(&mut known, state.read(|inner, _| hosts(inner, state.local())));
         let now = Instant::now();
         let mut due: Vec<_> = known.iter_mut().filter(|(_, due)| !due.running && due.at <= now).collect();
         due.sort_by_key(|(_, due)| due.at);
@@ -43,8 +43,12 @@ pub async fn run(state: Arc<State>, resolver: Arc<Resolver>) {
             }
             due.running = true;
             let (name, host, resolver) = (name.clone(), due.host.clone(), resolver.clone());
+            let loopback = state.read(|inner, _| {
+                let configured = |wanted: &Wanted| wanted.configured && wanted.candidate.host == host;
+                inner.is_on_loopback() || inner.candidates.get(&name).is_some_and(configured)
+            });
             lookups.spawn(async move {
-                let resolution = resolver.resolve(&name, &host).await;
+                let resolution = resolver.resolve(&name, &host, loopback).await;
                 (name, host, resolution)
             });
         }

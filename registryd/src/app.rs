@@ -18,14 +18,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::api::{self, SocketError};
+use crate::backend::Backend;
+use crate::backend::file::{Store, worker};
 use crate::discovery::mdns::{self, Announcement};
 use crate::dns_server::{self, BindError, DnsServer};
+use crate::limits::Limits;
+use crate::metrics::{self, MetricsError};
 use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
-use crate::socket::{self, SocketError};
+use crate::state::problems::About;
 use crate::state::{State, follow_host, own_claims};
-use crate::store::Store;
-use crate::store::worker::{self, Writer};
 use crate::{addresses, discovery, heartbeat};
 
 /// How long the first look at the certificate, and then at the registry and this host's address, may keep everything
@@ -35,11 +38,19 @@ const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(1);
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(3);
 /// How long the goodbyes to the registry and to peers may take, at the same time.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+/// Between two looks at who could replace the trust bundle.
+const TRUST_LOOK: Duration = Duration::from_secs(60);
+/// How long reading the configuration again may take.
+const RELOAD_LIMIT: Duration = Duration::from_secs(5);
 /// How often in the time that it allows the service manager hears that all is well.
 const WATCHDOG_SHARE: u32 = 4;
 /// How often, and after which pause, a service manager is told again that has too much to read.
 const TELL_TRIES: u32 = 50;
 const TELL_AGAIN: Duration = Duration::from_millis(20);
+/// How long it takes at most until it shows that the sidecar stops at the same time.
+const SIDECAR_STOPS_TOO: Duration = Duration::from_millis(400);
+/// How soon after the start a sidecar that runs has connected.
+const SIDECAR_CONNECTS: Duration = Duration::from_millis(1500);
 /// How long a sidecar may stay silent after the start.
 const SIDECAR_LIMIT: Duration = Duration::from_secs(20);
 
@@ -55,7 +66,7 @@ pub enum AppError {
     Listener(#[source] io::Error),
     #[error("cannot start another thread: {0}")]
     Threads(#[source] io::Error),
-    #[error("a part of it failed, which is a bug; the lines before tell where")]
+    #[error("an internal task exited unexpectedly, which is a bug; the lines before tell where")]
     Part,
     #[error(transparent)]
     Certificate(#[from] MaterialError),
@@ -63,6 +74,8 @@ pub enum AppError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Dns(#[from] BindError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// Refuses to speak for a node that this host's certificate contradicts. registryd needs no certificate, so one that
@@ -86,7 +99,7 @@ pub fn run(config: Config) -> ExitCode {
         return stopped(&error);
     }
     let path = config.registryd.socket.clone();
-    let listener = match socket::bind(&path) {
+    let listener = match api::bind(&path) {
         Ok(listener) => listener,
         Err(error) => return stopped(&error.into()),
     };
@@ -115,15 +128,21 @@ fn stopped(error: &AppError) -> ExitCode {
 async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signals)?;
+    let limits = Limits::of_this_process();
     let listener = UnixListener::from_std(listener).map_err(AppError::Listener)?;
     let dns = match config.registryd.dns.listen {
         Some(address) => Some(DnsServer::bind(address).await?),
         None => None,
     };
+    let metrics = match config.registryd.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
 
     let state = Arc::new(State::new(config.clone(), own_claims(&config)));
     let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);
-    let (writer, watchdog) = worker::start(store, state.clone()).map_err(AppError::Threads)?;
+    let (backend, watchdog) = worker::start(store, state.clone()).map_err(AppError::Threads)?;
     let client = PeerClient::new(config.proxy.outbound.listen);
     let resolver = Arc::new(Resolver::new(&config.registryd.dns));
     let (sightings, sighted) = mpsc::channel(64);
@@ -135,15 +154,19 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
 
     let mut parts = JoinSet::new();
     parts.spawn(watchdog.run(state.clone()));
-    parts.spawn(heartbeat::run(state.clone(), writer.clone()));
-    parts.spawn(socket::serve(listener, state.clone(), writer.clone()));
+    parts.spawn(heartbeat::run(state.clone(), backend.clone()));
+    parts.spawn(api::serve(listener, state.clone(), backend.clone(), limits));
     parts.spawn(addresses::run(state.clone(), resolver.clone()));
     parts.spawn(discovery::run(state.clone(), client.clone(), sighted));
     parts.spawn(watch_sidecar(state.clone()));
+    parts.spawn(watch_trust(state.clone()));
     tokio::spawn(quiet_watchdog(state.clone()));
+    if let Some(metrics) = metrics {
+        parts.spawn(metrics::serve(metrics, state.clone(), limits.metrics));
+    }
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
-        parts.spawn(dns.run(zone));
+        parts.spawn(dns.run(zone, state.clone(), limits.dns));
         parts.spawn(dns_server::feed::run(state.views(), resolver, zones));
     }
     let (stop_mdns, mdns_stopped) = oneshot::channel();
@@ -159,15 +182,26 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
         config.registryd.socket.display()
     );
     notify(NotifyState::Ready).await;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all anew.
-        Some(_) = parts.join_next() => return Err(AppError::Part),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(()) = hangup.recv() => reload(&state).await,
+            // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all anew.
+            Some(_) = parts.join_next() => return Err(AppError::Part),
+        }
     }
     notify(NotifyState::Stopping).await;
+    if stays_in_the_mesh(&state).await {
+        tracing::info!(target: "Registry", "registryd ends, mesh-proxy serves on: this node stays in the mesh");
+        if let Some(announcing) = announcing {
+            // Without a goodbye.
+            announcing.abort();
+        }
+        return Ok(());
+    }
     drop(stop_mdns);
-    leave(&state, &writer, &client).await;
+    leave(&state, &backend, &client).await;
     if let Some(announcing) = announcing {
         let _ = timeout(GOODBYE_LIMIT, announcing).await;
     }
@@ -177,7 +211,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
 /// Waits for the first heartbeat, within a limit.
 async fn registered(state: &State) {
     let registered = async {
-        while state.with(|inner, _| inner.last_heartbeat().is_none()) {
+        while state.read(|inner, _| inner.last_heartbeat().is_none()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -186,22 +220,81 @@ async fn registered(state: &State) {
     }
 }
 
-async fn leave(state: &State, writer: &Writer, client: &PeerClient) {
+/// Whether this node goes on without its registryd: a goodbye is for one whose sidecar has stopped too. Of two hosts
+/// with one name, none speaks for both.
+async fn stays_in_the_mesh(state: &State) -> bool {
+    if state.read(|inner, now| inner.members.has_rival(now)) {
+        return true;
+    }
+    // One that lost its connection to the registryd before comes back soon.
+    while !state.was_followed() && state.age() < SIDECAR_CONNECTS {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let until = tokio::time::Instant::now() + SIDECAR_STOPS_TOO;
+    while state.sidecar_serves() {
+        if tokio::time::Instant::now() >= until {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+/// Reads the configuration again and publishes what it says of this node. What cannot be used changes nothing.
+async fn reload(state: &Arc<State>) {
+    let Some(source) = state.config.source.clone() else { return };
+    // It may lie on a mount that hangs.
+    let loaded = timeout(RELOAD_LIMIT, tokio::task::spawn_blocking(move || Config::load(&source))).await;
+    let refused = match loaded {
+        Ok(Ok(Ok(config))) if config.mesh.node_name != *state.local() => {
+            format!("mesh.node_name is {} now; that needs a restart", config.mesh.node_name)
+        }
+        Ok(Ok(Ok(config))) => {
+            let kept = !config.same_but_published(&state.config);
+            state.publish_anew(config.registryd);
+            state.solved(&About::Configuration);
+            tracing::info!(target: "Registry", "agents, providers, models, capabilities, metadata and role were read anew");
+            if kept {
+                tracing::info!(target: "Registry", "other keys differ too; they count after a restart");
+            }
+            return;
+        }
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(_)) | Err(_) => "the configuration cannot be read in time".into(),
+    };
+    state.problem(About::Configuration, format!("{refused}; going on as before"));
+}
+
+async fn leave(state: &State, backend: &Backend, client: &PeerClient) {
     state.leave();
     state.with(|inner, now| inner.members.beat(now));
     tokio::join!(
-        heartbeat::leave(state, writer, GOODBYE_LIMIT),
+        heartbeat::leave(state, backend, GOODBYE_LIMIT),
         discovery::farewell(state, client, GOODBYE_LIMIT),
     );
+}
+
+/// Says so while others than root could replace the trust bundle.
+async fn watch_trust(state: Arc<State>) {
+    loop {
+        let path = state.config.mesh.tls.ca_path.clone();
+        // It may lie on a mount that hangs.
+        let looked = tokio::task::spawn_blocking(move || certificate::replaceable(&path)).await;
+        match looked {
+            Ok(Some(sentence)) => state.problem(About::Trust, sentence),
+            _ => state.solved(&About::Trust),
+        }
+        tokio::time::sleep(TRUST_LOOK).await;
+    }
 }
 
 /// Says so while the sidecar does not report.
 async fn watch_sidecar(state: Arc<State>) {
     tokio::time::sleep(SIDECAR_LIMIT).await;
     loop {
-        if state.with(|inner, now| inner.sidecar(now).is_none()) {
+        if state.read(|inner, now| inner.sidecar(now).is_none()) {
             let sentence = "mesh-proxy does not report on this host's socket; is it running?";
-            state.problem("sidecar", sentence.into());
+            state.problem(About::Sidecar, sentence.into());
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -212,7 +305,7 @@ async fn watch_sidecar(state: Arc<State>) {
 async fn quiet_watchdog(state: Arc<State>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     loop {
-        state.with(|_, _| ());
+        state.read(|_, _| ());
         notify(NotifyState::Watchdog).await;
         tokio::time::sleep(limit / WATCHDOG_SHARE).await;
     }

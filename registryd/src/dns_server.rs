@@ -14,15 +14,15 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use crate::connections::{Connections, Place};
+use crate::state::{Counters, State};
 use zone::{Transport, Zone, answer};
 
 /// The zone now; `None` until registryd has read its registry for the first time.
 pub type ZoneReceiver = watch::Receiver<Option<Arc<Zone>>>;
 
-/// Connections served at the same time; more wait in the kernel.
-const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may be silent (RFC 7766, 6.2.3: a few seconds).
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// How long a connection may last in all, so that no client keeps its place for ever.
@@ -80,9 +80,10 @@ impl DnsServer {
     }
 
     /// Answers until the future is dropped.
-    pub async fn run(self, zone: ZoneReceiver) {
+    pub async fn run(self, zone: ZoneReceiver, state: Arc<State>, connections: usize) {
         tracing::info!(target: "DNS", "answering for .mesh on {} (UDP and TCP)", self.address);
-        tokio::join!(serve_udp(&self.udp, &zone), serve_tcp(&self.tcp, &zone));
+        let zone = Zones { zone, state };
+        tokio::join!(serve_udp(&self.udp, &zone), serve_tcp(&self.tcp, &zone, connections));
     }
 }
 
@@ -98,12 +99,20 @@ fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-fn reply(zone: &ZoneReceiver, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
-    let zone = zone.borrow().clone();
+/// What answers are made from, and where they are counted.
+#[derive(Clone)]
+struct Zones {
+    zone: ZoneReceiver,
+    state: Arc<State>,
+}
+
+fn reply(zones: &Zones, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    Counters::add(&zones.state.counters.dns_queries);
+    let zone = zones.zone.borrow().clone();
     answer(zone.as_deref(), request, transport)
 }
 
-async fn serve_udp(socket: &UdpSocket, zone: &ZoneReceiver) {
+async fn serve_udp(socket: &UdpSocket, zone: &Zones) {
     // Requests are short; of a longer one the rest is cut off, which makes it malformed, and that is said.
     let mut request = [0; 4096];
     loop {
@@ -123,22 +132,24 @@ async fn serve_udp(socket: &UdpSocket, zone: &ZoneReceiver) {
     }
 }
 
-async fn serve_tcp(listener: &TcpListener, zone: &ZoneReceiver) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+async fn serve_tcp(listener: &TcpListener, zone: &Zones, most: usize) {
+    let places = Connections::new(most);
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        // Never closed, so this cannot fail.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, client)) => {
+                // Who has asked nothing for longest makes room.
+                let Some(place) = places.place() else { continue };
                 let zone = zone.clone();
                 connections.spawn(async move {
-                    let served = tokio::time::timeout(LIFETIME_MAX, serve_connection(stream, &zone)).await;
-                    if let Ok(Err(error)) = served {
-                        tracing::debug!(target: "DNS", "connection from {client} ended: {error}");
+                    let serving = tokio::time::timeout(LIFETIME_MAX, serve_connection(stream, &zone, &place));
+                    tokio::select! {
+                        served = serving => if let Ok(Err(error)) = served {
+                            tracing::debug!(target: "DNS", "connection from {client} ended: {error}");
+                        },
+                        () = place.taken() => {}
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -150,7 +161,7 @@ async fn serve_tcp(listener: &TcpListener, zone: &ZoneReceiver) {
 }
 
 /// Requests and answers one after the other, each with its length in front (RFC 1035, 4.2.2).
-async fn serve_connection(mut stream: TcpStream, zone: &ZoneReceiver) -> io::Result<()> {
+async fn serve_connection(mut stream: TcpStream, zone: &Zones, place: &Arc<Place>) -> io::Result<()> {
     let mut request = Vec::new();
     loop {
         let read = async {
@@ -164,6 +175,7 @@ async fn serve_connection(mut stream: TcpStream, zone: &ZoneReceiver) -> io::Res
             Ok(Err(error)) => return Err(error),
             Err(_) => return Ok(()),
         }
+        let _busy = place.busy();
         let Some(reply) = reply(zone, &request, Transport::Tcp) else { return Ok(()) };
         // `encode` never makes more than 65535 bytes; one write, so that it is one segment.
         let mut framed = (reply.len() as u16).to_be_bytes().to_vec();

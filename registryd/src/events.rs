@@ -3,62 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_shared::NodeName;
-use mesh_shared::registry::Status;
-use serde::Serialize;
+use mesh_shared::event::Event;
 use tokio::sync::broadcast;
 
 /// Events kept for readers that come back.
 const KEPT: usize = 1000;
-
-/// What happened to a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// It is new here.
-    Joined,
-    /// It says something else of itself.
-    Updated,
-    /// It said goodbye.
-    Left,
-    /// It fell silent.
-    Stale,
-    /// Its agent does not answer.
-    Degraded,
-    /// It is back, or its agent is.
-    Recovered,
-}
-
-impl Kind {
-    /// The event's name on the stream.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Joined => "joined",
-            Self::Updated => "updated",
-            Self::Left => "left",
-            Self::Stale => "stale",
-            Self::Degraded => "degraded",
-            Self::Recovered => "recovered",
-        }
-    }
-}
-
-/// One change.
-#[derive(Debug, Clone, Serialize)]
-pub struct Event {
-    /// Rises with every event, also across restarts.
-    pub id: u64,
-    /// What happened.
-    pub event: Kind,
-    /// To which node.
-    pub node: NodeName,
-    /// Its state since then.
-    pub status: Status,
-    /// The agents there.
-    pub agents: Vec<String>,
-    /// When it was noticed here, epoch ms.
-    pub at: u64,
-}
 
 /// The log of changes and those who listen to it.
 #[derive(Debug)]
@@ -116,6 +65,9 @@ pub struct Listening {
 
 #[cfg(test)]
 mod tests {
+    use mesh_shared::event::Kind;
+    use mesh_shared::registry::Status;
+
     use super::*;
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use crate::backend::Backend;
 use crate::jitter;
 use crate::state::State;
-use crate::store::worker::Writer;
 
 /// The least time between two writes that somebody wished for.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
@@ -18,7 +18,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const SEEN_AFTER: Duration = Duration::from_millis(400);
 
 /// Registers this node, then writes a heartbeat every interval and whenever something should not wait for it.
-pub async fn run(state: Arc<State>, writer: Writer) {
+pub async fn run(state: Arc<State>, backend: Backend) {
     let interval = state.config.mesh.heartbeat_interval;
     let mut failures = 0;
     // A deadline of its own: however often something else wants to be written, the beat is not put off.
@@ -35,7 +35,7 @@ pub async fn run(state: Arc<State>, writer: Writer) {
             });
         }
         // A storage that hangs must not stop the stamp: peers that are in touch over the network see it move.
-        let written = timeout(interval.max(MIN_PAUSE), writer.write(due)).await;
+        let written = timeout(interval.max(MIN_PAUSE), backend.publish(due)).await;
         failures = match written {
             Ok(Ok(())) => 0,
             _ => failures + 1,
@@ -55,10 +55,10 @@ pub async fn run(state: Arc<State>, writer: Writer) {
 }
 
 /// Writes the goodbye and stays until the others can have seen it, both together no longer than `limit`.
-pub async fn leave(state: &State, writer: &Writer, limit: Duration) {
+pub async fn leave(state: &State, backend: &Backend, limit: Duration) {
     state.leave();
     let until = Instant::now() + limit;
-    match timeout_at(until, writer.write(true)).await {
+    match timeout_at(until, backend.publish(true)).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => return,
         Err(_) => {
@@ -72,7 +72,8 @@ pub async fn leave(state: &State, writer: &Writer, limit: Duration) {
         loop {
             let written = state.counters.writes.load(Ordering::Relaxed);
             sleep(SEEN_AFTER).await;
-            if writer.write(false).await.is_err() || state.counters.writes.load(Ordering::Relaxed) == written
+            if backend.publish(false).await.is_err()
+                || state.counters.writes.load(Ordering::Relaxed) == written
             {
                 return;
             }
@@ -87,8 +88,8 @@ mod tests {
     use mesh_shared::config::Config;
 
     use super::*;
+    use crate::backend::file::{Store, worker};
     use crate::state::own_claims;
-    use crate::store::{Store, worker};
 
     #[tokio::test]
     async fn news_do_not_put_off_the_beat() {
@@ -100,8 +101,8 @@ mod tests {
         let config = Arc::new(Config::parse(&yaml).unwrap());
         let state = Arc::new(State::new(config.clone(), own_claims(&config)));
         let store = Store::new(config.mesh.registry_path(), state.local());
-        let (writer, _watchdog) = worker::start(store.clone(), state.clone()).unwrap();
-        tokio::spawn(run(state.clone(), writer));
+        let (backend, _watchdog) = worker::start(store.clone(), state.clone()).unwrap();
+        tokio::spawn(run(state.clone(), backend));
         let stamp = || store.read().ok()?.0.named(state.local()).map(|(_, own)| own.last_seen);
         let mut seen = Vec::new();
         let until = Instant::now() + Duration::from_secs(30);

@@ -4,31 +4,33 @@
 //! and it reaches them, through the node's own sidecar. Requests between agents never wait for it.
 //!
 //! ```text
-//!  mesh.json ◀─▶ store (two threads of their own)      peers ◀─▶ peer_client (own sidecar's outbound side)
-//!                    │ registries read                      │ entries heard
-//!                    ▼                                      ▼
-//!                 state ── membership: merge, liveness (pure) ──▶ view, roster, events
-//!                    ▲                                      │
-//!      heartbeat, discovery, addresses                      ▼
-//!                                            socket: mesh-proxy, meshctl; dns_server
+//!  mesh.json ◀─▶ backend (file: two threads of its own)      peers ◀─▶ peer_client (own sidecar's outbound side)
+//!                    │ observations                               │ entries heard
+//!                    ▼                                            ▼
+//!                 state ── membership: merge, liveness (pure) ──▶ view, roster, events, problems
+//!                    ▲                                            │
+//!      heartbeat, discovery, addresses                            ▼
+//!                                                  api: mesh-proxy, meshctl; dns_server; metrics
 //! ```
 //!
 //! `membership` decides and never waits; `state` is the only owner of a `Membership` and publishes what follows
-//! from it; everything else feeds it or reads the published snapshots.
+//! from it; everything else feeds it or reads the published snapshots. `backend` is the seam to whatever keeps the
+//! registry: it observes and brings up to date, and knows of the state only that it is a ledger.
 
 pub mod addresses;
+pub mod api;
 pub mod app;
-pub mod ctl;
+pub mod backend;
+pub mod connections;
 pub mod discovery;
 pub mod dns_server;
 pub mod events;
 pub mod heartbeat;
-pub mod hosts_file;
 pub mod jitter;
+pub mod limits;
 pub mod membership;
+pub mod metrics;
 pub mod peer_client;
 pub mod resolver;
-pub mod socket;
 pub mod state;
-pub mod store;
 pub mod view;

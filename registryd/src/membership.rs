@@ -10,16 +10,19 @@
 //! stamp that is no further on than the time which has passed.
 
 pub mod admission;
-mod amend;
+pub mod amend;
+mod rivals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use mesh_shared::NodeName;
+use mesh_shared::event::Kind;
 use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
-use crate::events::Kind;
 use admission::Refusal;
+pub use rivals::Duplicate;
+use rivals::{Endpoint, Flips, OwnRival};
 
 /// The moment at which something is judged.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +42,11 @@ const MAX_DEPARTED: usize = 10_000;
 /// Observations of which the least delayed one tells a node's skew.
 const SKEW_SAMPLES: usize = 8;
 
+/// Questions to a node that fail one after the other before it counts as unreachable.
+const UNREACHABLE_AFTER: u32 = 2;
+/// For how long, at most, this reader has to have watched a node before it is forgotten for its long silence.
+const LONG_WATCH: Duration = Duration::from_secs(600);
+
 /// All nodes this one knows.
 #[derive(Debug)]
 pub struct Membership {
@@ -52,6 +60,8 @@ pub struct Membership {
     updating: Option<bool>,
     /// Whether changes are news yet: what the first reading shows is not.
     announcing: bool,
+    /// Another host of this node's name.
+    rival: OwnRival,
 }
 
 /// Until when this reader could see whether `lastSeen` moves.
@@ -85,6 +95,12 @@ pub struct Member {
     /// The last stamp that was in the file or the node's own word, and when it came.
     told: (u64, Instant),
     said_goodbye: bool,
+    /// When it last gave a sign of life, whatever this reader could see since.
+    signed_at: Instant,
+    /// When a question to it last failed since then, and how many did.
+    unanswered: Option<(Instant, u32)>,
+    flips: Flips,
+    forgotten: bool,
     below: Option<(u64, u8)>,
     skews_ms: Vec<i64>,
     announced: Option<(Status, Node)>,
@@ -122,7 +138,9 @@ impl Membership {
             loaded: false,
             updating: None,
             announcing: false,
+            rival: OwnRival::default(),
         };
+        membership.rival.is_here(Endpoint::of(&own));
         let mut member = Member::new(&local, own, now);
         member.node.status = Status::Online;
         member.status = Status::Online;
@@ -133,6 +151,40 @@ impl Membership {
     /// All members by name, the local one among them.
     pub fn members(&self) -> &BTreeMap<NodeName, Member> {
         &self.members
+    }
+
+    /// The silence after which a node counts as offline: what it says itself, else this reader's threshold.
+    fn ttl(&self, node: &Node) -> Duration {
+        node.ttl().unwrap_or(self.threshold)
+    }
+
+    /// Notes where this node can be dialled from now on.
+    pub fn set_own_host(&mut self, host: String) {
+        let own = self.own();
+        own.host = host;
+        let endpoint = Endpoint::of(own);
+        self.rival.is_here(endpoint);
+    }
+
+    /// Nodes of whose name there are two hosts.
+    pub fn duplicates(&self, now: Now) -> Vec<Duplicate> {
+        let own = self.members.get(&self.local).map(|member| &member.node);
+        let own = own.and_then(|own| self.rival.duplicate(&self.local, own, self.threshold, now));
+        let others = self.members.iter().filter(|(name, _)| **name != self.local);
+        let others = others.filter_map(|(name, member)| {
+            member.flips.duplicate(name, &member.node, self.ttl(&member.node), now)
+        });
+        own.into_iter().chain(others).collect()
+    }
+
+    /// Whether another host of this node's name was seen lately.
+    pub fn has_rival(&self, now: Now) -> bool {
+        self.duplicates(now).iter().any(|duplicate| duplicate.name == self.local)
+    }
+
+    /// The local node's claims, to look at.
+    pub fn local(&self) -> Option<&Node> {
+        self.members.get(&self.local).map(|member| &member.node)
     }
 
     /// The local node's claims. It is always a member.
@@ -204,7 +256,7 @@ impl Membership {
         for (name, member) in &mut self.members {
             member.listed = newest.contains_key(name);
             // Nobody heartbeats for such a node, so there is no silence to wait for: the file alone tells.
-            let by_file_alone = !member.node.is_agent() && !member.by_network && *name != self.local;
+            let by_file_alone = !member.node.heartbeats() && !member.by_network && *name != self.local;
             if by_file_alone && !member.listed {
                 member.node.status = Status::Offline;
                 member.said_goodbye = true;
@@ -221,7 +273,10 @@ impl Membership {
         }
         let mut beats = false;
         for (name, (id, node)) in newest {
-            if name != self.local {
+            if name == self.local {
+                let own = self.own().last_seen;
+                self.rival.seen(node, own, self.threshold, now);
+            } else {
                 beats |= self.read_one(&name, Node { id: id.clone(), ..node.clone() }, now);
             }
         }
@@ -234,7 +289,7 @@ impl Membership {
         let Some(member) = self.members.get_mut(name) else {
             // An old copy of an entry whose node had left is not a node that came back.
             let old = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
-            if old && node.is_agent() {
+            if old && node.heartbeats() {
                 node.status = Status::Offline;
             } else {
                 self.departed.remove(name);
@@ -246,12 +301,13 @@ impl Membership {
         };
         let held = &member.node;
         let before = held.last_seen;
-        if node.last_seen > before || !node.is_agent() {
+        if node.last_seen > before || !node.heartbeats() {
             member.accept(name, node, now);
         } else if node.last_seen == held.last_seen {
-            // Whoever marked the node offline at this beat is right until its next one.
-            if held.status == Status::Offline {
-                node.status = Status::Offline;
+            // Whoever marked the node offline at this beat is right until its next one, except where it says itself
+            // after which time it counts as that. A goodbye moves the stamp.
+            if held.status == Status::Offline || (node.status == Status::Offline && node.ttl().is_some()) {
+                node.status = held.status;
             }
             member.node = normalized(name, node);
         } else if member.node.status != Status::Offline && member.rose_below(node.last_seen) {
@@ -272,7 +328,13 @@ impl Membership {
     /// With the fields that other programs or earlier words of the node added, its entry would be too large.
     pub fn hear_itself(&mut self, name: &NodeName, mut node: Node, now: Now) -> Result<bool, Refusal> {
         if *name == self.local {
+            let own = self.own().last_seen;
+            self.rival.seen(&node, own, self.threshold, now);
             return Ok(false);
+        }
+        if !node.heartbeats() {
+            // Who joins can fall silent, whatever its role.
+            node.set_ttl(self.threshold);
         }
         if node.last_seen == 0 {
             // It gives no stamp, so the one of its word counts.
@@ -295,7 +357,13 @@ impl Membership {
             return Ok(true);
         };
         let news = !same_claims(held, &node) || held.status != node.status;
-        if !news && held.last_seen == node.last_seen {
+        // A program beside the node's registryd that only wants to know the mesh: it has the node's certificate, and
+        // nothing to say of the node.
+        let beside = !node.id.is_empty() && node.id != held.id && node.agents.is_empty();
+        let beside = beside && !held.agents.is_empty() && !node.is_of_registryd();
+        let runs = self.members.get(name).is_some_and(|member| member.status != Status::Offline);
+        if (!news && held.last_seen == node.last_seen) || (beside && runs) {
+            self.answered(name, now);
             return Ok(false);
         }
         node = successor(node, held);
@@ -307,6 +375,24 @@ impl Membership {
         self.departed.remove(name);
         self.hear(name, node, now);
         Ok(news)
+    }
+
+    /// Notes that a node answered over verified mutual TLS: it lives, whatever its stamp says.
+    pub fn answered(&mut self, name: &NodeName, now: Now) {
+        self.heard(now);
+        if let Some(member) = self.members.get_mut(name).filter(|_| *name != self.local) {
+            (member.moved_at, member.moved, member.heard) = (now.instant, true, true);
+            member.lives(now);
+        }
+    }
+
+    /// Notes that a node could not be reached over the network. Where nothing else shows that it lives, it goes stale
+    /// by that, although the file may be blind.
+    pub fn unanswered(&mut self, name: &NodeName, now: Now) {
+        if let Some(member) = self.members.get_mut(name) {
+            let failures = member.unanswered.map_or(0, |(_, failures)| failures);
+            member.unanswered = Some((now.instant, failures.saturating_add(1)));
+        }
     }
 
     /// Takes in a node's newer entry from the network.
@@ -322,6 +408,8 @@ impl Membership {
     /// anything else the node itself has to be asked, so that nobody can change, remove or freeze another's entry.
     pub fn hear_of(&mut self, name: &NodeName, node: &Node, now: Now) -> Hearsay {
         if *name == self.local {
+            let own = self.own().last_seen;
+            self.rival.seen(node, own, self.threshold, now);
             return Hearsay::Settled;
         }
         let Some(member) = self.members.get(name) else {
@@ -339,7 +427,7 @@ impl Membership {
         }
         // Words take their time, so the stamp may be ahead of it; by so little that true ones move it again before the
         // node counts as stale.
-        let passed = now.instant.saturating_duration_since(told.1) + self.threshold / 2;
+        let passed = now.instant.saturating_duration_since(told.1) + self.ttl(held) / 2;
         let possible = u128::from(node.last_seen.saturating_sub(told.0)) <= passed.as_millis();
         if node.status != held.status || !possible || !same_claims(held, node) {
             return Hearsay::Ask;
@@ -361,14 +449,44 @@ impl Membership {
         }
     }
 
-    /// Nodes silent for so long that they are worth asking before they count as offline.
-    pub fn silent(&self) -> Vec<NodeName> {
-        let ask_after = self.threshold.mul_f64(0.6);
-        self.members
-            .iter()
-            .filter(|(name, member)| **name != self.local && member.node.is_agent())
-            .filter(|(_, member)| member.silence(self.watch) > ask_after)
-            .filter(|(_, member)| member.status != Status::Offline)
+    /// Nodes silent for so long that they are worth asking before they count as offline, also while nobody could see
+    /// whether their stamp moves.
+    pub fn silent(&self, now: Now) -> Vec<NodeName> {
+        let silent = |member: &Member| {
+            let ask_after = self.ttl(&member.node).mul_f64(0.6);
+            now.instant.saturating_duration_since(member.signed_at) > ask_after
+        };
+        let others = self.members.iter().filter(|(name, _)| **name != self.local);
+        others
+            .filter(|(_, member)| {
+                member.node.heartbeats() && member.status != Status::Offline && silent(member)
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Drops a node that the operator, or its long silence, takes out of the registry. One that lives comes back with
+    /// its next beat.
+    pub fn forget(&mut self, name: &NodeName) {
+        if *name != self.local
+            && let Some(member) = self.members.get_mut(name)
+        {
+            member.node.status = Status::Offline;
+            (member.said_goodbye, member.listed, member.by_network) = (true, false, false);
+            member.forgotten = true;
+        }
+    }
+
+    /// Nodes that have been offline for longer than `after`, by their stamps and as far as this reader watched.
+    pub fn long_offline(&self, after: Duration, now: Now) -> Vec<NodeName> {
+        let watched = after.min(LONG_WATCH);
+        let others = self.members.iter().filter(|(name, _)| **name != self.local);
+        others
+            .filter(|(_, member)| {
+                member.status == Status::Offline
+                    && u128::from(now.epoch_ms.saturating_sub(member.node.last_seen)) > after.as_millis()
+                    && now.instant.saturating_duration_since(member.signed_at) > watched
+            })
             .map(|(name, _)| name.clone())
             .collect()
     }
@@ -393,6 +511,11 @@ impl Membership {
             let keep = member.listed || *name == *local || member.status != Status::Offline || !self.loaded;
             if !keep {
                 judgement.changed = true;
+                let told = judgement.changes.iter().any(|change| change.name == *name);
+                if member.announced.is_some() && self.announcing && (!told || member.forgotten) {
+                    let (name, status) = (name.clone(), member.status);
+                    judgement.changes.push(Change { kind: Kind::Removed, name, status });
+                }
                 departed.insert(name.clone(), member.node.last_seen);
             }
             keep
@@ -405,8 +528,9 @@ impl Membership {
 
     fn judge_status(&mut self) {
         for (name, member) in &mut self.members {
-            let silent = member.silence(self.watch) > self.threshold;
-            let stale = silent && *name != self.local && member.node.is_agent();
+            let ttl = member.node.ttl().unwrap_or(self.threshold);
+            let silent = member.silence(self.watch) > ttl || member.is_unreachable(ttl);
+            let stale = silent && *name != self.local && member.node.heartbeats();
             member.status = if stale { Status::Offline } else { member.node.status };
         }
     }
@@ -433,6 +557,10 @@ impl Member {
             by_network: false,
             heard: false,
             said_goodbye: false,
+            signed_at: now.instant,
+            unanswered: None,
+            flips: Flips::default(),
+            forgotten: false,
             below: None,
             skews_ms: Vec::new(),
             announced: None,
@@ -443,8 +571,22 @@ impl Member {
         Self::new(name, Node::default(), Now { instant: Instant::now(), epoch_ms: 0 })
     }
 
+    /// Notes a sign of life.
+    fn lives(&mut self, now: Now) {
+        (self.signed_at, self.unanswered) = (now.instant, None);
+    }
+
+    /// Whether questions failed, and nothing has shown that it lives, for longer than `ttl`.
+    fn is_unreachable(&self, ttl: Duration) -> bool {
+        self.unanswered.is_some_and(|(last, failures)| {
+            failures >= UNREACHABLE_AFTER && last.saturating_duration_since(self.signed_at) > ttl
+        })
+    }
+
     fn accept(&mut self, name: &NodeName, node: Node, now: Now) {
+        self.flips.moved(&self.node, &node, now);
         if node.last_seen != self.node.last_seen {
+            self.lives(now);
             self.moved_at = now.instant;
             self.moved = true;
             self.said_goodbye = node.status == Status::Offline;

@@ -2,18 +2,15 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use mesh_client::{Answer, ClientError, Daemon};
+use mesh_shared::json;
 use mesh_shared::local_api::{self, AgentList, JoinAnswer, Problem};
+use mesh_shared::logging::Excerpt;
 use mesh_shared::registry::{Node, Status};
 use mesh_shared::{LoopbackAddr, NodeName};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use crate::discovery::Candidate;
 
@@ -21,6 +18,8 @@ use crate::discovery::Candidate;
 const LIMIT: Duration = Duration::from_secs(15);
 /// Largest answer taken, in bytes.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Most of a refusal's text that is shown.
+const MAX_REASON_CHARS: usize = 300;
 /// How often and after which pause to ask again when the sidecar does not know the new roster yet.
 const ROSTER_RETRIES: u32 = 6;
 const ROSTER_PAUSE: Duration = Duration::from_millis(150);
@@ -35,6 +34,12 @@ pub enum AskError {
     Refused { peer: NodeName, status: u16, code: Option<String>, reason: String },
     #[error("{peer} did not answer within {} s", LIMIT.as_secs())]
     Timeout { peer: NodeName },
+    #[error(
+        "{peer} answers with more than {max_bytes} bytes, which no registry needs; what it says is not taken"
+    )]
+    TooLarge { peer: NodeName, max_bytes: usize },
+    #[error("{peer} broke off its answer: {reason}")]
+    Cut { peer: NodeName, reason: String },
     #[error("{peer} answers something that is no registry: {reason}")]
     Nonsense { peer: NodeName, reason: String },
 }
@@ -43,6 +48,20 @@ impl AskError {
     /// Whether the node answers, but not this question.
     fn lacks_this(&self) -> bool {
         matches!(self, Self::Refused { status: 404 | 405 | 501, code: None, .. })
+    }
+
+    /// Whether the far sidecar answered, and only its registryd is away, as while it is restarted.
+    pub fn only_registryd_is_away(&self) -> bool {
+        matches!(self, Self::Refused { code: Some(code), .. } if code == "registry_unavailable")
+    }
+
+    /// Whether this says something of the peer, rather than of this host.
+    pub fn tells_of_the_peer(&self) -> bool {
+        match self {
+            Self::NoSidecar { .. } => false,
+            Self::Refused { status, .. } => *status >= 500 && !self.roster_lags(),
+            Self::Timeout { .. } | Self::TooLarge { .. } | Self::Cut { .. } | Self::Nonsense { .. } => true,
+        }
     }
 
     fn roster_lags(&self) -> bool {
@@ -123,50 +142,43 @@ impl PeerClient {
         path: &str,
         body: Vec<u8>,
     ) -> Result<T, AskError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("/nodes/{peer}{path}"))
-            .header(header::HOST, self.outbound.to_string())
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::<Bytes>::from(body))
-            .map_err(|error| self.no_sidecar(&error))?;
-        let answer = timeout(LIMIT, self.send(request)).await;
-        let (status, code, body) = answer.map_err(|_| AskError::Timeout { peer: peer.clone() })??;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let sidecar = Daemon::Sidecar(self.outbound.socket_addr());
+        let path = format!("/nodes/{peer}{path}");
+        let answer = sidecar.send_within(LIMIT, MAX_ANSWER_BYTES, method, &path, headers, body.into()).await;
+        let Answer { status, headers, body } = answer.map_err(|error| self.unanswered(peer, error))?;
+        let code = headers.get(local_api::MESH_ERROR).and_then(|code| code.to_str().ok()).map(str::to_owned);
         if status != StatusCode::OK {
-            let problem = serde_json::from_slice::<Problem>(&body);
-            let reason = problem.map_or_else(|_| format!("status {status}"), |problem| problem.detail);
+            let reason = match serde_json::from_slice::<Problem>(&body) {
+                Ok(problem) => Excerpt { text: &problem.detail, max_chars: MAX_REASON_CHARS }.to_string(),
+                // Another program, with an answer of its own kind.
+                Err(_) => {
+                    let text = String::from_utf8_lossy(&body);
+                    match text.trim() {
+                        "" => format!("status {status}"),
+                        said => format!(
+                            "status {status}: {}",
+                            Excerpt { text: said, max_chars: MAX_REASON_CHARS }
+                        ),
+                    }
+                }
+            };
             return Err(AskError::Refused { peer: peer.clone(), status: status.as_u16(), code, reason });
         }
         let nonsense =
             |error: serde_json::Error| AskError::Nonsense { peer: peer.clone(), reason: error.to_string() };
-        serde_json::from_slice(&body).map_err(nonsense)
+        json::read_bytes(&body).map_err(nonsense)
     }
 
-    async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Option<String>, Bytes), AskError> {
-        let stream =
-            TcpStream::connect(self.outbound.socket_addr()).await.map_err(|error| self.no_sidecar(&error))?;
-        let connected = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = connected.map_err(|error| self.no_sidecar(&error))?;
-        let exchange = async {
-            let answer = sender.send_request(request).await.map_err(|error| self.no_sidecar(&error))?;
-            let code = answer.headers().get(local_api::MESH_ERROR).and_then(|code| code.to_str().ok());
-            let (status, code) = (answer.status(), code.map(str::to_owned));
-            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            Ok((status, code, body.map_err(|error| self.no_sidecar(&error))?.to_bytes()))
-        };
-        // The connection is driven here rather than in a task, so that it ends with the question.
-        let mut connection = std::pin::pin!(connection);
-        let mut exchange = std::pin::pin!(exchange);
-        let mut open = true;
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut exchange => return outcome,
-                _ = &mut connection, if open => open = false,
-            }
+    fn unanswered(&self, peer: &NodeName, error: ClientError) -> AskError {
+        let peer = peer.clone();
+        match error {
+            ClientError::Timeout { .. } => AskError::Timeout { peer },
+            ClientError::TooLarge { max_bytes, .. } => AskError::TooLarge { peer, max_bytes },
+            ClientError::Cut { reason, .. } => AskError::Cut { peer, reason },
+            ClientError::Unreachable { source, .. } => self.no_sidecar(&source),
+            other => self.no_sidecar(&other),
         }
     }
 

@@ -16,8 +16,11 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RData, RecordType};
 use hickory_resolver::net::{DnsError, NetError};
 use mesh_shared::NodeName;
+use mesh_shared::address::nobodys;
 use mesh_shared::config;
 use tokio::time::timeout;
+
+use crate::jitter;
 
 use system::{NEGATIVE_MAX, Server, Servers, Snapshot, Sources, System, in_turn};
 
@@ -53,6 +56,8 @@ pub struct Resolution {
 /// Resolves names with caching by TTL. Follows changes of `/etc/resolv.conf` and `/etc/hosts`.
 pub struct Resolver {
     system: System,
+    /// A name that no node has.
+    nobody: String,
 }
 
 impl Resolver {
@@ -62,19 +67,36 @@ impl Resolver {
     }
 
     fn with_sources(dns: &config::Dns, sources: Sources) -> Self {
-        Self { system: System::new(dns.upstream.clone(), sources) }
+        let nobody = format!("nobody-{:016x}.mesh", (jitter::unit() * u64::MAX as f64) as u64);
+        Self { system: System::new(dns.upstream.clone(), sources), nobody }
     }
 
     /// The addresses of a node: those of `<node>.mesh`, else those of `fallback_host`, its `host` in the registry
     /// (an address or a host name).
     ///
     /// Never waits longer than a few seconds. Cheap to call again: answers are cached by their TTL.
-    pub async fn resolve(&self, name: &NodeName, fallback_host: &str) -> Resolution {
+    ///
+    /// The host's own resolver is not asked where the node registered a literal address: mesh names are nobody's
+    /// business outside, and a resolver that answers for every name would win over the node's word. Servers that the
+    /// configuration names for `.mesh` always count. `loopback` tells whether the node can be on this host's loopback.
+    pub async fn resolve(&self, name: &NodeName, fallback_host: &str, loopback: bool) -> Resolution {
         let host = name.mesh_host();
         let snapshot = self.system.snapshot().await;
-        let from_name = match snapshot.mesh_hosts().map(|hosts| hosts.addresses(&absolute(&host))) {
-            Some(addresses) if !addresses.is_empty() => Answer::Addresses(addresses, PROVISIONAL),
-            _ => ask(snapshot.mesh_servers(), absolute(&host)).await,
+        let by_host = snapshot.mesh_hosts().map(|hosts| hosts.addresses(&absolute(&host)));
+        let literal = fallback_host.parse::<IpAddr>().ok();
+        let literal = literal.filter(|address| by_host.is_some() && nobodys(*address, loopback).is_none());
+        let from_name = match (by_host, literal) {
+            (Some(addresses), _) if !addresses.is_empty() => Answer::Addresses(addresses, PROVISIONAL),
+            (_, Some(literal)) => return found(vec![literal], PROVISIONAL, None),
+            (by_host, None) => {
+                let answer = ask(snapshot.mesh_servers(), absolute(&host)).await;
+                let elsewhere = NodeName::from_mesh_host(fallback_host).is_none();
+                match by_host.is_some() && elsewhere && self.answers_for_every_name(&snapshot, &answer).await
+                {
+                    true => Answer::Nothing(NEGATIVE_DEFAULT),
+                    false => answer,
+                }
+            }
         };
         let (retry, reason, failed) = match from_name {
             Answer::Addresses(addresses, ttl) => return found(addresses, ttl, None),
@@ -82,7 +104,7 @@ impl Resolver {
             Answer::NoServers(why) => (NEGATIVE_DEFAULT, format!("{host} cannot be asked for: {why}"), false),
             Answer::Failed(why) => (RETRY, format!("{host} does not resolve: {why}"), true),
         };
-        match self.fallback(&snapshot, name, fallback_host).await {
+        match self.fallback(&snapshot, name, fallback_host, loopback).await {
             Ok((addresses, ttl)) => {
                 let problem = failed.then(|| format!("{reason}; using {fallback_host} from the registry"));
                 found(addresses, ttl.min(retry), problem)
@@ -105,17 +127,37 @@ impl Resolver {
         snapshot: &Snapshot,
         name: &NodeName,
         host: &str,
+        loopback: bool,
     ) -> Result<(Vec<IpAddr>, Duration), String> {
         if let Ok(address) = host.parse::<IpAddr>() {
-            return match is_usable(&address) {
-                true => Ok((vec![address], VALID_MAX)),
-                false => Err(format!("its host in the registry, {host}, is no address to dial")),
+            return match nobodys(address, loopback) {
+                None => Ok((vec![address], VALID_MAX)),
+                Some(reason) => Err(format!("its host in the registry, {host}, {reason}")),
             };
         }
-        match NodeName::from_mesh_host(host) {
+        let looked_up = match NodeName::from_mesh_host(host) {
             Some(same) if same == *name => Err("the registry has no other address for it".into()),
             Some(_) => Err(format!("its host in the registry, {host}, is the name of another node")),
             None => lookup_host(snapshot, host).await,
+        };
+        let (mut addresses, ttl) = looked_up?;
+        // A host name leads no further than a literal address does.
+        addresses.retain(|address| nobodys(*address, loopback).is_none());
+        match addresses.is_empty() {
+            true => {
+                Err(format!("its host in the registry, {host}, leads to no address that a node can have"))
+            }
+            false => Ok((addresses, ttl)),
+        }
+    }
+
+    /// Whether the servers give the same addresses for a name that cannot exist: some answer a page of their own
+    /// instead of "does not exist".
+    async fn answers_for_every_name(&self, snapshot: &Snapshot, answer: &Answer) -> bool {
+        let Answer::Addresses(addresses, _) = answer else { return false };
+        match ask(snapshot.mesh_servers(), absolute(&self.nobody)).await {
+            Answer::Addresses(of_nobody, _) => addresses.iter().all(|address| of_nobody.contains(address)),
+            _ => false,
         }
     }
 }

@@ -1,37 +1,51 @@
 //! What this node knows, in one place: the only owner of a [`Membership`], and the publisher of what follows from
-//! it. Every change goes through [`State::with`], which judges anew and publishes once.
+//! it. Every change goes through [`State::with`], which judges anew and publishes once; [`State::read`] only looks.
 
 mod own;
+pub mod problems;
 mod publish;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_shared::NodeName;
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Registryd};
 use mesh_shared::local_api::{Roster, SidecarReport};
+use mesh_shared::logging::{Excerpt, Quoted};
 use mesh_shared::registry::{Node, Registry, Status};
 use tokio::sync::{Notify, watch};
 
+use crate::backend::{Failure, Ledger, Look, Observation, Wish};
 use crate::discovery::Candidate;
 use crate::events::EventLog;
-use crate::membership::{Membership, Now};
-use crate::store::{StoreError, Written};
+use crate::membership::admission::Surroundings;
+use crate::membership::{Member, Membership, Now};
+
 use crate::view::View;
+use problems::{About, Problems};
 
 pub use own::{follow_host, own_claims};
 
 /// How long a sidecar's report counts.
 const REPORT_LIFETIME: Duration = Duration::from_secs(15);
 
+/// Entries that do not count as nodes and were told of; beyond that, the log is told anew.
+const MAX_TOLD: usize = 1000;
+
 /// The state of the daemon. Locks are held for memory operations only.
 #[derive(Debug)]
 pub struct State {
     /// The configuration it was started with.
     pub config: Arc<Config>,
+    /// What this node publishes of itself; may be read again while it runs.
+    published: RwLock<Arc<Registryd>>,
+    /// Connections on which the sidecar follows the roster.
+    followers: AtomicUsize,
+    was_followed: AtomicBool,
+    started: Instant,
     /// Changes, for those who listen.
     pub events: EventLog,
     /// Numbers for `/metrics`.
@@ -57,7 +71,11 @@ pub struct Inner {
     pub candidates: BTreeMap<NodeName, Wanted>,
     leaving: bool,
     sidecar: Option<(SidecarReport, Instant)>,
-    problems: BTreeMap<&'static str, String>,
+    /// What is wrong now.
+    pub problems: Problems,
+    /// Entries of which the log was told that they are not nodes.
+    told: HashSet<(String, String)>,
+    inbound_on_loopback: bool,
     last_good: Option<Arc<Registry>>,
     writable: bool,
     last_heartbeat: Option<Instant>,
@@ -100,6 +118,11 @@ pub struct Counters {
     pub set_aside: AtomicU64,
     pub joins: AtomicU64,
     pub joins_refused: AtomicU64,
+    pub dns_queries: AtomicU64,
+    pub syncs: AtomicU64,
+    pub sync_errors: AtomicU64,
+    pub open_streams: AtomicU64,
+    pub write_ms: AtomicU64,
 }
 
 impl Counters {
@@ -120,7 +143,7 @@ impl State {
             counters: Counters::default(),
             write_wanted: Notify::new(),
             looked: watch::channel(false).0,
-            view: watch::channel(Arc::new(View::empty(local))).0,
+            view: watch::channel(Arc::new(View::empty(local, now.epoch_ms.saturating_mul(1000)))).0,
             roster: watch::channel(Arc::new(Roster::default())).0,
             inner: Mutex::new(Inner {
                 members,
@@ -129,12 +152,18 @@ impl State {
                 candidates: BTreeMap::new(),
                 leaving: false,
                 sidecar: None,
-                problems: BTreeMap::new(),
+                problems: Problems::default(),
+                told: HashSet::new(),
+                inbound_on_loopback: config.proxy.inbound.address.is_loopback(),
                 last_good: None,
                 writable: true,
                 last_heartbeat: None,
                 touched: true,
             }),
+            published: RwLock::new(Arc::new(config.registryd.clone())),
+            followers: AtomicUsize::new(0),
+            was_followed: AtomicBool::new(false),
+            started: now.instant,
             config,
         };
         state.with(|_, _| ());
@@ -172,14 +201,61 @@ impl State {
         self.roster.subscribe()
     }
 
-    /// States what is wrong, in a sentence; says so in the log if it is new.
-    pub fn problem(&self, about: &'static str, sentence: String) {
-        self.with(|inner, _| inner.problem(about, sentence));
+    /// Looks at the state as it was judged last; changes and publishes nothing.
+    pub fn read<R>(&self, look: impl FnOnce(&Inner, Now) -> R) -> R {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        look(&inner, Self::now())
     }
 
-    /// Takes back what was stated under `about`.
-    pub fn solved(&self, about: &'static str) {
-        self.with(|inner, _| inner.solved(about));
+    /// States what is wrong, in a sentence; says so in the log if it is new.
+    pub fn problem(&self, about: About, sentence: String) {
+        self.with(|inner, _| inner.problems.state(about, sentence));
+    }
+
+    /// Takes back what was stated.
+    pub fn solved(&self, about: &About) {
+        self.with(|inner, _| inner.problems.solve(about));
+    }
+
+    /// What this node publishes of itself.
+    pub fn published(&self) -> Arc<Registryd> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Publishes other agents, providers, models, capabilities, metadata and role from now on.
+    pub fn publish_anew(&self, registryd: Registryd) {
+        let registryd = Arc::new(registryd);
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = registryd.clone();
+        self.with(|inner, _| own::claim(inner.members.own(), &registryd, self.config.mesh.stale_threshold));
+        self.write_wanted.notify_one();
+    }
+
+    /// Whether this node is on its host's loopback only, as in tests and demos, so that others can be there too.
+    pub fn is_on_loopback(&self) -> bool {
+        self.read(|inner, _| inner.is_on_loopback())
+    }
+
+    /// Notes that a connection follows the roster, until the returned value is dropped.
+    pub fn follower(self: &Arc<Self>) -> Follower {
+        self.followers.fetch_add(1, Ordering::Relaxed);
+        self.was_followed.store(true, Ordering::Relaxed);
+        Follower(self.clone())
+    }
+
+    /// Whether a sidecar has followed the roster since the start.
+    pub fn was_followed(&self) -> bool {
+        self.was_followed.load(Ordering::Relaxed)
+    }
+
+    /// For how long this process has known anything.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether this node's sidecar serves its peers: it holds on to its connection, and does not say that it stops.
+    pub fn sidecar_serves(&self) -> bool {
+        let stops = self.read(|inner, now| inner.sidecar(now).is_some_and(|report| report.draining));
+        !stops && self.followers.load(Ordering::Relaxed) > 0
     }
 
     /// Waits until the registry was looked at once, with whatever outcome.
@@ -188,115 +264,22 @@ impl State {
         let _ = self.looked.subscribe().wait_for(|looked| *looked).await;
     }
 
-    /// Takes in the file as it was read, which is done again after `pause`. `writes_pass` tells whether it could have
-    /// been written just now.
-    pub fn file_read(&self, registry: Registry, writes_pass: bool, pause: Duration) {
-        Counters::add(&self.counters.reads);
-        self.with(|inner, now| {
-            inner.take_in(&registry, writes_pass, now);
-            inner.last_good = Some(Arc::new(registry));
-            inner.looked(writes_pass, pause, now);
-            inner.solved("read");
-            if inner.own_entry_lost(self.local()) && !inner.leaving {
-                self.write_wanted.notify_one();
-            }
-        });
-        self.looked.send_replace(true);
-    }
-
-    /// Notes that the file, which is looked at again after `pause`, is as it was read last. `writes_pass` tells
-    /// whether it could have been written just now.
-    pub fn file_unchanged(&self, writes_pass: bool, pause: Duration) {
-        self.with(|inner, now| inner.looked(writes_pass, pause, now));
-    }
-
-    /// Notes that the file could not be read.
-    pub fn file_unreadable(&self, error: &StoreError) {
-        Counters::add(&self.counters.read_errors);
-        self.with(|inner, _| {
-            if error.is_missing() && inner.last_good.is_none() {
-                // Nothing is wrong with a registry that is about to be created.
-                return;
-            }
-            if error.is_missing() {
-                self.write_wanted.notify_one();
-            }
-            let what_now = match inner.last_good {
-                Some(_) => "going on with the last good view",
-                None => "nothing is known of the mesh yet",
-            };
-            inner.problem("read", format!("{error}; {what_now}"));
-        });
-        self.looked.send_replace(true);
-    }
-
-    /// The content to start from where the file is gone or broken.
-    pub fn last_good(&self) -> Option<Arc<Registry>> {
-        self.with(|inner, _| inner.last_good.clone())
-    }
-
-    /// Under the lock: takes in the file and brings it up to date. Returns whether to write it.
-    pub fn amend(&self, registry: &mut Registry, due: bool) -> bool {
-        self.with(|inner, now| {
-            inner.take_in(registry, true, now);
-            // The first look may have shown that this node is being updated.
-            let status = inner.own_status(now);
-            inner.members.set_own_status(status);
-            let due = due && inner.heartbeats();
-            inner.members.amend(registry, due, now)
-        })
-    }
-
-    /// Notes how a write went; `registry` is what the file holds now.
-    pub fn write_ended(&self, outcome: &Result<Written, StoreError>, registry: Option<Registry>, due: bool) {
-        match outcome {
-            Ok(written) => {
-                if written.replaced {
-                    Counters::add(&self.counters.writes);
-                }
-                if let Some(path) = &written.set_aside {
-                    Counters::add(&self.counters.set_aside);
-                    tracing::error!(
-                        target: "Registry",
-                        "{} held broken content that nobody completed; it was set aside as {} and the registry \
-                         rebuilt from the last good view",
-                        self.config.mesh.registry_path().display(),
-                        path.display()
-                    );
-                }
-            }
-            Err(_) => Counters::add(&self.counters.write_errors),
-        }
-        self.with(|inner, now| match outcome {
-            Ok(written) => {
-                inner.writable = true;
-                inner.solved("write");
-                if due || written.replaced {
-                    inner.last_heartbeat = Some(now.instant);
-                }
-                if let Some(registry) = registry {
-                    inner.take_in(&registry, true, now);
-                    inner.last_good = Some(Arc::new(registry));
-                    inner.looked(true, Duration::ZERO, now);
-                    inner.solved("read");
-                }
-                if let Some(path) = &written.set_aside {
-                    let aside = path.display();
-                    inner.problem("corrupt", format!("broken content of the registry was set aside as {aside}; look who wrote it, then remove that file"));
-                }
-            }
-            Err(error) => {
-                inner.writable = false;
-                inner.problem("write", format!("{error}; registrations and heartbeats are kept in memory"));
-            }
-        });
-    }
-
     /// Notes what the sidecar says of itself.
     pub fn sidecar_reported(&self, report: SidecarReport) {
         self.with(|inner, now| {
+            let down = &report.agents_down;
+            for agent in down {
+                let sentence =
+                    format!("agent {agent} does not answer on this host; start it, or see proxy.backend");
+                inner.problems.state(About::Agent(agent.clone()), sentence);
+            }
+            inner.problems.solve_unless(|about| match about {
+                About::Agent(agent) => down.contains(agent),
+                _ => true,
+            });
+            inner.members.own().set_agents_down(down);
             inner.sidecar = Some((report, now.instant));
-            inner.solved("sidecar");
+            inner.problems.solve(&About::Sidecar);
         });
     }
 
@@ -309,15 +292,14 @@ impl State {
     pub fn set_own_host(&self, host: String) {
         self.with(|inner, _| {
             let registered = inner.last_heartbeat.is_some();
-            let own = inner.members.own();
-            if own.host == host {
+            let before = &inner.members.own().host;
+            if *before == host {
                 return;
             }
             if registered {
-                let before = &own.host;
                 tracing::info!(target: "Registry", "this node's address is {host} now, it was {before}");
             }
-            own.host = host;
+            inner.members.set_own_host(host);
             self.write_wanted.notify_one();
         });
     }
@@ -329,34 +311,143 @@ impl State {
 
     /// The own entry as others should have it.
     pub fn own_node(&self) -> Node {
-        self.with(|inner, _| inner.members.own().clone())
+        self.read(|inner, _| inner.own().cloned().unwrap_or_default())
+    }
+
+    fn written(&self, inner: &mut Inner, registry: Option<Registry>, alive: bool, now: Now) {
+        inner.writable = true;
+        inner.problems.solve(&About::Writing);
+        if alive {
+            inner.last_heartbeat = Some(now.instant);
+        }
+        if let Some(registry) = registry {
+            inner.take_in(&registry, true, now);
+            inner.last_good = Some(Arc::new(registry));
+            inner.looked(Look { writes_pass: true, pause: Duration::ZERO }, now);
+            inner.problems.solve(&About::Reading);
+        }
+    }
+
+    fn unreadable(&self, failure: &Failure) {
+        Counters::add(&self.counters.read_errors);
+        self.with(|inner, _| {
+            if failure.missing && inner.last_good.is_none() {
+                // Nothing is wrong with a registry that is about to be created.
+                return;
+            }
+            if failure.missing {
+                self.write_wanted.notify_one();
+            }
+            let what_now = match inner.last_good {
+                Some(_) => "going on with the last good view",
+                None => "nothing is known of the mesh yet",
+            };
+            inner.problems.state(About::Reading, format!("{}; {what_now}", failure.sentence));
+        });
+        self.looked.send_replace(true);
+    }
+}
+
+impl Ledger for State {
+    fn observed(&self, observation: Observation) {
+        match observation {
+            Observation::Read { registry, look } => {
+                Counters::add(&self.counters.reads);
+                self.with(|inner, now| {
+                    inner.take_in(&registry, look.writes_pass, now);
+                    inner.last_good = Some(Arc::new(registry));
+                    inner.looked(look, now);
+                    inner.problems.solve(&About::Reading);
+                    if inner.own_entry_lost(self.local()) && !inner.leaving {
+                        self.write_wanted.notify_one();
+                    }
+                });
+                self.looked.send_replace(true);
+            }
+            Observation::Unchanged(look) => self.with(|inner, now| inner.looked(look, now)),
+            Observation::Unreadable(failure) => self.unreadable(&failure),
+            Observation::Written { registry, replaced, beat, took, set_aside } => {
+                if replaced {
+                    Counters::add(&self.counters.writes);
+                    self.counters.write_ms.fetch_add(took.as_millis() as u64, Ordering::Relaxed);
+                }
+                let path = self.config.mesh.registry_path();
+                if let Some(aside) = &set_aside {
+                    Counters::add(&self.counters.set_aside);
+                    tracing::error!(
+                        target: "Registry",
+                        "{} held broken content that nobody completed; it was set aside as {aside} and the registry \
+                         rebuilt from the last good view",
+                        path.display()
+                    );
+                }
+                self.with(|inner, now| {
+                    self.written(inner, registry, beat || replaced, now);
+                    if let Some(aside) = set_aside {
+                        let sentence = format!(
+                            "broken content of the registry was set aside as {aside}; look who wrote it, then remove \
+                             that file"
+                        );
+                        inner.problems.state(About::Content, sentence);
+                    }
+                });
+            }
+            Observation::Unwritable(failure) => {
+                Counters::add(&self.counters.write_errors);
+                self.with(|inner, _| {
+                    inner.writable = false;
+                    let sentence =
+                        format!("{}; registrations and heartbeats are kept in memory", failure.sentence);
+                    inner.problems.state(About::Writing, sentence);
+                });
+            }
+            Observation::AsideCleared => self.solved(&About::Content),
+            Observation::Hangs(Some(sentence)) => self.problem(About::Storage, sentence),
+            Observation::Hangs(None) => self.solved(&About::Storage),
+        }
+    }
+
+    fn amend(&self, registry: &mut Registry, wish: &Wish) -> bool {
+        self.with(|inner, now| {
+            inner.take_in(registry, true, now);
+            // The first look may have shown that this node is being updated.
+            let status = inner.own_status(now);
+            inner.members.set_own_status(status);
+            let due = wish.beat && inner.heartbeats();
+            let mut forget = wish.forget.clone();
+            if let Some(after) = self.config.registryd.forget_after.filter(|_| due) {
+                forget.extend(inner.members.long_offline(after, now));
+            }
+            let forgotten = inner.forget(&forget, registry);
+            inner.members.amend(registry, due, now) || forgotten
+        })
+    }
+
+    fn last_good(&self) -> Option<Arc<Registry>> {
+        self.read(|inner, _| inner.last_good.clone())
+    }
+}
+
+/// A connection that follows the roster.
+#[derive(Debug)]
+pub struct Follower(Arc<State>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Inner {
-    /// States what is wrong, in a sentence; says so in the log if it is new.
-    pub fn problem(&mut self, about: &'static str, sentence: String) {
-        if self.problems.get(about) != Some(&sentence) {
-            tracing::warn!(target: "Registry", "{sentence}");
-            self.problems.insert(about, sentence);
-        }
+    /// Whether this node is on its host's loopback only.
+    pub fn is_on_loopback(&self) -> bool {
+        let own = self.own().and_then(|own| own.host.parse::<IpAddr>().ok());
+        self.inbound_on_loopback || own.is_some_and(|own| own.to_canonical().is_loopback())
     }
 
-    /// States what is wrong where the log has it already.
-    pub fn problem_quietly(&mut self, about: &'static str, sentence: String) {
-        self.problems.insert(about, sentence);
-    }
-
-    /// Takes back what was stated under `about`.
-    pub fn solved(&mut self, about: &'static str) {
-        if let Some(sentence) = self.problems.remove(about) {
-            tracing::info!(target: "Registry", "no longer so: {sentence}");
-        }
-    }
-
-    /// What is wrong now.
-    pub fn problems(&self) -> impl Iterator<Item = &String> {
-        self.problems.values()
+    /// This node's own entry.
+    pub fn own(&self) -> Option<&Node> {
+        self.members.local()
     }
 
     /// Whether the registry was read or written at least once.
@@ -381,14 +472,52 @@ impl Inner {
     }
 
     /// Whether this node writes heartbeats; only agents do.
-    pub fn heartbeats(&mut self) -> bool {
-        self.members.own().is_agent()
+    pub fn heartbeats(&self) -> bool {
+        self.own().is_some_and(Node::is_agent)
+    }
+
+    /// Judges something by what is known of all nodes.
+    pub fn among_others<R>(&self, loopback: bool, judge: impl FnOnce(&Surroundings<'_>) -> R) -> R {
+        let members = self.members.members();
+        let is_node = |name: &NodeName| members.contains_key(name);
+        let lives_at = |address: IpAddr, port: u16| {
+            let there = |member: &Member| {
+                member.node.port == port
+                    && member.status != Status::Offline
+                    && member
+                        .node
+                        .host
+                        .parse::<IpAddr>()
+                        .is_ok_and(|host| host.to_canonical() == address.to_canonical())
+            };
+            members.iter().find(|(_, member)| there(member)).map(|(name, _)| name.clone())
+        };
+        judge(&Surroundings { is_node: &is_node, lives_at: &lives_at, loopback })
+    }
+
+    /// Takes nodes out of the registry, unless they live or are this one.
+    fn forget(&mut self, names: &[NodeName], registry: &mut Registry) -> bool {
+        let mut forgotten = false;
+        for name in names {
+            let gone = self.members.members().get(name).is_none_or(|member| member.status == Status::Offline);
+            if !gone || self.own().and_then(Node::node_name).as_ref() == Some(name) {
+                continue;
+            }
+            self.members.forget(name);
+            let of_it = |node: &Node| node.name.eq_ignore_ascii_case(name.as_str());
+            let before = registry.nodes.len();
+            registry.nodes.retain(|_, entry| !entry.node().is_some_and(of_it));
+            forgotten |= registry.nodes.len() < before;
+            tracing::info!(target: "Registry", "node {name} is forgotten node={name}");
+        }
+        forgotten
     }
 
     fn take_in(&mut self, registry: &Registry, writes_pass: bool, now: Now) {
         if self.last_good.is_none() {
             self.touched = true;
         }
+        self.tell_of_odd_entries(registry);
         let others_beat = self.members.read(registry, now);
         if others_beat && !(writes_pass && self.writable) {
             self.members.others_write(now);
@@ -396,9 +525,27 @@ impl Inner {
     }
 
     /// Storage that takes no writes stops everybody's heartbeats, so then silence means nothing either.
-    fn looked(&mut self, writes_pass: bool, pause: Duration, now: Now) {
-        if writes_pass && self.writable {
-            self.members.looked(now, pause);
+    fn looked(&mut self, look: Look, now: Now) {
+        if look.writes_pass && self.writable {
+            self.members.looked(now, look.pause);
+        }
+    }
+
+    /// Says once of each entry that has a node's name but cannot be read as a node.
+    fn tell_of_odd_entries(&mut self, registry: &Registry) {
+        for (id, entry) in &registry.nodes {
+            let Some(why) = entry.problem() else { continue };
+            if self.told.len() >= MAX_TOLD {
+                self.told.clear();
+            }
+            if self.told.insert((id.clone(), why.into())) {
+                tracing::warn!(
+                    target: "Registry",
+                    "the registry's entry {} does not count as a node, and is kept as it is: {}",
+                    Quoted { text: id, max_chars: 80 },
+                    Excerpt { text: why, max_chars: 200 }
+                );
+            }
         }
     }
 
@@ -413,7 +560,7 @@ impl Inner {
     fn own_status(&self, now: Now) -> Status {
         // Before the first report nothing is known of it; after that, a sidecar that is silent carries nothing.
         let no_way_to_the_agent = match self.sidecar(now) {
-            Some(report) => report.backend_up == Some(false),
+            Some(report) => report.backend_up == Some(false) || !report.agents_down.is_empty(),
             None => self.sidecar.is_some(),
         };
         match () {

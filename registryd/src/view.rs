@@ -9,6 +9,8 @@ use mesh_shared::local_api::NodeView;
 /// are those of the last change.
 #[derive(Debug, Clone)]
 pub struct View {
+    /// Rises with every view, also across restarts.
+    pub revision: u64,
     /// Whether the registry was read at least once since the start and, where a seed has it, somebody else is known.
     /// Until then, a missing node means nothing.
     pub have_view: bool,
@@ -22,8 +24,8 @@ pub struct View {
 
 impl View {
     /// A view before anything is known.
-    pub fn empty(local: NodeName) -> Self {
-        Self { have_view: false, local, wanted: Vec::new(), nodes: Vec::new() }
+    pub fn empty(local: NodeName, revision: u64) -> Self {
+        Self { revision, have_view: false, local, wanted: Vec::new(), nodes: Vec::new() }
     }
 
     /// The node of this name, if it is known.

@@ -182,6 +182,41 @@ pub fn is_host(text: &str) -> bool {
         || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
 }
 
+/// Why no connection to another node is made to this address; `None`: it can be some host's.
+///
+/// What stands in a registry is a claim, and a sidecar dials what stands there: an address that is nobody's, or that
+/// means this host or its cloud's metadata service, is never a node's. `loopback` tells whether nodes can be on this
+/// host's loopback, because this one is there too.
+pub fn nobodys(address: IpAddr, loopback: bool) -> Option<&'static str> {
+    const METADATA: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    ];
+    let address = address.to_canonical();
+    let reason = match address {
+        IpAddr::V4(v4) => match v4.octets() {
+            [0, ..] => Some("means this host, or none"),
+            [224..=239, ..] => Some("is a multicast address"),
+            [240..=255, ..] => Some("is not assigned to hosts"),
+            [169, 254, ..] => Some("is link-local, as cloud metadata services are"),
+            _ => None,
+        },
+        IpAddr::V6(v6) if v6.is_unspecified() => Some("means this host, or none"),
+        IpAddr::V6(v6) if v6.is_multicast() => Some("is a multicast address"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("is link-local, which means nothing without an interface")
+        }
+        IpAddr::V6(_) => None,
+    };
+    match reason {
+        None if METADATA.contains(&address) => Some("is that of a cloud's metadata service"),
+        None if address.is_loopback() && !loopback => {
+            Some("is this host's loopback, and this node is not there")
+        }
+        reason => reason,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +245,33 @@ mod tests {
         }
         for bad in ["10.0.0.1:80", "localhost:", "localhost:70000", "/run/opus.sock", "example.org:80"] {
             assert!(parsed(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_nobodys_are_told() {
+        for nobody in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "255.255.255.255",
+            "169.254.169.254",
+            "100.100.100.200",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "fd00:ec2::254",
+            "::ffff:224.0.0.1",
+            "::ffff:169.254.169.254",
+        ] {
+            assert!(nobodys(nobody.parse().unwrap(), true).is_some(), "{nobody}");
+        }
+        for host in ["10.0.0.1", "8.8.8.8", "fd00::110", "2001:db8::1", "100.64.0.1"] {
+            assert_eq!(nobodys(host.parse().unwrap(), false), None, "{host}");
+        }
+        for loopback in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            let loopback = loopback.parse().unwrap();
+            assert!(nobodys(loopback, false).is_some() && nobodys(loopback, true).is_none(), "{loopback}");
         }
     }
 }

@@ -55,6 +55,7 @@ pub fn mesh_proxy(config: &Config) -> Vec<Check> {
     report.backends();
     let (certificate, key) = (&config.mesh.tls.cert_path, &config.mesh.tls.key_path);
     let chain = report.certificates();
+    report.trust();
     let shown = key.display();
     report.judge(match chain {
         Some(chain) => certificate::join_key(&chain, certificate, key)
@@ -77,6 +78,7 @@ pub fn mesh_proxy(config: &Config) -> Vec<Check> {
 pub fn registryd(config: &Config) -> Vec<Check> {
     let mut report = Report::new(config);
     report.certificates();
+    report.trust();
     report.tell(
         Outcome::Skipped,
         format!(
@@ -192,6 +194,13 @@ impl<'c> Report<'c> {
             }));
         }
         Some(chain)
+    }
+
+    /// Who could put another CA in place of the mesh's.
+    fn trust(&mut self) {
+        if let Some(sentence) = certificate::replaceable(&self.config.mesh.tls.ca_path) {
+            self.tell(Outcome::Warning, sentence);
+        }
     }
 
     /// The agents' servers. They need not run yet.

@@ -38,6 +38,8 @@ pub struct Config {
     pub registryd: Registryd,
     /// Remarks that are no mistakes, such as a deprecated key.
     pub warnings: Vec<Mistake>,
+    /// The file that it was read from.
+    pub source: Option<PathBuf>,
 }
 
 /// A file that cannot be used.
@@ -93,7 +95,20 @@ impl Config {
             let message = "is not UTF-8 text; save the file in that encoding".into();
             fail(ConfigErrorCause::Mistakes(vec![Mistake { key: String::new(), line: Some(line), message }]))
         })?;
-        Self::parse(text).map_err(|mistakes| fail(ConfigErrorCause::Mistakes(mistakes)))
+        let config = Self::parse(text).map_err(|mistakes| fail(ConfigErrorCause::Mistakes(mistakes)))?;
+        Ok(Self { source: Some(path.into()), ..config })
+    }
+
+    /// Whether both say the same, apart from what registryd publishes of its node, which can be read while it runs.
+    pub fn same_but_published(&self, other: &Self) -> bool {
+        let rest = |config: &Self| {
+            let published = &mut config.registryd.clone();
+            (published.agents, published.metadata) = (Vec::new(), None);
+            (published.providers, published.models, published.capabilities) = Default::default();
+            published.role = String::new();
+            format!("{:?} {:?} {published:?}", config.mesh, config.proxy)
+        };
+        rest(self) == rest(other)
     }
 
     /// Reads and checks the text of a file.
@@ -118,7 +133,7 @@ impl Config {
         report_clashes(&document, mesh.as_ref(), &proxy, &registryd);
         let warnings = document.finish()?;
         // Where there is no mesh section to speak of, that was a mistake.
-        mesh.map(|mesh| Self { mesh, proxy, registryd, warnings }).ok_or_else(Vec::new)
+        mesh.map(|mesh| Self { mesh, proxy, registryd, warnings, source: None }).ok_or_else(Vec::new)
     }
 }
 
@@ -143,6 +158,9 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
         used.extend(address.socket_addrs().map(|address| (key.clone(), address)));
     }
     let backends_end = used.len();
+    used.extend(
+        registryd.metrics.map(|metrics| ("registryd.metrics.listen".to_owned(), metrics.socket_addr())),
+    );
     // DNS is served over TCP as well.
     used.extend(registryd.dns.listen.map(|address| named("registryd.dns.listen", address)));
     let mut told: Vec<(&str, &str)> = Vec::new();

@@ -2,14 +2,18 @@
 //! configuration file, the `mesh.json` model, the types on the local socket between the two, and their command line.
 //!
 //! Everything here is parsing and data. There is no runtime, no network and no background work;
-//! the only files read are the configuration and certificates.
+//! the only files read are the configuration and certificates, and `atomic_file` is how all of them write one.
 
 pub mod address;
+pub mod atomic_file;
 pub mod certificate;
 pub mod check;
 pub mod config;
 pub mod daemon;
+pub mod event;
+pub mod hosts_file;
 pub mod identity;
+pub mod json;
 pub mod local_api;
 pub mod logging;
 pub mod message;

@@ -5,11 +5,12 @@
 //! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`Roster`] per line: at once, then after every change |
 //! | PUT [`SIDECAR`] | mesh-proxy | [`SidecarReport`] |
 //! | GET [`STATUS`], PUT [`STATUS`] | meshctl | [`DaemonStatus`], [`StatusChange`] |
+//! | POST [`FORGET`] | meshctl | [`Forget`] |
 //! | GET [`MESH`], POST [`JOIN`], GET [`AGENTS`] | peers, through the sidecar | see the design |
 //! | GET [`NODES`], [`ROSTER_AGENTS`], [`EVENTS`] | agents, through the sidecar; meshctl | [`NodeView`]s, [`AgentView`]s, server-sent events |
 //!
-//! Peers' requests carry [`PEER_CN`], set by the sidecar from the verified certificate; registryd
-//! trusts it because only this host's mesh group can open the socket.
+//! Peers' requests carry [`PEER_CN`], set by the sidecar from the verified certificate; registryd trusts it from the
+//! sidecar's user, root and its own user only (SO_PEERCRED). Other users of the socket's group may read.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,6 +36,8 @@ pub const AGENTS: &str = "/api/agents";
 pub const NODES: &str = "/mesh/nodes";
 /// All agents with the nodes that host them.
 pub const ROSTER_AGENTS: &str = "/mesh/agents";
+/// Takes a node out of the registry; body: [`Forget`].
+pub const FORGET: &str = "/v1/forget";
 /// Changes as server-sent events.
 pub const EVENTS: &str = "/mesh/events";
 
@@ -44,6 +47,8 @@ pub const PEER_CN: &str = "x-mesh-peer-cn";
 pub const MESH_AGENT: &str = "x-mesh-agent";
 /// Header: the node a request is for.
 pub const MESH_NODE: &str = "x-mesh-node";
+/// Header: the revision of the mesh that an answer of [`NODES`] shows; `?wait=` takes it.
+pub const REVISION: &str = "x-mesh-revision";
 /// Header: the stable code of an error that a sidecar or registryd made.
 pub const MESH_ERROR: &str = "x-mesh-error";
 
@@ -89,6 +94,9 @@ pub struct SidecarReport {
     pub outbound: SocketAddr,
     /// Whether the last contact with the agent's server succeeded; `None` before the first.
     pub backend_up: Option<bool>,
+    /// This node's agents whose servers did not answer at the last contact.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents_down: Vec<String>,
     /// When the node's certificate ends, epoch seconds.
     pub certificate_not_after: i64,
     /// The sidecar's process id, as its own namespace counts; `None`: an older sidecar, which does not say.
@@ -143,6 +151,13 @@ pub struct DaemonStatus {
 pub struct StatusChange {
     /// `online` or `updating`.
     pub status: Status,
+}
+
+/// Body of `POST /v1/forget`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Forget {
+    /// The node; it must be offline.
+    pub node: NodeName,
 }
 
 /// A node as shown to people and programs: the registry's entry and what this reader observed.

@@ -4,10 +4,13 @@
 //! nodes and at the top, and whole entries that are not nodes.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::json;
 use crate::name::NodeName;
 
 /// The only version of the file format there is.
@@ -18,45 +21,85 @@ pub const MAX_BYTES: u64 = 64 << 20;
 /// from it would end.
 pub const END_OF_TIME_MS: u64 = 1 << 53;
 
+/// The key in `metadata` below which this project keeps what it publishes.
+pub const MESH_METADATA: &str = "mesh";
+const TTL: &str = "ttlMs";
+const AGENTS_DOWN: &str = "agentsDown";
+/// Thresholds that any node can have, in ms; as for `mesh.stale_threshold_ms`.
+pub const TTL_MS: RangeInclusive<u64> = 200..=604_800_000;
+
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Registry {
     /// Always [`VERSION`].
     pub version: u64,
     /// Entries by node id.
     pub nodes: BTreeMap<String, Entry>,
     /// When the file was last changed, epoch ms.
-    #[serde(default, deserialize_with = "epoch_ms")]
     pub updated_at: u64,
-    /// Fields of other programs, kept as they are.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
+    /// Fields of other programs: key and value as they stand in the file.
+    further: Vec<(String, String)>,
 }
 
 /// One entry: a node, or something that another program put there.
 ///
-/// An entry that is not replaced is written back exactly as it was read.
-#[derive(Debug, Clone, PartialEq)]
+/// What is not changed is written back exactly as it was read.
+#[derive(Debug, Clone)]
 pub struct Entry {
-    raw: Value,
+    /// The entry as it stands in the file.
+    raw: String,
+    /// Its key as it stands there, where that says more than a text can hold.
+    key: Option<String>,
     node: Option<Node>,
+    problem: Option<String>,
 }
 
+/// The indent of an entry's line in the file.
+const ENTRY_INDENT: usize = 4;
+
 impl Entry {
+    fn read(raw: &str) -> Self {
+        let (node, problem) = match json::read::<Node>(raw) {
+            Ok(node) => (Some(node), None),
+            // Without a name it is not meant to be one.
+            Err(error) => {
+                let named = json::read::<Value>(raw).is_ok_and(|value| value["name"].is_string());
+                (None, named.then(|| error.to_string()))
+            }
+        };
+        Self { raw: raw.into(), key: None, node, problem }
+    }
+
     /// The node, if this entry has at least a name and a host.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
 
+    /// Why the entry does not count as a node although it has a name.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// The entry as it stands in the file.
+    pub fn text(&self) -> &str {
+        &self.raw
+    }
+
+    /// Makes the entry say what `node` says. What it says already stays as another program wrote it.
+    pub fn update(&mut self, node: Node) {
+        let wanted = serde_json::to_value(&node).unwrap_or_default();
+        self.raw = json::updated(&self.raw, &wanted, ENTRY_INDENT);
+        (self.node, self.problem) = (Some(node), None);
+    }
+
     /// Marks the node offline, as of `last_seen` if given, and leaves everything else as another program wrote it.
     pub fn mark_offline(&mut self, last_seen: Option<u64>) {
-        let (Some(node), Some(raw)) = (&mut self.node, self.raw.as_object_mut()) else { return };
+        let Some(node) = &mut self.node else { return };
         node.status = Status::Offline;
-        raw.insert("status".into(), Status::Offline.as_str().into());
+        self.raw = json::with(&self.raw, "status", &Status::Offline.as_str().into(), ENTRY_INDENT);
         if let Some(last_seen) = last_seen {
             node.last_seen = last_seen;
-            raw.insert("lastSeen".into(), last_seen.into());
+            self.raw = json::with(&self.raw, "lastSeen", &last_seen.into(), ENTRY_INDENT);
         }
     }
 }
@@ -64,20 +107,17 @@ impl Entry {
 impl From<Node> for Entry {
     fn from(node: Node) -> Self {
         // A struct of texts and numbers cannot fail to serialize.
-        Self { raw: serde_json::to_value(&node).unwrap_or_default(), node: Some(node) }
+        let value = serde_json::to_value(&node).unwrap_or_default();
+        Self { raw: json::pretty(&value, ENTRY_INDENT), key: None, node: Some(node), problem: None }
     }
 }
 
-impl Serialize for Entry {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.raw.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Value::deserialize(deserializer)?;
-        Ok(Self { node: Node::deserialize(&raw).ok(), raw })
+/// Whether both say the same, however they are written.
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+            || (self.node == other.node
+                && json::read::<Value>(&self.raw).ok() == json::read::<Value>(&other.raw).ok())
     }
 }
 
@@ -87,20 +127,20 @@ impl<'de> Deserialize<'de> for Entry {
 #[serde(rename_all = "camelCase")]
 pub struct Node {
     /// The key of the entry; stays the same for as long as the node is registered.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient_text")]
     pub id: String,
     /// The node's name, as in its certificate.
     pub name: String,
     /// `agent` unless said otherwise. Only agents heartbeat.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lenient_role", skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// Names of the agents that live there.
     #[serde(default, deserialize_with = "lenient_list")]
     pub agents: Vec<String>,
     /// The address other nodes dial when `<name>.mesh` does not resolve.
     pub host: String,
-    /// The sidecar's inbound port.
-    #[serde(default)]
+    /// The sidecar's inbound port; 0 where the entry has none that can be dialled.
+    #[serde(default, deserialize_with = "lenient_port")]
     pub port: u16,
     /// Model providers in use there.
     #[serde(default, deserialize_with = "lenient_list")]
@@ -112,7 +152,7 @@ pub struct Node {
     #[serde(default, deserialize_with = "lenient_list")]
     pub capabilities: Vec<String>,
     /// Last known state.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient_status")]
     pub status: Status,
     /// The last heartbeat, epoch ms on the node's own clock.
     #[serde(default, deserialize_with = "epoch_ms")]
@@ -121,7 +161,7 @@ pub struct Node {
     #[serde(default, deserialize_with = "epoch_ms")]
     pub registered_at: u64,
     /// The version of the software that registered the node.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient_text")]
     pub version: String,
     /// Anything else the operator wants to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,9 +177,47 @@ impl Node {
         self.name.parse().ok()
     }
 
-    /// Whether this node heartbeats and can go stale.
+    /// Whether its role is `agent`, as it is unless said otherwise.
     pub fn is_agent(&self) -> bool {
         self.role.as_deref().is_none_or(|role| role == "agent")
+    }
+
+    /// Whether this node heartbeats and can go stale: agents do, and whoever says after which time.
+    pub fn heartbeats(&self) -> bool {
+        self.is_agent() || self.ttl().is_some()
+    }
+
+    /// The silence after which this node counts as offline, by its own account (`metadata.mesh.ttlMs`).
+    pub fn ttl(&self) -> Option<Duration> {
+        let ms = self.metadata.as_ref()?.get(MESH_METADATA)?.get(TTL)?.as_u64()?;
+        Some(Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end())))
+    }
+
+    /// Says after which silence this node counts as offline. Metadata that is not an object stays as it is.
+    pub fn set_ttl(&mut self, ttl: Duration) {
+        self.set_published(TTL, Some((ttl.as_millis() as u64).into()));
+    }
+
+    /// Says which of this node's agents do not answer.
+    pub fn set_agents_down(&mut self, agents: &[String]) {
+        self.set_published(AGENTS_DOWN, (!agents.is_empty()).then(|| agents.into()));
+    }
+
+    fn set_published(&mut self, key: &str, value: Option<Value>) {
+        let metadata = self.metadata.get_or_insert_with(|| Value::Object(Map::new()));
+        let Some(metadata) = metadata.as_object_mut() else { return };
+        let ours = metadata.entry(MESH_METADATA).or_insert_with(|| Value::Object(Map::new()));
+        if let Some(ours) = ours.as_object_mut() {
+            match value {
+                Some(value) => drop(ours.insert(key.into(), value)),
+                None => drop(ours.remove(key)),
+            }
+        }
+    }
+
+    /// Whether a registryd published this entry, rather than another program.
+    pub fn is_of_registryd(&self) -> bool {
+        self.metadata.as_ref().is_some_and(|metadata| metadata.get(MESH_METADATA).is_some())
     }
 }
 
@@ -202,7 +280,7 @@ pub enum RegistryError {
 impl Registry {
     /// A registry without nodes.
     pub fn empty() -> Self {
-        Self { version: VERSION, nodes: BTreeMap::new(), updated_at: 0, extra: Map::new() }
+        Self { version: VERSION, nodes: BTreeMap::new(), updated_at: 0, further: Vec::new() }
     }
 
     /// Reads the content of `mesh.json`.
@@ -213,30 +291,75 @@ impl Registry {
         if content.len() as u64 > MAX_BYTES {
             return Err(RegistryError::TooLarge(content.len() as u64));
         }
+        let content = json::without_mark(content);
         if content.trim_ascii().is_empty() {
             return Err(RegistryError::Empty);
         }
-        let value: Value = serde_json::from_slice(content).map_err(RegistryError::Json)?;
-        match &value {
-            Value::Array(_) => return Err(RegistryError::FlatArray),
-            Value::Object(top) => match top.get("version").map(|v| (v, v.as_u64())) {
-                Some((_, Some(VERSION))) => {}
-                Some((other, _)) => {
-                    return Err(RegistryError::Version(other.clone()));
-                }
-                None => return Err(RegistryError::Shape("it has no version".into())),
-            },
-            _ => return Err(RegistryError::Shape("it is no object".into())),
+        let text = match std::str::from_utf8(content) {
+            Ok(text) => text,
+            // It says where.
+            Err(_) => {
+                let error = serde_json::from_slice::<Value>(content).err();
+                return Err(
+                    error.map_or_else(|| RegistryError::Shape("it is not UTF-8".into()), RegistryError::Json)
+                );
+            }
+        };
+        json::check(text).map_err(RegistryError::Json)?;
+        let Some(members) = json::members(text) else {
+            return Err(match text.trim_ascii().starts_with('[') {
+                true => RegistryError::FlatArray,
+                false => RegistryError::Shape("it is not an object".into()),
+            });
+        };
+        let mut registry = Self::empty();
+        let (mut version, mut nodes) = (None, None);
+        for (key, value) in members {
+            match json::key_text(key).as_str() {
+                "version" => version = Some(value),
+                "nodes" => nodes = Some(value),
+                "updatedAt" => registry.updated_at = json::read::<Time>(value).map_or(0, |time| time.0),
+                _ => registry.further.push((key.into(), value.into())),
+            }
         }
-        serde_json::from_value(value).map_err(|error| RegistryError::Shape(error.to_string()))
+        match version.map(|version| json::read::<Value>(version).unwrap_or_default()) {
+            Some(version) if version.as_u64() == Some(VERSION) => {}
+            Some(other) => return Err(RegistryError::Version(other)),
+            None => return Err(RegistryError::Shape("it has no version".into())),
+        }
+        let nodes = nodes.ok_or_else(|| RegistryError::Shape("it has no nodes".into()))?;
+        let Some(entries) = json::members(nodes) else {
+            return Err(RegistryError::Shape("its nodes are not an object".into()));
+        };
+        for (key, raw) in entries {
+            let id = json::key_text(key);
+            let plain = quoted(&id) == key;
+            let entry = Entry { key: (!plain).then(|| key.into()), ..Entry::read(raw) };
+            registry.nodes.insert(id, entry);
+        }
+        Ok(registry)
     }
 
     /// The content to write: indented, with a final newline, so that people can read it.
     pub fn to_json(&self) -> Vec<u8> {
-        // A map with text keys and no foreign Serialize cannot fail to serialize.
-        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
-        json.push(b'\n');
-        json
+        let keys: Vec<String> =
+            self.nodes.iter().map(|(id, entry)| entry.key.clone().unwrap_or_else(|| quoted(id))).collect();
+        let entries =
+            keys.iter().zip(self.nodes.values()).map(|(key, entry)| (key.as_str(), entry.raw.as_str()));
+        let nodes = json::object(entries, 2);
+        let (version, updated_at) = (self.version.to_string(), self.updated_at.to_string());
+        let ours = [("\"version\"", &version), ("\"nodes\"", &nodes), ("\"updatedAt\"", &updated_at)];
+        let further = self.further.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let all = ours.into_iter().map(|(key, value)| (key, value.as_str())).chain(further);
+        let mut content = json::object(all, 0).into_bytes();
+        content.push(b'\n');
+        content
+    }
+
+    /// A field at the top that another program keeps there.
+    pub fn further(&self, name: &str) -> Option<Value> {
+        let found = self.further.iter().find(|(key, _)| json::key_text(key) == name)?;
+        json::read(&found.1).ok()
     }
 
     /// All entries that are nodes, with their ids.
@@ -276,6 +399,47 @@ fn epoch_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
     .unwrap_or(0))
 }
 
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+struct Time(u64);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        epoch_ms(deserializer).map(Self)
+    }
+}
+
+/// Anything but a text reads as none.
+fn lenient_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        _ => String::new(),
+    })
+}
+
+fn lenient_role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    lenient_text(deserializer).map(|role| Some(role).filter(|role| !role.is_empty()))
+}
+
+/// `3000.0` and `"3000"` still count; what is not a port reads as 0.
+fn lenient_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Number(n) => {
+            let whole = n.as_f64().filter(|port| port.fract() == 0.0 && (0.0..65_536.0).contains(port));
+            whole.map_or(0, |port| port as u16)
+        }
+        Value::String(text) => text.parse().unwrap_or(0),
+        _ => 0,
+    })
+}
+
+/// A word that is not known here, and whatever is not a word, reads as offline.
+fn lenient_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
 /// A missing array, `null`, or members that are no texts read as what is left of them.
 fn lenient_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
@@ -304,14 +468,14 @@ mod tests {
         let registry = Registry::parse(FILE.as_bytes()).unwrap();
         let again = Registry::parse(&registry.to_json()).unwrap();
         assert_eq!(registry, again);
-        assert_eq!(again.extra["owner"], "rivet");
+        assert_eq!(again.further("owner").unwrap(), "rivet");
         let node = again.nodes["a"].node().unwrap();
         assert_eq!(node.extra["tags"]["rack"], 3);
         assert_eq!(node.last_seen, 1_700_000_000_000);
         assert!(node.agents.is_empty());
         assert!(again.nodes["b"].node().is_none());
-        assert_eq!(again.nodes["b"].raw["note"], "not a node");
-        assert_eq!(again.nodes["a"].raw["lastSeen"], 1.7e12);
+        assert_eq!(again.nodes["b"].text(), r#"{"note":"not a node"}"#);
+        assert!(again.nodes["a"].text().contains(r#""lastSeen":1.7e12"#));
     }
 
     #[test]
@@ -337,16 +501,44 @@ mod tests {
     #[test]
     fn marking_a_node_offline_changes_nothing_else_of_another_programs_entry() {
         // The load comes back as another number unless it is read with care.
-        let odd = r#"{"agents":null,"host":"h","lastSeen":1.7e12,"load":31.245270191439438,"name":"ct110","status":"online","x":[0.30000000000000004,18446744073709551615]}"#;
+        let odd = r#"{"agents":null,"host":"h","lastSeen":1.7e12,"load":31.245270191439438,"name":"ct110","status":"online","note":"\ud83d","x":[0.30000000000000004,18446744073709551615,1e400]}"#;
         let mut registry =
             Registry::parse(format!(r#"{{"version":1,"nodes":{{"a":{odd}}}}}"#).as_bytes()).unwrap();
         let entry = registry.nodes.get_mut("a").unwrap();
         entry.mark_offline(None);
         assert_eq!(entry.node().unwrap().status, Status::Offline);
         let again = Registry::parse(&registry.to_json()).unwrap();
-        let expected = serde_json::from_str::<Value>(&odd.replace("online", "offline")).unwrap();
-        assert_eq!(again.nodes["a"].raw, expected);
-        assert_eq!(again.nodes["a"].raw["load"].to_string(), "31.245270191439438");
+        let expected: Value = json::read(&odd.replace("online", "offline")).unwrap();
+        assert_eq!(json::read::<Value>(again.nodes["a"].text()).unwrap(), expected);
+        for kept in [
+            r#""load": 31.245270191439438,"#,
+            "[0.30000000000000004,18446744073709551615,1e400]",
+            r#""\ud83d""#,
+        ] {
+            assert!(again.nodes["a"].text().contains(kept), "{}", again.nodes["a"].text());
+        }
+    }
+
+    #[test]
+    fn one_odd_entry_costs_the_others_nothing_and_comes_back_as_it_was() {
+        let file = "\u{feff}{\"version\":1,\"nodes\":{\
+            \"a\":{\"id\":null,\"name\":\"ct110\",\"host\":\"h\",\"port\":null,\"version\":3,\"status\":7,\"lastSeen\":5},\
+            \"b\":{\"name\":\"ct111\",\"host\":null},\
+            \"\\ud83d\":{\"name\":\"ct112\",\"host\":\"x\",\"port\":3000.0,\"big\":1e400}},\"n\":123456789012345678901234567890}";
+        let registry = Registry::parse(file.as_bytes()).unwrap();
+        let nodes: Vec<_> = registry.iter_nodes().map(|(_, node)| (node.name.as_str(), node.port)).collect();
+        assert_eq!(nodes, [("ct110", 0), ("ct112", 3000)]);
+        assert!(registry.nodes["b"].problem().is_some() && registry.nodes["a"].problem().is_none());
+        let written = String::from_utf8(registry.to_json()).unwrap();
+        for kept in [
+            "\"port\":null,\"version\":3,\"status\":7",
+            "\"\\ud83d\": {",
+            "1e400",
+            "\"n\": 123456789012345678901234567890",
+        ] {
+            assert!(written.contains(kept), "{kept} in {written}");
+        }
+        assert_eq!(Registry::parse(written.as_bytes()).unwrap(), registry);
     }
 
     #[test]

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use mesh_shared::config::Config;
 use mesh_shared::registry::{Node, Status};
+use registryd::backend::file::{Store, StoreError, worker};
+use registryd::backend::{Ledger, Look, Observation, Wish};
 use registryd::jitter;
 use registryd::state::{State, own_claims};
-use registryd::store::{Store, worker};
 use serde::{Deserialize, Serialize};
 
 /// The default interval, 30 s, and up to a tenth earlier.
@@ -273,17 +274,24 @@ fn write_one(store: &Store, state: &State, begun: Instant, until: Instant, pause
 }
 
 /// What registryd's storage thread does for a heartbeat.
-fn beat(store: &Store, state: &State) -> Result<(), registryd::store::StoreError> {
+fn beat(store: &Store, state: &State) -> Result<(), StoreError> {
     state.with(|inner, now| inner.members.beat(now));
     let last_good = state.last_good();
     let mut held = None;
     let outcome = store.change(last_good.as_deref(), |registry| {
-        let wanted = state.amend(registry, true);
+        let wanted = state.amend(registry, &Wish { beat: true, ..Wish::default() });
         held = Some(registry.clone());
         wanted
     });
-    state.write_ended(&outcome, held, true);
-    outcome.map(|_| ())
+    let written = outcome?;
+    state.observed(Observation::Written {
+        registry: held,
+        replaced: written.replaced,
+        beat: true,
+        took: Duration::ZERO,
+        set_aside: None,
+    });
+    Ok(())
 }
 
 fn read(folder: &Path, node: usize, seconds: f64) -> Outcome {
@@ -309,7 +317,7 @@ fn prepared(folder: &Path, i: usize) -> (Store, Arc<State>) {
     let own = own_claims(&config);
     let state = Arc::new(State::new(Arc::new(config), own));
     let (registry, _) = store.read().unwrap();
-    state.file_read(registry, true, Duration::ZERO);
+    state.observed(Observation::Read { registry, look: Look { writes_pass: true, pause: Duration::ZERO } });
     (store, state)
 }
 

@@ -408,3 +408,36 @@ async fn a_read_on_a_connection_that_breaks_is_sent_again_and_work_is_not() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_named() {
+    let mesh = Mesh::new();
+    let plan = mesh.node("ct110").agent("opus");
+    let grok = SocketAddr::new(plan.ip(), 8081);
+    let node = plan
+        .with(|config| {
+            config["registryd"]["agents"] = json!(["opus", "grok"]);
+            config["proxy"]["backend"]["agents"] = json!({"grok": {"address": grok.to_string()}});
+        })
+        .start()
+        .await;
+    let told = async || node.local("/v1/status").await.unwrap().json();
+    eventually("grok is named, and nobody else", async || {
+        let status = told().await;
+        let problems = status["problems"].to_string();
+        (status["status"] == "degraded" && problems.contains("agent grok does not answer"))
+            .then(|| assert!(!problems.contains("opus"), "{problems}"))
+    })
+    .await;
+    eventually("others can read it", async || {
+        (mesh.entry("ct110")?["metadata"]["mesh"]["agentsDown"] == json!(["grok"])).then_some(())
+    })
+    .await;
+    let _grok = Serving::tcp(grok, "grok", Speaks::Http1).await;
+    eventually("nothing is wrong", async || {
+        let entry = mesh.entry("ct110")?;
+        let well = entry["status"] == "online" && entry["metadata"]["mesh"].get("agentsDown").is_none();
+        (well && told().await["problems"] == json!([])).then_some(())
+    })
+    .await;
+}

@@ -233,3 +233,31 @@ async fn a_node_that_cannot_write_still_notices_who_falls_silent() {
     assert!(two.registryd().lines_with(&["ct112 recovered"]).is_empty());
     drop(seed);
 }
+
+/// What one peer is well at hides nothing of another.
+#[tokio::test]
+async fn a_static_peer_that_is_away_is_told_all_the_time() {
+    let mesh = Mesh::new();
+    let (one, two) = (mesh.node("ct110").own_storage(), mesh.node("ct111").own_storage());
+    let peers =
+        json!([{"name": "ct111", "host": two.ip().to_string()}, {"name": "ct119", "host": "127.9.9.9"}]);
+    let two = two.start().await;
+    let plan = one.with(|config| {
+        config["mesh"]["peers"] = peers;
+        config["mesh"]["discovery"] = json!({"mode": "static"});
+        config["mesh"]["heartbeat_interval_ms"] = json!(200);
+    });
+    let node = plan.start().await;
+    let problems = async || node.local("/v1/status").await.unwrap().json()["problems"].to_string();
+    eventually("the dead peer is told, and no other", async || {
+        let told = problems().await;
+        (told.contains("ct119") && !told.contains("ct111")).then_some(())
+    })
+    .await;
+    for _ in 0..40 {
+        let told = problems().await;
+        assert!(told.contains("ct119.mesh") && !told.contains("ct111.mesh"), "{told}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    drop(two);
+}

@@ -147,6 +147,8 @@ async fn every_kind_of_change_is_told() {
     assert_eq!(events.until("stale", "ct111").await["status"], "offline");
     two.start_registryd().await;
     events.until("recovered", "ct111").await;
+    // A goodbye is for a node whose sidecar has stopped too.
+    two.proxy().stop().await;
     assert!(two.registryd().stop().await.success());
     assert_eq!(events.until("left", "ct111").await["status"], "offline");
 }

@@ -176,3 +176,122 @@ async fn nothing_is_written_where_only_a_stamp_would_change_that_is_not_due() {
         assert_eq!(written().await, before);
     }
 }
+
+#[tokio::test]
+async fn hosts_that_are_nobodys_or_somebody_elses_are_refused() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    for host in
+        ["0.0.0.0", "224.0.0.1", "255.255.255.255", "169.254.169.254", "::", "fe80::1", "::ffff:0.0.0.0"]
+    {
+        let mut body = ct112();
+        body["host"] = json!(host);
+        join(&mesh, &node, "ct112", &body).await.problem(400, "bad_node_host");
+    }
+    let mut body = ct112();
+    (body["host"], body["port"]) = (json!(node.ip().to_string()), json!(node.inbound().port()));
+    join(&mesh, &node, "ct112", &body).await.problem(403, "join_other_node");
+    assert_eq!(mesh.entry("ct112"), None);
+    // Another program may enter one in the file; it is not dialled.
+    mesh.register("ct150", "169.254.169.254", 3000, &["scout"]);
+    node.comes_to("/nodes/ct150/x", Some("peer_unresolved")).await;
+}
+
+#[tokio::test]
+async fn who_joins_under_another_role_goes_stale_and_may_change_its_mind() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(300);
+        config["mesh"]["stale_threshold_ms"] = json!(2000);
+    };
+    let node = mesh.node("ct110").with(quick).agent("opus").start().await;
+    let mut body = ct112();
+    body["role"] = json!("x");
+    assert_eq!(join(&mesh, &node, "ct112", &body).await.status, 200);
+    body["agents"] = json!(["other"]);
+    assert_eq!(join(&mesh, &node, "ct112", &body).await.status, 200);
+    eventually("the change is in the file, and stays", async || {
+        (mesh.entry("ct112")?["agents"] == json!(["other"])).then_some(())
+    })
+    .await;
+    eventually("it is offline", async || (mesh.entry("ct112")?["status"] == "offline").then_some(())).await;
+    assert_eq!(mesh.entry("ct112").unwrap()["agents"], json!(["other"]));
+}
+
+#[tokio::test]
+async fn a_program_beside_a_running_node_wipes_nothing() {
+    let mesh = Mesh::new();
+    let (one, two) = mesh.pair().await;
+    let before = mesh.entry("ct111").unwrap();
+    let beside = json!({"id": "some-uuid", "name": "ct111", "host": "127.9.9.9", "port": 1, "agents": []});
+    assert_eq!(join(&mesh, &one, "ct111", &beside).await.status, 200);
+    let after = mesh.entry("ct111").unwrap();
+    for key in ["id", "agents", "host", "port", "status"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    two.reaches("ct110").await;
+}
+
+#[tokio::test]
+async fn a_flood_of_joins_is_written_seldom_and_keeps_nobody_out() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    let writes = async || -> u64 {
+        let metrics = node.local("/metrics").await.unwrap().text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("mesh_registry_writes_total ")).unwrap();
+        line.parse().unwrap()
+    };
+    let before = writes().await;
+    let started = Instant::now();
+    let by_ct112 = async |body: &Value| {
+        let request = web::request(Method::POST, "/api/mesh/join").header("x-mesh-peer-cn", "ct112");
+        let request = request.body(web::full(body.to_string())).unwrap();
+        web::on_socket(&node.socket(), request).await.unwrap()
+    };
+    let one_after_the_other = async |who: u32| {
+        for i in 0..10 {
+            let mut body = ct112();
+            body["agents"] = json!([format!("scout-{who}-{i}")]);
+            assert!([200, 429].contains(&by_ct112(&body).await.status.as_u16()));
+        }
+    };
+    tokio::join!(
+        one_after_the_other(0),
+        one_after_the_other(1),
+        one_after_the_other(2),
+        one_after_the_other(3)
+    );
+    // One write for the four of each round, and the node's own beats.
+    let (written, most) = (writes().await - before, started.elapsed().as_millis() as u64 / 200 + 12);
+    assert!(written <= most, "{written} writes for 40 joins, {most} at most");
+
+    let mut refused = 0;
+    for _ in 0..1000 {
+        let answer = by_ct112(&ct112()).await;
+        if answer.status != 200 {
+            answer.problem(429, "too_many_joins");
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "a thousand joins in a row are no flood");
+    let other = entry("ct113", "127.9.9.8", 3000, &["scout"]);
+    assert_eq!(join(&mesh, &node, "ct113", &other).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_a_peer_writes_forges_no_log_line() {
+    let mesh = Mesh::new();
+    let mut node = mesh.start("ct110", "opus").await;
+    let mut body = ct112();
+    let forged = "x\nWARN [Registry] forged\u{1b}[2J\u{202e}";
+    body[forged] = (0..40).fold(json!(1), |inner, _| json!([inner]));
+    let detail = join(&mesh, &node, "ct112", &body).await.problem(400, "node_nested_too_deep");
+    assert!(!detail.contains('\n') && !detail.contains('\u{1b}'), "{detail:?}");
+    let mut body = ct112();
+    body["agents"] = json!([forged]);
+    join(&mesh, &node, "ct112", &body).await.problem(400, "bad_agent_name");
+    let line = node.registryd().wait_log(&["join refused", "nested"]).await;
+    assert!(line.contains("peer.cn=ct112"), "{line}");
+    assert!(node.registryd().log().iter().all(|line| !line.starts_with("WARN [Registry] forged")));
+}

@@ -51,6 +51,12 @@ async fn dig_gets_every_record_type_from_the_live_registry() {
     assert_eq!(short(dns, &["-x", "fd00::112"]), "ct112.mesh.");
     assert_eq!(short(dns, &["ct111.mesh", "A", "+tcp"]), "10.0.0.111");
 
+    // By agent: who is online and hosts it.
+    assert_eq!(short(dns, &["grok.agent.mesh", "A"]), "10.0.0.111");
+    assert_eq!(short(dns, &["opus.agent.mesh", "A"]), node.ip().to_string());
+    assert_eq!(short(dns, &["scout.agent.mesh", "SRV"]), "0 0 3011 ct111.mesh.");
+    assert!(dig(dns, &["nobody.agent.mesh", "A"]).contains("status: NXDOMAIN"));
+
     // What changes in the registry changes here.
     mesh.amend("ct111", |entry| entry["host"] = json!("10.0.0.211"));
     eventually("the new address is answered", async || {
@@ -308,10 +314,25 @@ async fn two_nodes_on_one_network_find_each_other_by_mdns() {
         })
         .await;
     }
-    // A goodbye marks the leaver.
+    // A goodbye marks the leaver, whose sidecar has stopped too.
+    nodes[1].proxy().stop().await;
     assert!(nodes[1].registryd().stop().await.success());
     eventually("the leaver is offline", async || {
         (in_registry(&nodes[0], "ct111")?["status"] == "offline").then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn idle_connections_to_the_dns_server_keep_nobody_out() {
+    let mesh = Mesh::new();
+    let (node, dns) = dns_node(&mesh).await;
+    let mut idle = Vec::new();
+    for _ in 0..190 {
+        idle.push(tokio::net::TcpStream::connect(dns).await.unwrap());
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(short(dns, &["ct111.mesh", "A", "+tcp"]), "10.0.0.111");
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+    drop((idle, node));
 }

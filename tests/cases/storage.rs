@@ -357,3 +357,82 @@ async fn a_folder_that_shuts_this_user_out_is_told_and_harms_nothing() {
     }
     succeed(one.command("meshctl").arg("status"));
 }
+
+#[tokio::test]
+async fn links_planted_in_the_folder_lead_nowhere() {
+    let mesh = Mesh::new();
+    let shared = mesh.folder().join("shared");
+    let victim = mesh.folder().join("victim");
+    fs::write(&victim, "mine").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&victim, shared.join(".mesh.json.ct110.tmp")).unwrap();
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_registryd().await;
+    eventually("it is registered all the same", async || mesh.entry("ct110")).await;
+    assert!(node.registryd().stop().await.success());
+    fs::remove_file(shared.join("mesh.json.lock")).unwrap();
+    std::os::unix::fs::symlink(&victim, shared.join("mesh.json.lock")).unwrap();
+    node.start_registryd().await;
+    eventually("the planted lock is told", async || {
+        problems(&node).await.contains("mesh.json.lock is not a plain file").then_some(())
+    })
+    .await;
+    let found = fs::metadata(&victim).unwrap();
+    assert_eq!(
+        (fs::read_to_string(&victim).unwrap().as_str(), found.permissions().mode() & 0o777),
+        ("mine", 0o600)
+    );
+    fs::remove_file(shared.join("mesh.json.lock")).unwrap();
+    eventually("nothing is wrong", async || {
+        (!problems(&node).await.contains("mesh.json.lock")).then_some(())
+    })
+    .await;
+    let lock = fs::metadata(shared.join("mesh.json.lock")).unwrap();
+    assert_eq!(lock.permissions().mode() & 0o777 & !0o660, 0, "everyone could hold the lock");
+}
+
+#[tokio::test]
+async fn what_a_program_without_a_lock_enters_meanwhile_is_kept() {
+    let mesh = Mesh::new();
+    let quick = |config: &mut Value| config["mesh"]["heartbeat_interval_ms"] = json!(100);
+    let mut node = mesh.node("ct110").with(quick).prepare().await;
+    node.start_registryd().await;
+    eventually("it is registered", async || mesh.entry("ct110")).await;
+    let path = mesh.registry_path();
+    let entered = tokio::task::spawn_blocking(move || {
+        for i in 0..150 {
+            let mut registry = mesh_tests::mesh::read_json(&path);
+            registry["nodes"][format!("x{i}")] = json!({"note": i});
+            mesh_tests::mesh::replace_registry(&path, registry);
+            std::thread::sleep(std::time::Duration::from_millis(13));
+        }
+    });
+    entered.await.unwrap();
+    let nodes = mesh.registry()["nodes"].as_object().unwrap().clone();
+    let lost = (0..150).filter(|i| !nodes.contains_key(&format!("x{i}"))).count();
+    // The look before the rename leaves an instant; without it every eighth would be lost.
+    assert!(lost <= 1, "{lost} of 150 were lost");
+}
+
+/// Nobody's stamp can be seen to move, but the network can tell who is gone.
+#[tokio::test]
+async fn where_nothing_can_be_written_the_network_tells_who_is_gone() {
+    let mesh = Mesh::new();
+    let path = mesh.folder().join("view");
+    let quick = |config: &mut Value| {
+        config["mesh"]["heartbeat_interval_ms"] = json!(300);
+        config["mesh"]["stale_threshold_ms"] = json!(3000);
+    };
+    let (mut one, mut two) = nodes(&mesh, &path, quick).await;
+    let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
+    start(&mut one, &mut two).await;
+    view.set(Mode::WritesHanging);
+    two.proxy().kill();
+    two.registryd().kill();
+    eventually("ct111 is offline", async || {
+        let nodes = one.local("/mesh/nodes?node=ct111").await?.json();
+        (nodes[0]["status"] == "offline").then_some(())
+    })
+    .await;
+    view.set(Mode::Passing);
+}

@@ -16,12 +16,16 @@ use http::{Method, Request};
 use mesh_proxy::http::message;
 use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
+use mesh_shared::address::nobodys;
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, ListenerTarget, Mistake};
-use mesh_shared::registry::{Entry, Registry, VERSION};
+use mesh_shared::json;
+use mesh_shared::registry::{Entry, Node, Registry, VERSION};
 use mesh_shared::{AgentName, Identity, LocalAddr, LoopbackAddr, NodeName};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
-use registryd::membership::admission::{MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, admit};
+use registryd::membership::admission::{
+    MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, Surroundings, admit, registrant,
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::Deserialize;
 use serde_json::Value;
@@ -149,7 +153,7 @@ fn has_its_place(mistake: &Mistake, text: &str) {
 
 /// A `mesh.json`: what is one is read, written and read again without any loss, and nothing else is read as one.
 pub fn registry(data: &[u8]) {
-    let value: Option<Value> = serde_json::from_slice(data).ok();
+    let value: Option<Value> = json::read_bytes(data).ok();
     let is_registry =
         value.as_ref().is_some_and(|value| value["version"] == VERSION && value["nodes"].is_object());
     let registry = match Registry::parse(data) {
@@ -163,7 +167,7 @@ pub fn registry(data: &[u8]) {
 
     let written = registry.to_json();
     assert_eq!(Registry::parse(&written).expect("what was written is a registry"), registry);
-    let mut kept: Value = serde_json::from_slice(&written).expect("what was written is JSON");
+    let mut kept: Value = json::read_bytes(&written).expect("what was written is JSON");
     assert_eq!(kept["updatedAt"], registry.updated_at);
     // The only field that is put right; another program may write it as a fraction or leave it away.
     let mut value = value.unwrap_or_default();
@@ -178,8 +182,8 @@ pub fn registry(data: &[u8]) {
 
     for (id, node) in registry.iter_nodes() {
         let entry = Entry::from(node.clone());
-        let written = serde_json::to_value(&entry).expect("an entry is JSON");
-        assert_eq!(serde_json::from_value::<Entry>(written.clone()).ok(), Some(entry), "{id}");
+        let written: Value = json::read(entry.text()).expect("an entry is JSON");
+        assert_eq!(json::read::<Node>(entry.text()).ok().as_ref(), Some(node), "{id}");
         for (key, field) in kept["nodes"][id].as_object().into_iter().flatten() {
             let kept = NODE_FIELDS.contains(&key.as_str()) || written.get(key) == Some(field);
             assert!(kept, "{id} lost {key}: {written}");
@@ -411,12 +415,14 @@ fn scan<'d>(
 /// The body of a join by node ct112: what is admitted is ct112 and nobody else, and within the limits.
 pub fn admission(data: &[u8]) {
     let other = |name: &NodeName| name.as_str() == "ct111";
+    let others = Surroundings { is_node: &other, ..Surroundings::NOBODY };
     for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("ct112.example")] {
-        assert!(admit(data, cn, other).is_err(), "{cn:?} was admitted");
+        assert!(registrant(cn).is_err(), "{cn:?} was admitted");
     }
-    let Ok((name, node)) = admit(data, Some("ct112"), other) else { return };
-    assert_eq!((name.as_str(), node.name.to_ascii_lowercase().as_str()), ("ct112", "ct112"));
-    assert!(admit(data, Some("ct112.mesh"), other).is_ok_and(|again| again == (name, node.clone())));
+    let ct112 = registrant(Some("ct112.mesh")).expect("a node");
+    assert_eq!(Ok(&ct112), registrant(Some("ct112")).as_ref());
+    let Ok(node) = admit(data, &ct112, &others) else { return };
+    assert_eq!(node.name.to_ascii_lowercase(), "ct112");
 
     let texts = [&node.id, &node.host, &node.version].into_iter().chain(&node.role);
     let lists = [&node.agents, &node.providers, &node.models, &node.capabilities];
@@ -439,10 +445,11 @@ pub fn admission(data: &[u8]) {
         node.host
     );
     assert!(!node.host.eq_ignore_ascii_case("ct111"));
+    let literal = node.host.parse().ok();
+    assert!(literal.is_none_or(|address| nobodys(address, false).is_none()), "{:?}", node.host);
     // It can be written to the registry and read again.
     let entry = Entry::from(node);
-    let read = serde_json::to_value(&entry).and_then(serde_json::from_value::<Entry>);
-    assert_eq!(read.ok(), Some(entry));
+    assert_eq!(json::read::<Node>(entry.text()).ok().as_ref(), entry.node());
 }
 
 /// A DNS request: exactly those with a header that says so are answered, by a message with the same id and
@@ -484,6 +491,7 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
             .map(|all| all.iter().map(|address| address.parse().expect("an address")).collect()),
         port: 3000,
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
+        healthy: true,
     };
     let addresses: &[&str] = &["192.168.10.110", "fd00::110"];
     let nodes =

@@ -1,8 +1,9 @@
 //! The roster's copy on disk: a sidecar that starts while registryd is away still knows its peers.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use mesh_shared::atomic_file;
 use mesh_shared::local_api::Roster;
 
 const FILE_NAME: &str = "roster.json";
@@ -44,11 +45,8 @@ impl Cache {
         let json = serde_json::to_vec(roster)?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&json)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
+        // Two processes of this node run at the same time during an upgrade.
+        atomic_file::replace(&self.path, &std::process::id().to_string(), &json, 0o600)
     }
 }
 

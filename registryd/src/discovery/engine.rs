@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::NodeName;
-use mesh_shared::config::Discovery;
+use mesh_shared::config::{Discovery, Mesh};
 use mesh_shared::registry::{Node, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +21,8 @@ use super::{Candidate, Sighting, seed, static_peers};
 use crate::jitter;
 use crate::membership::{Hearsay, admission};
 use crate::peer_client::{AskError, PeerClient};
-use crate::state::{State, Wanted};
+use crate::state::problems::About;
+use crate::state::{Counters, State, Wanted};
 
 /// Most nodes in touch each round where no configured peer answers. A message reaches 16 × 16 nodes in two rounds.
 const FAN_OUT: usize = 16;
@@ -32,6 +33,8 @@ const MAX_HEARD: usize = 1000;
 const MAX_HEARD_FROM: usize = 250;
 /// Most announced addresses of a node that are dialled.
 const MAX_ANNOUNCED: usize = 8;
+/// Most announced names that are kept although nobody has answered to them yet.
+const MAX_STRANGERS: usize = 256;
 /// How often a node that was merely heard of is asked before it is forgotten.
 const HEARD_ATTEMPTS: u32 = 3;
 /// The first wait after a failure.
@@ -87,11 +90,7 @@ struct Engine {
 /// Finds nodes and stays in touch with them, for as long as the daemon runs.
 pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Receiver<Sighting>) {
     let mesh = &state.config.mesh;
-    let seed = match &mesh.discovery {
-        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.peers, &mesh.node_name),
-        Some(Discovery::Static | Discovery::Mdns) | None => None,
-    };
-    let configured = seed.into_iter().chain(static_peers::candidates(mesh));
+    let configured = configured(mesh);
     let interval = mesh.heartbeat_interval;
     let mut engine = Engine {
         client,
@@ -132,6 +131,32 @@ pub async fn run(state: Arc<State>, client: PeerClient, mut sightings: mpsc::Rec
     }
 }
 
+/// The peers that the configuration names, the seed first.
+fn configured(mesh: &Mesh) -> Vec<Candidate> {
+    let seed = match &mesh.discovery {
+        Some(Discovery::Seed(seed)) => seed::candidate(seed, &mesh.peers, &mesh.node_name),
+        Some(Discovery::Static | Discovery::Mdns) | None => None,
+    };
+    let mut all: Vec<Candidate> = seed.into_iter().collect();
+    for peer in static_peers::candidates(mesh) {
+        if !all.iter().any(|candidate| candidate.name == peer.name) {
+            all.push(peer);
+        }
+    }
+    all
+}
+
+/// Who hears of a goodbye: all whom the configuration names, since others ask them, then some of the others.
+fn to_be_told(configured: Vec<Candidate>, others: Vec<Candidate>) -> Vec<Candidate> {
+    let mut told = configured;
+    for other in others {
+        if told.len() < FAN_OUT && !told.iter().any(|candidate| candidate.name == other.name) {
+            told.push(other);
+        }
+    }
+    told
+}
+
 /// Tells the nodes in touch that this one leaves, waiting no longer than `limit`.
 pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     if state.config.mesh.discovery.is_none() {
@@ -139,7 +164,8 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
     }
     let own = state.own_node();
     let mut goodbyes = JoinSet::new();
-    for candidate in members(state, |status| status != Status::Offline, FAN_OUT) {
+    let others = members(state, |status| status != Status::Offline, FAN_OUT);
+    for candidate in to_be_told(configured(&state.config.mesh), others) {
         let (client, own) = (client.clone(), own.clone());
         goodbyes.spawn(async move { client.exchange(&candidate, &own).await.is_ok() });
     }
@@ -148,9 +174,9 @@ pub async fn farewell(state: &State, client: &PeerClient, limit: Duration) {
 
 /// Some of the other members in such a state, by chance.
 fn members(state: &State, wanted: impl Fn(Status) -> bool, most: usize) -> Vec<Candidate> {
-    let mut members: Vec<Candidate> = state.with(|inner, _| {
+    let mut members: Vec<Candidate> = state.read(|inner, _| {
         let others = inner.members.members().iter().filter(|(name, member)| {
-            *name != state.local() && member.node.is_agent() && wanted(member.status)
+            *name != state.local() && member.node.heartbeats() && wanted(member.status)
         });
         others.map(|(name, member)| of_member(name, &member.node)).collect()
     });
@@ -170,7 +196,9 @@ impl Engine {
             return;
         }
         if let Some(target) = self.targets.get_mut(&name) {
-            if target.why != Why::Configured {
+            // Who is to be asked for news anyway is not asked as a mere member, or a goodbye would never be settled.
+            let keeps = matches!(target.why, Why::Heard { .. }) && why == Why::Member;
+            if target.why != Why::Configured && !keeps {
                 (target.candidate, target.why, target.from) = (candidate, why, from);
             }
             return;
@@ -208,8 +236,10 @@ impl Engine {
             // The other part of a mesh that fell in two is all offline here, as this one is there.
             known.extend(members(&self.state, |status| status == Status::Offline, LOST));
         }
-        let silent = self.state.with(|inner, _| {
-            let nodes = inner.members.silent().into_iter().take(FAN_OUT);
+        let silent = self.state.read(|inner, now| {
+            let mut nodes = inner.members.silent(now);
+            nodes.sort_by_cached_key(|_| (jitter::unit() * 1e9) as u64);
+            let nodes = nodes.into_iter().take(FAN_OUT);
             let all = inner.members.members();
             nodes
                 .filter_map(|name| all.get(&name).map(|member| of_member(&name, &member.node)))
@@ -302,10 +332,22 @@ impl Engine {
         let wait = target.at.saturating_duration_since(Instant::now());
         self.publish(&candidate, why == Why::Configured, false, false);
         let own_sidecar = matches!(outcome, Err(AskError::NoSidecar { .. }));
+        // Its sidecar answers for a registryd that is away: so it is there.
+        let there = outcome.as_ref().is_err_and(AskError::only_registryd_is_away);
+        Counters::add(&self.state.counters.syncs);
+        match &outcome {
+            Ok(_) => self.state.with(|inner, now| inner.members.answered(name, now)),
+            Err(error) => {
+                Counters::add(&self.state.counters.sync_errors);
+                if error.tells_of_the_peer() && !there {
+                    self.state.with(|inner, now| inner.members.unanswered(name, now));
+                }
+            }
+        }
         match outcome {
             Ok(nodes) => {
                 if why == Why::Configured {
-                    self.state.solved("discovery");
+                    self.state.solved(&About::Peer(name.clone()));
                 }
                 self.learn(name, nodes);
             }
@@ -317,7 +359,8 @@ impl Engine {
                     tracing::warn!(target: "Discovery", "{error}; trying again in {seconds} s node={name}");
                 }
                 self.state.with(|inner, _| {
-                    inner.problem_quietly("discovery", format!("{}: {error}", name.mesh_host()))
+                    let sentence = format!("{}: {error}", name.mesh_host());
+                    inner.problems.state_quietly(About::Peer(name.clone()), sentence);
                 });
             }
             Err(error) => tracing::debug!(target: "Discovery", "{error} node={name}"),
@@ -332,21 +375,21 @@ impl Engine {
             return;
         }
         self.targets.remove(name);
-        if failures > 0 && why == (Why::Heard { offline: true }) {
+        if failures > 0 && !there && why == (Why::Heard { offline: true }) {
             self.state.with(|inner, _| inner.members.gone(name));
         }
     }
 
     /// Takes in what a verified node says: of itself, and of others.
     fn learn(&mut self, peer: &NodeName, nodes: Vec<Node>) {
-        let known: Vec<NodeName> =
-            self.state.with(|inner, _| inner.members.members().keys().cloned().collect());
         let mut heard = Vec::new();
+        let loopback = self.state.is_on_loopback();
         let unlisted = self.state.with(|inner, now| {
             let mut unlisted = false;
             for node in nodes {
                 let Some(name) = node.node_name() else { continue };
-                if let Err(reason) = admission::check(&name, &node, |other| known.contains(other)) {
+                let taken = inner.among_others(loopback, |others| admission::check(&name, &node, others));
+                if let Err(reason) = taken {
                     tracing::debug!(target: "Discovery", "an entry from {peer} is not taken: {reason} node={name}");
                     continue;
                 }
@@ -374,6 +417,16 @@ impl Engine {
     fn announced(&self, name: &NodeName, mut addresses: Vec<IpAddr>) {
         addresses.truncate(MAX_ANNOUNCED);
         self.state.with(|inner, _| {
+            // Of names that nobody has answered to, no more than some are kept.
+            let (members, announced) = (inner.members.members(), &inner.announced);
+            let strangers = || announced.keys().filter(|name| !members.contains_key(*name));
+            if !members.contains_key(name)
+                && !announced.contains_key(name)
+                && strangers().count() >= MAX_STRANGERS
+            {
+                let oldest = strangers().next().cloned();
+                oldest.map(|name| inner.announced.remove(&name));
+            }
             let before = match addresses.is_empty() {
                 true => inner.announced.remove(name),
                 false => inner.announced.insert(name.clone(), addresses.clone()),
@@ -388,7 +441,7 @@ impl Engine {
     fn check_goodbye(&mut self, name: NodeName) {
         let member = self
             .state
-            .with(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
+            .read(|inner, _| inner.members.members().get(&name).map(|member| of_member(&name, &member.node)));
         if let Some(candidate) = member {
             self.want(candidate, Why::Heard { offline: true }, None);
         }
@@ -460,6 +513,21 @@ mod tests {
         want(&mut engine, "ct300", Why::Member, None, 1);
         want(&mut engine, "ct301", HEARD, Some("ct111"), 1);
         assert_eq!(asked(&mut engine), ["ct300", "ct301"]);
+    }
+
+    #[test]
+    fn a_goodbye_goes_to_whom_the_configuration_names_first() {
+        let named = |name: String| Candidate {
+            name: name.parse().unwrap(),
+            host: "10.0.0.1".into(),
+            addresses: Vec::new(),
+            port: 3000,
+        };
+        let seed = vec![named("seed".into())];
+        let others = (0..40).map(|i| named(format!("ct{i}"))).chain(seed.clone()).collect();
+        let told = to_be_told(seed, others);
+        assert_eq!((told.len(), told[0].name.as_str()), (FAN_OUT, "seed"));
+        assert_eq!(told.iter().filter(|candidate| candidate.name.as_str() == "seed").count(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use mdns_sd::{IfKind, Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;
+use mesh_shared::logging::{Excerpt, Quoted};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
@@ -25,6 +26,9 @@ const VERSION: &str = "1";
 const TXT_MAX: usize = 255;
 /// Most nodes remembered; a flood of announcements must not fill the memory.
 const SEEN_MAX: usize = 1000;
+/// New names that are taken in: in a row, and then each second. What is passed over is announced again.
+const NEW_BURST: f64 = 200.0;
+const NEW_PER_SECOND: f64 = 5.0;
 /// How often everybody who is still announced is reported anew: who was not ready the first time may be now.
 const REMIND: Duration = Duration::from_secs(60);
 /// Waits between attempts to start.
@@ -187,6 +191,8 @@ struct Seen {
     local_only: bool,
     nodes: HashMap<String, Candidate>,
     complained: HashSet<String>,
+    new_left: f64,
+    new_at: Instant,
 }
 
 impl Seen {
@@ -197,6 +203,8 @@ impl Seen {
             local_only: own.is_local_only(),
             nodes: HashMap::new(),
             complained: HashSet::new(),
+            new_left: NEW_BURST,
+            new_at: Instant::now(),
         }
     }
 
@@ -207,7 +215,7 @@ impl Seen {
                 let gone = self.nodes.remove(&fullname)?;
                 // The same node under another service name is still there.
                 let still = self.nodes.values().any(|node| node.name == gone.name);
-                tracing::debug!(target: "Discovery", "mDNS announcement {fullname} ended");
+                tracing::debug!(target: "Discovery", "the mDNS announcement of {} ended", gone.name);
                 (!still).then_some(Sighting::Goodbye(gone.name))
             }
             _ => None,
@@ -244,8 +252,13 @@ impl Seen {
         // IPv4 first, so that `host` is one that everybody on the network has.
         addresses.sort();
         let host = addresses.first()?.to_string();
-        if self.nodes.len() >= SEEN_MAX && !self.nodes.contains_key(fullname) {
+        if !self.nodes.contains_key(fullname) && !self.may_be_new() {
             return None;
+        }
+        if self.nodes.len() >= SEEN_MAX && !self.nodes.contains_key(fullname) {
+            // A flood of names must not keep a new node out for as long as they are announced.
+            let gone = self.nodes.keys().next().cloned();
+            gone.map(|fullname| self.nodes.remove(&fullname));
         }
         let candidate = Candidate { name, host, addresses, port: service.get_port() };
         let known = self.nodes.insert(fullname.to_owned(), candidate.clone());
@@ -254,6 +267,18 @@ impl Seen {
         }
         tracing::debug!(target: "Discovery", "mDNS found {} at {} port={}", candidate.name, candidate.host, candidate.port);
         Some(Sighting::Found(candidate))
+    }
+
+    /// New names cost work on this node and on whoever is asked: so many in a row, and then so many a second.
+    fn may_be_new(&mut self) -> bool {
+        let now = Instant::now();
+        let refilled = now.saturating_duration_since(self.new_at).as_secs_f64() * NEW_PER_SECOND;
+        (self.new_left, self.new_at) = ((self.new_left + refilled).min(NEW_BURST), now);
+        let may = self.new_left >= 1.0;
+        if may {
+            self.new_left -= 1.0;
+        }
+        may
     }
 
     /// A link-local IPv6 address means nothing without its interface; a loopback one is this host.
@@ -266,6 +291,8 @@ impl Seen {
     /// Once for each announcement.
     fn complain(&mut self, fullname: &str, why: &str) {
         if self.complained.len() < SEEN_MAX && self.complained.insert(fullname.to_owned()) {
+            let fullname = Quoted { text: fullname, max_chars: 120 };
+            let why = Excerpt { text: why, max_chars: 200 };
             tracing::warn!(target: "Discovery", "the mDNS announcement {fullname} is ignored: {why}");
         }
     }

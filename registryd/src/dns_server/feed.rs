@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_shared::NodeName;
 use mesh_shared::local_api::NodeView;
+use mesh_shared::registry::Status;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -85,6 +86,7 @@ fn zone_node(view: &NodeView, looked_up: &HashMap<String, Vec<IpAddr>>) -> Optio
         addresses: (!addresses.is_empty()).then_some(addresses),
         port: view.node.port,
         agents: view.node.agents.clone(),
+        healthy: view.node.status == Status::Online,
     })
 }
 
@@ -123,7 +125,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_node_registered_counts_more_than_what_its_name_resolved_to() {
         let local: NodeName = "ct110".parse().unwrap();
-        let (publish, views) = watch::channel(Arc::new(View::empty(local.clone())));
+        let (publish, views) = watch::channel(Arc::new(View::empty(local.clone(), 0)));
         let (zones, mut zone) = watch::channel(None);
         let running = tokio::spawn(run(views, Arc::new(Resolver::new(&Dns::default())), zones));
         assert!(zone.borrow_and_update().is_none());
@@ -134,7 +136,13 @@ mod tests {
             view("ct112", "ct112.mesh", "10.0.0.112"),
             view("ct113", "localhost", "10.9.9.9"),
         ];
-        publish.send_replace(Arc::new(View { have_view: true, local, wanted: Vec::new(), nodes }));
+        publish.send_replace(Arc::new(View {
+            revision: 1,
+            have_view: true,
+            local,
+            wanted: Vec::new(),
+            nodes,
+        }));
         let settled = zone.wait_for(|zone| {
             zone.as_ref().is_some_and(|zone| {
                 let of =

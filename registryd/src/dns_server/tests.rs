@@ -3,7 +3,10 @@ use hickory_proto::rr::{Name, RecordType};
 use mesh_shared::NodeName;
 
 use super::zone::ZoneNode;
+use mesh_shared::config::Config;
+
 use super::*;
+use crate::state::own_claims;
 
 fn zone(agents: usize) -> Arc<Zone> {
     let own: NodeName = "ct110".parse().unwrap();
@@ -13,6 +16,7 @@ fn zone(agents: usize) -> Arc<Zone> {
         addresses: Some(vec!["192.168.10.110".parse().unwrap()]),
         port: 3000,
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
+        healthy: true,
     };
     Arc::new(Zone::new(own, 1, [node]))
 }
@@ -36,7 +40,7 @@ async fn udp_and_tcp_answer_on_one_port_as_the_zone_changes() {
     let server = DnsServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = server.local_addr();
     let (publish, zones) = watch::channel(None);
-    let running = tokio::spawn(server.run(zones));
+    let running = tokio::spawn(server.run(zones, state(), 8));
 
     assert_eq!(ask_udp(address, &query(RecordType::A)).await.metadata.response_code, ResponseCode::ServFail);
     publish.send_replace(Some(zone(60)));
@@ -71,4 +75,10 @@ async fn a_port_in_use_is_an_error_that_names_key_and_address_also_where_udp_is_
     }
     let elsewhere = DnsServer::bind("192.0.2.1:5353".parse().unwrap()).await.unwrap_err().to_string();
     assert!(elsewhere.contains("this host has no such address"), "{elsewhere}");
+}
+
+fn state() -> Arc<State> {
+    let config = Config::parse("mesh: {enabled: true, node_name: ct110, tls: true}").unwrap();
+    let own = own_claims(&config);
+    Arc::new(State::new(Arc::new(config), own))
 }

@@ -5,6 +5,8 @@
 //! | `mesh.` | SOA, NS |
 //! | `<node>.mesh.` | A, AAAA, SRV (inbound port), TXT (`agent=<name>`, a string each) |
 //! | `_mesh._tcp.<node>.mesh.` | SRV |
+//! | `<agent>.agent.mesh.` | A, AAAA, SRV of each node that is online and hosts the agent |
+//! | `_mesh._tcp.<agent>.agent.mesh.` | SRV |
 //! | `….in-addr.arpa.`, `….ip6.arpa.` of a node's address | PTR |
 //!
 //! Anything else below `mesh.` does not exist (NXDOMAIN); anything outside is REFUSED, so that a resolver which
@@ -29,6 +31,9 @@ const UDP_PAYLOAD_MAX: u16 = 1232;
 /// The largest UDP answer to a client without EDNS, in bytes (RFC 1035, 4.2.1).
 const UDP_PAYLOAD_PLAIN: u16 = 512;
 
+/// The label below the zone under which agents are found.
+const AGENTS: &str = "agent";
+
 /// How a request came in; decides how large the answer may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -51,12 +56,14 @@ pub struct ZoneNode {
     pub port: u16,
     /// The agents there, as registered.
     pub agents: Vec<String>,
+    /// Whether it takes tasks now.
+    pub healthy: bool,
 }
 
 impl ZoneNode {
     /// A node that is only spoken of.
     pub fn unknown(name: NodeName) -> Self {
-        Self { name, known: false, addresses: None, port: 0, agents: Vec::new() }
+        Self { name, known: false, addresses: None, port: 0, agents: Vec::new(), healthy: false }
     }
 }
 
@@ -67,18 +74,24 @@ pub struct Zone {
     own: NodeName,
     nodes: BTreeMap<NodeName, ZoneNode>,
     reverse: HashMap<Name, Vec<NodeName>>,
+    /// The nodes of each agent, by its name in lower case.
+    agents: HashMap<String, Vec<NodeName>>,
 }
 
 impl Zone {
     /// The zone as node `own` sees it. Of two nodes with one name the first counts; `serial` rises with changes.
     pub fn new(own: NodeName, serial: u32, nodes: impl IntoIterator<Item = ZoneNode>) -> Self {
-        let mut zone = Self { serial, own, nodes: BTreeMap::new(), reverse: HashMap::new() };
+        let mut zone =
+            Self { serial, own, nodes: BTreeMap::new(), reverse: HashMap::new(), agents: HashMap::new() };
         for node in nodes {
             zone.nodes.entry(node.name.clone()).or_insert(node);
         }
         for node in zone.nodes.values() {
             for address in node.addresses.iter().flatten() {
                 zone.reverse.entry(arpa_name(*address)).or_default().push(node.name.clone());
+            }
+            for agent in &node.agents {
+                zone.agents.entry(agent.to_ascii_lowercase()).or_default().push(node.name.clone());
             }
         }
         zone
@@ -87,6 +100,14 @@ impl Zone {
     /// The node of this name, if it is in the zone.
     pub fn node(&self, name: &NodeName) -> Option<&ZoneNode> {
         self.nodes.get(name)
+    }
+
+    /// The nodes that take tasks of an agent, whose name is given as it is asked for; `None`: nobody hosts it.
+    fn hosts(&self, labels: &[&[u8]]) -> Option<Vec<&ZoneNode>> {
+        let name =
+            labels.iter().map(|label| std::str::from_utf8(label)).collect::<Result<Vec<_>, _>>().ok()?;
+        let nodes = self.agents.get(&name.join(".").to_ascii_lowercase())?;
+        Some(nodes.iter().filter_map(|node| self.nodes.get(node)).filter(|node| node.healthy).collect())
     }
 
     fn soa(&self) -> Record {
@@ -157,6 +178,9 @@ enum Owner<'z> {
     /// `_tcp.<node>.mesh`: there only because something is below it.
     Empty,
     Service(&'z ZoneNode),
+    /// An agent, with the nodes that take its tasks.
+    Agent(Vec<&'z ZoneNode>),
+    AgentService(Vec<&'z ZoneNode>),
     Reverse(&'z [NodeName]),
     /// A node that has not answered for itself yet, and what is below it.
     Unknown,
@@ -184,7 +208,22 @@ fn owner<'z>(zone: &'z Zone, name: &Name) -> Owner<'z> {
         [.., top] if !is(top, MESH_ZONE) => Owner::Outside,
         [] => Owner::Outside,
         [_] => Owner::Apex,
+        [host, _] if is(host, AGENTS) && node(host).is_none() && !zone.agents.is_empty() => Owner::Empty,
         [host, _] => node(host).map_or(Owner::Missing, Owner::Node),
+        [service, tcp, agent @ .., below, _]
+            if is(tcp, "_tcp") && is(service, "_mesh") && is(below, AGENTS) =>
+        {
+            match (agent, node(below)) {
+                ([], Some(node)) => Owner::Service(node),
+                _ => zone.hosts(agent).map_or(Owner::Missing, Owner::AgentService),
+            }
+        }
+        [tcp, agent @ .., below, _] if is(tcp, "_tcp") && is(below, AGENTS) && !agent.is_empty() => {
+            zone.hosts(agent).map_or(Owner::Missing, |_| Owner::Empty)
+        }
+        [agent @ .., below, _] if is(below, AGENTS) && zone.hosts(agent).is_some() => {
+            zone.hosts(agent).map_or(Owner::Missing, Owner::Agent)
+        }
         [tcp, host, _] if is(tcp, "_tcp") => node(host).map_or(Owner::Missing, |_| Owner::Empty),
         [service, tcp, host, _] if is(tcp, "_tcp") && is(service, "_mesh") => {
             node(host).map_or(Owner::Missing, Owner::Service)
@@ -268,6 +307,31 @@ fn fill(reply: &mut Message, zone: Option<&Zone>, question: &Query, transport: T
                 && let Some(txt) = agents(node)
             {
                 add(txt);
+            }
+        }
+        Owner::Agent(nodes) => {
+            let unknown = !nodes.is_empty() && nodes.iter().all(|node| node.addresses.is_none());
+            if unknown && (asked(RecordType::A) || asked(RecordType::AAAA)) {
+                meta.response_code = ResponseCode::ServFail;
+                return;
+            }
+            let mut added: Vec<IpAddr> = Vec::new();
+            for address in nodes.iter().flat_map(|node| node.addresses.iter().flatten()) {
+                let data = RData::from(*address);
+                if asked(data.record_type()) && !added.contains(address) {
+                    added.push(*address);
+                    add(data);
+                }
+            }
+            if asked(RecordType::SRV) {
+                nodes.iter().filter_map(|node| service(node)).for_each(&mut add);
+                reply.additionals = nodes.iter().flat_map(|node| address_records(node)).collect();
+            }
+        }
+        Owner::AgentService(nodes) => {
+            if asked(RecordType::SRV) {
+                nodes.iter().filter_map(|node| service(node)).for_each(&mut add);
+                reply.additionals = nodes.iter().flat_map(|node| address_records(node)).collect();
             }
         }
         Owner::Service(node) => {

@@ -1,6 +1,10 @@
 //! What a peer may say of itself: limits on sizes and counts, and no name but its own. Pure; fails closed.
 
-use mesh_shared::address::is_host;
+use std::net::IpAddr;
+
+use mesh_shared::address::{is_host, nobodys};
+use mesh_shared::json;
+use mesh_shared::logging::Excerpt;
 use mesh_shared::registry::{Node, Status};
 use mesh_shared::{AgentName, Identity, NodeName};
 use serde_json::Value;
@@ -17,6 +21,21 @@ pub const MAX_EXTRA_BYTES: usize = 64 * 1024;
 /// would be the whole registry.
 const MAX_DEPTH: usize = 32;
 
+/// What is known of others when a node's word is judged.
+pub struct Surroundings<'a> {
+    /// Whether a name is a known node's.
+    pub is_node: &'a dyn Fn(&NodeName) -> bool,
+    /// Which node that is not offline registered this address and port.
+    pub lives_at: &'a dyn Fn(IpAddr, u16) -> Option<NodeName>,
+    /// Whether nodes can be on this host's loopback, because this one is there too.
+    pub loopback: bool,
+}
+
+impl Surroundings<'_> {
+    /// Nobody else is known.
+    pub const NOBODY: Self = Self { is_node: &|_| false, lives_at: &|_, _| None, loopback: false };
+}
+
 /// Why a peer's word about itself is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it, and the fields are its parts
@@ -25,6 +44,8 @@ pub enum Refusal {
         "the request does not say which peer sends it; a node joins through its sidecar, with its certificate"
     )]
     NoIdentity,
+    #[error("{0:?} is not a node's identity, so it can register nothing")]
+    NotANodesIdentity(String),
     #[error("peer {peer} may register node {peer} only, not {named}")]
     OtherNode { peer: String, named: String },
     #[error(
@@ -37,6 +58,10 @@ pub enum Refusal {
     Name(String),
     #[error("host {0:?} is neither an address nor a host name")]
     Host(String),
+    #[error("host {host} {reason}; give an address at which other nodes reach {node}, or {node}.mesh")]
+    NobodysHost { node: NodeName, host: String, reason: &'static str },
+    #[error("node {node} gives {host} port {port}, which is where node {other} is; give its own")]
+    OthersAddress { node: NodeName, host: String, port: u16, other: NodeName },
     #[error("port 0 cannot be dialled")]
     Port,
     #[error("{0:?} is no agent name")]
@@ -55,10 +80,14 @@ impl Refusal {
     /// The stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoIdentity | Self::OtherNode { .. } | Self::CapturesName { .. } => "join_other_node",
+            Self::NoIdentity
+            | Self::NotANodesIdentity(_)
+            | Self::OtherNode { .. }
+            | Self::CapturesName { .. }
+            | Self::OthersAddress { .. } => "join_other_node",
             Self::NotANode(_) => "bad_node",
             Self::Name(_) => "bad_node_name",
-            Self::Host(_) => "bad_node_host",
+            Self::Host(_) | Self::NobodysHost { .. } => "bad_node_host",
             Self::Port => "bad_node_port",
             Self::AgentName(_) => "bad_agent_name",
             Self::TooMany { list: "agents", .. } => "too_many_agents",
@@ -74,45 +103,53 @@ impl Refusal {
     /// The HTTP status: 403 where an identity is missing or another's is touched, else 400.
     pub fn status(&self) -> u16 {
         match self {
-            Self::NoIdentity | Self::OtherNode { .. } | Self::CapturesName { .. } => 403,
+            Self::NoIdentity
+            | Self::NotANodesIdentity(_)
+            | Self::OtherNode { .. }
+            | Self::CapturesName { .. }
+            | Self::OthersAddress { .. } => 403,
             _ => 400,
         }
     }
 }
 
-/// Reads and judges the body of a join by the peer whose verified CN is `peer_cn`.
+/// The node that the peer with this verified CN may register.
 ///
-/// `is_node` tells whether a name is another known node's.
+/// # Errors
+/// It says nobody, or somebody who is not a node and can register nothing.
+pub fn registrant(peer_cn: Option<&str>) -> Result<NodeName, Refusal> {
+    let cn = peer_cn.ok_or(Refusal::NoIdentity)?;
+    match cn.parse() {
+        Ok(Identity::Node(peer)) => Ok(peer),
+        _ => Err(Refusal::NotANodesIdentity(shortened(cn))),
+    }
+}
+
+/// Reads and judges the body of a join by a peer that is this node.
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub fn admit(
-    body: &[u8],
-    peer_cn: Option<&str>,
-    is_node: impl Fn(&NodeName) -> bool,
-) -> Result<(NodeName, Node), Refusal> {
-    let cn = peer_cn.ok_or(Refusal::NoIdentity)?;
-    let not_a_node = |error: serde_json::Error| Refusal::NotANode(error.to_string());
-    let mut value: Value = serde_json::from_slice(body).map_err(not_a_node)?;
+pub fn admit(body: &[u8], peer: &NodeName, others: &Surroundings<'_>) -> Result<Node, Refusal> {
+    let not_a_node = |error: serde_json::Error| Refusal::NotANode(shortened(&error.to_string()));
+    let mut value: Value = json::read_bytes(body).map_err(not_a_node)?;
     // Whoever joins is there; only one that says offline is leaving.
     if let Some(fields) = value.as_object_mut() {
         fields.entry("status").or_insert_with(|| Status::Online.as_str().into());
     }
     let node: Node = serde_json::from_value(value).map_err(not_a_node)?;
     let name = node.node_name().ok_or_else(|| Refusal::Name(shortened(&node.name)))?;
-    match cn.parse() {
-        Ok(Identity::Node(peer)) if peer == name => {}
-        _ => return Err(Refusal::OtherNode { peer: cn.into(), named: name.to_string() }),
+    if *peer != name {
+        return Err(Refusal::OtherNode { peer: peer.to_string(), named: name.to_string() });
     }
-    check(&name, &node, is_node)?;
-    Ok((name, node))
+    check(&name, &node, others)?;
+    Ok(node)
 }
 
 /// Judges what a node says of itself, however it was asked.
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub fn check(name: &NodeName, node: &Node, is_node: impl Fn(&NodeName) -> bool) -> Result<(), Refusal> {
+pub fn check(name: &NodeName, node: &Node, others: &Surroundings<'_>) -> Result<(), Refusal> {
     let texts = [("id", &node.id), ("host", &node.host), ("version", &node.version)];
     if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
         return Err(Refusal::TooLong { field });
@@ -142,12 +179,21 @@ pub fn check(name: &NodeName, node: &Node, is_node: impl Fn(&NodeName) -> bool) 
     }
     let named = NodeName::from_mesh_host(&node.host);
     let bare = node.host.strip_suffix('.').unwrap_or(&node.host);
-    let bare = bare.parse::<NodeName>().ok().filter(|bare| is_node(bare));
+    let bare = bare.parse::<NodeName>().ok().filter(|bare| (others.is_node)(bare));
     if named.or(bare).is_some_and(|other| other != *name) {
         return Err(Refusal::CapturesName { node: name.clone(), host: node.host.clone() });
     }
     if node.port == 0 {
         return Err(Refusal::Port);
+    }
+    if let Ok(address) = node.host.parse::<IpAddr>() {
+        let (node_name, host) = (name.clone(), node.host.clone());
+        if let Some(reason) = nobodys(address, others.loopback) {
+            return Err(Refusal::NobodysHost { node: node_name, host, reason });
+        }
+        if let Some(other) = (others.lives_at)(address, node.port).filter(|other| other != name) {
+            return Err(Refusal::OthersAddress { node: node_name, host, port: node.port, other });
+        }
     }
     let metadata = node.metadata.iter().map(|value| ("metadata", value));
     let mut further = metadata.chain(node.extra.iter().map(|(key, value)| (key.as_str(), value)));
@@ -184,8 +230,9 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
     levels == 0 || inner.any(|value| is_deeper(value, levels - 1))
 }
 
+/// A peer's text on its way into a sentence: short, and one line.
 fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
+    Excerpt { text, max_chars: 80 }.to_string()
 }
 
 #[cfg(test)]
@@ -198,7 +245,11 @@ mod tests {
         let mut node = json!({"name": "ct112", "host": "10.0.0.112", "port": 3000, "agents": ["grok"]});
         change(&mut node);
         let known = |name: &NodeName| name.as_str() == "ct111";
-        let outcome = admit(node.to_string().as_bytes(), Some("ct112"), known);
+        let lives_at = |address: IpAddr, port| {
+            ((address.to_string(), port) == ("10.0.0.111".into(), 3000)).then(|| "ct111".parse().unwrap())
+        };
+        let others = Surroundings { is_node: &known, lives_at: &lives_at, loopback: false };
+        let outcome = admit(node.to_string().as_bytes(), &"ct112".parse().unwrap(), &others);
         outcome.err().map(|refusal| (refusal.code(), refusal.status()))
     }
 
@@ -212,11 +263,22 @@ mod tests {
             assert_eq!(refusal(|node| node["host"] = json!(bare)), Some(("join_other_node", 403)), "{bare}");
         }
         let node = br#"{"name":"ct112","host":"10.0.0.112","port":3000}"#;
-        for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("ct111"), Some("")] {
-            assert!(admit(node, cn, |_| false).is_err(), "{cn:?} was accepted");
+        for cn in [None, Some("opus@ct112"), Some("device:ct112"), Some("")] {
+            assert!(registrant(cn).is_err(), "{cn:?} was accepted");
         }
-        let (_, admitted) = admit(node, Some("ct112.mesh"), |_| false).unwrap();
+        assert!(admit(node, &registrant(Some("ct111")).unwrap(), &Surroundings::NOBODY).is_err());
+        let admitted = admit(node, &registrant(Some("ct112.mesh")).unwrap(), &Surroundings::NOBODY).unwrap();
         assert_eq!(admitted.status, Status::Online);
+        assert_eq!(refusal(|node| node["host"] = json!("10.0.0.111")), Some(("join_other_node", 403)));
+        for nobody in
+            ["0.0.0.0", "224.0.0.1", "169.254.169.254", "::", "fe80::1", "127.0.0.1", "::ffff:127.0.0.1"]
+        {
+            assert_eq!(
+                refusal(|node| node["host"] = json!(nobody)),
+                Some(("bad_node_host", 400)),
+                "{nobody}"
+            );
+        }
     }
 
     #[test]
@@ -237,7 +299,7 @@ mod tests {
         assert_eq!(refusal(|node| node["name"] = json!("a b")), Some(("bad_node_name", 400)));
         assert_eq!(refusal(|node| node["host"] = json!("http://x")), Some(("bad_node_host", 400)));
         assert_eq!(refusal(|node| node["port"] = json!(0)), Some(("bad_node_port", 400)));
-        assert_eq!(refusal(|node| node["port"] = json!(65536)), Some(("bad_node", 400)));
+        assert_eq!(refusal(|node| node["port"] = json!(65536)), Some(("bad_node_port", 400)));
         assert_eq!(refusal(|node| node["agents"] = json!(["a/b"])), Some(("bad_agent_name", 400)));
         assert_eq!(
             refusal(|node| node["x"] = json!("x".repeat(70_000))),

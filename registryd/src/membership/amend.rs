@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use mesh_shared::NodeName;
-use mesh_shared::registry::{Node, Registry, Status};
+use mesh_shared::json;
+use mesh_shared::registry::{MESH_METADATA, Node, Registry, Status};
 use serde_json::Value;
 
 use super::{Membership, Now, after, same_claims, successor};
@@ -11,6 +12,10 @@ use super::{Membership, Now, after, same_claims, successor};
 /// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
 /// `status`, which says `offline` while the node is down for the update, and `updating` also while a sidecar stops.
 const UPDATING_SINCE: &str = "updatingSince";
+
+/// Keys in `metadata` that this program publishes of itself.
+pub const AGENT_DETAILS: &str = "agentDetails";
+const PUBLISHED: [&str; 2] = [MESH_METADATA, AGENT_DETAILS];
 
 /// Whether an entry says that the operator updates its node, even if the node is down now.
 pub(super) fn says_updating(entry: &Node) -> bool {
@@ -49,15 +54,18 @@ impl Membership {
             if member.by_network && ours.last_seen > held.last_seen {
                 // A file that only lags behind what was heard is brought up to date at the next heartbeat.
                 if due || !same_claims(ours, held) || ours.status != held.status {
-                    *entry = Node { id: id.clone(), ..successor(ours.clone(), held) }.into();
+                    let node = Node { id: id.clone(), ..successor(ours.clone(), held) };
+                    entry.update(node);
                     changed = true;
                 }
-            } else if held.is_agent()
+            } else if held.heartbeats()
                 && held.status != Status::Offline
                 && member.status == Status::Offline
                 && held.last_seen <= ours.last_seen
+                && (ours.status == Status::Offline || held.ttl().is_some())
             {
-                // Stale, or an old copy of an entry whose node had said goodbye.
+                // An old copy of an entry whose node had said goodbye, or stale. After which silence one is stale
+                // that does not say so itself is each reader's own matter.
                 entry.mark_offline((ours.status == Status::Offline).then_some(ours.last_seen));
                 changed = true;
             }
@@ -91,8 +99,19 @@ impl Membership {
         own.extra = held.extra.clone();
         mark_updating(own, updating, now);
         let mut wanted = Node { name: held.name.clone(), ..own.clone() };
-        if own.metadata.is_none() {
-            wanted.metadata = held.metadata.clone();
+        // Where the operator publishes nothing, what others put there stays.
+        let ours = json::as_map(own.metadata.as_ref());
+        if ours.keys().all(|key| PUBLISHED.contains(&key.as_str())) {
+            match &held.metadata {
+                None => {}
+                Some(Value::Object(theirs)) => {
+                    let mut all = theirs.clone();
+                    PUBLISHED.iter().for_each(|key| drop(all.remove(*key)));
+                    all.extend(ours);
+                    wanted.metadata = Some(Value::Object(all));
+                }
+                other => wanted.metadata = other.clone(),
+            }
         }
         let same = same_claims(&wanted, &held)
             && wanted.status == held.status
@@ -105,7 +124,10 @@ impl Membership {
         // A write for another reason is a heartbeat for free.
         own.last_seen = last_seen;
         wanted.last_seen = last_seen;
-        registry.nodes.insert(id, wanted.into());
+        match registry.nodes.get_mut(&id) {
+            Some(entry) => entry.update(wanted),
+            None => drop(registry.nodes.insert(id, wanted.into())),
+        }
         true
     }
 }

@@ -15,7 +15,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::sync::Mutex;
 
-use crate::hosts_file;
+use mesh_shared::hosts_file;
 
 /// How often the files are looked at, at most.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);

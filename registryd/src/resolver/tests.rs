@@ -52,11 +52,16 @@ fn add(reply: &mut Message, query: &Query, ttl: u32, address: &str) {
 
 /// Files of a host that asks `server`, and has these lines in its hosts file.
 fn host_files(server: Option<SocketAddr>, hosts: &str) -> (tempfile::TempDir, Sources) {
+    host_files_asking(server.map(|_| "127.0.0.254"), hosts)
+}
+
+fn host_files_asking(server: Option<&str>, hosts: &str) -> (tempfile::TempDir, Sources) {
     let folder = tempfile::tempdir().unwrap();
     let sources =
         Sources { resolv_conf: folder.path().join("resolv.conf"), hosts: folder.path().join("hosts") };
     // Port 53 is not ours to bind: servers are given as upstream; the host's own is one that nobody runs.
-    let resolv_conf = if server.is_some() { "nameserver 127.0.0.254\nsearch example.org\n" } else { "" };
+    let resolv_conf =
+        server.map_or_else(String::new, |server| format!("nameserver {server}\nsearch example.org\n"));
     std::fs::write(&sources.resolv_conf, resolv_conf).unwrap();
     std::fs::write(&sources.hosts, hosts).unwrap();
     (folder, sources)
@@ -87,7 +92,7 @@ async fn answers_are_interleaved_and_cached_and_never_searched() {
     let (_folder, sources) = host_files(Some(dns.address), "");
     let resolver = resolver(&[dns.address], sources);
     for _ in 0..3 {
-        let got = resolver.resolve(&ct111(), "10.9.9.9").await;
+        let got = resolver.resolve(&ct111(), "10.9.9.9", false).await;
         assert_eq!(got.addresses, ips(&["fd00::1", "10.0.0.1", "10.0.0.2"]));
         assert_eq!(got.problem, None);
         assert!((50..=60).contains(&got.valid_for.as_secs()), "{got:?}");
@@ -105,16 +110,16 @@ async fn a_name_that_does_not_exist_falls_back_quietly_and_is_remembered() {
     .await;
     let (_folder, sources) = host_files(Some(dns.address), "10.0.0.7 other.lan\n");
     let resolver = resolver(&[dns.address], sources);
-    let got = resolver.resolve(&ct111(), "10.9.9.9").await;
+    let got = resolver.resolve(&ct111(), "10.9.9.9", false).await;
     assert_eq!((got.addresses, got.problem), (ips(&["10.9.9.9"]), None));
     assert!(got.valid_for <= Duration::from_secs(60), "{:?}", got.valid_for);
-    assert_eq!(resolver.resolve(&ct111(), "other.lan").await.addresses, ips(&["10.0.0.7"]));
+    assert_eq!(resolver.resolve(&ct111(), "other.lan", false).await.addresses, ips(&["10.0.0.7"]));
     assert_eq!(dns.asked.load(Ordering::SeqCst), 2, "the second time from the cache");
 
-    let own_name = resolver.resolve(&ct111(), "ct111.mesh").await;
+    let own_name = resolver.resolve(&ct111(), "ct111.mesh", false).await;
     assert!(own_name.addresses.is_empty());
     assert!(own_name.problem.unwrap().contains("ct111.mesh does not exist in DNS"));
-    let other_node = resolver.resolve(&ct111(), "ct110.mesh").await;
+    let other_node = resolver.resolve(&ct111(), "ct110.mesh", false).await;
     assert!(other_node.addresses.is_empty());
     assert!(other_node.problem.unwrap().contains("ct110.mesh, is the name of another node"));
 }
@@ -131,7 +136,7 @@ async fn a_failing_server_is_a_problem_that_costs_no_address() {
         let (_folder, sources) = host_files(Some(dns.address), "");
         let resolver = resolver(&[dns.address], sources);
         let started = std::time::Instant::now();
-        let got = resolver.resolve(&ct111(), "fd00::9").await;
+        let got = resolver.resolve(&ct111(), "fd00::9", false).await;
         assert_eq!(got.addresses, ips(&["fd00::9"]));
         let problem = got.problem.unwrap();
         assert!(problem.contains(word) && problem.contains(&dns.address.to_string()), "{problem}");
@@ -150,10 +155,13 @@ async fn the_second_server_is_asked_when_the_first_is_silent() {
     .await;
     let (_folder, sources) = host_files(Some(dns.address), "");
     let resolver = resolver(&[silent.address, dns.address], sources);
-    let got = resolver.resolve(&ct111(), "10.9.9.9").await;
+    let got = resolver.resolve(&ct111(), "10.9.9.9", false).await;
     assert_eq!((got.addresses, got.problem), (ips(&["10.0.0.1"]), None));
     let started = std::time::Instant::now();
-    assert_eq!(resolver.resolve(&"ct112".parse().unwrap(), "10.9.9.9").await.addresses, ips(&["10.0.0.1"]));
+    assert_eq!(
+        resolver.resolve(&"ct112".parse().unwrap(), "10.9.9.9", false).await.addresses,
+        ips(&["10.0.0.1"])
+    );
     assert!(started.elapsed() < Duration::from_secs(1), "the silent one is not asked first again");
 }
 
@@ -166,7 +174,7 @@ async fn a_lost_second_family_does_not_hold_up_the_first() {
     .await;
     let (_folder, sources) = host_files(Some(dns.address), "");
     let started = std::time::Instant::now();
-    let got = resolver(&[dns.address], sources).resolve(&ct111(), "10.9.9.9").await;
+    let got = resolver(&[dns.address], sources).resolve(&ct111(), "10.9.9.9", false).await;
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert_eq!(got.addresses, ips(&["10.0.0.1"]));
     assert_eq!(got.valid_for, PROVISIONAL);
@@ -177,8 +185,8 @@ async fn the_hosts_file_counts_with_the_hosts_resolver_but_not_our_own_block() {
     let hosts = "10.0.0.5 CT111.mesh\nfd00::5 ct111.mesh\n# mesh begin\n10.0.0.6 ct112.mesh\n# mesh end\n";
     let (_folder, sources) = host_files(None, hosts);
     let by_host = resolver(&[], sources.clone());
-    assert_eq!(by_host.resolve(&ct111(), "10.9.9.9").await.addresses, ips(&["fd00::5", "10.0.0.5"]));
-    let got = by_host.resolve(&"ct112".parse().unwrap(), "10.9.9.9").await;
+    assert_eq!(by_host.resolve(&ct111(), "10.9.9.9", false).await.addresses, ips(&["fd00::5", "10.0.0.5"]));
+    let got = by_host.resolve(&"ct112".parse().unwrap(), "10.9.9.9", false).await;
     assert_eq!((got.addresses, got.problem), (ips(&["10.9.9.9"]), None), "no resolver at all is no problem");
 
     let dns = fake_dns(|query, reply| {
@@ -187,15 +195,45 @@ async fn the_hosts_file_counts_with_the_hosts_resolver_but_not_our_own_block() {
     })
     .await;
     let configured = resolver(&[dns.address], sources.clone());
-    assert_eq!(configured.resolve(&ct111(), "10.9.9.9").await.addresses, ips(&["10.0.0.1"]));
+    assert_eq!(configured.resolve(&ct111(), "10.9.9.9", false).await.addresses, ips(&["10.0.0.1"]));
 
     std::fs::write(&sources.hosts, "10.0.0.55 ct111.mesh\n").unwrap();
     *by_host.system.current.lock().await = None;
-    assert_eq!(by_host.resolve(&ct111(), "10.9.9.9").await.addresses, ips(&["10.0.0.55"]));
+    assert_eq!(by_host.resolve(&ct111(), "10.9.9.9", false).await.addresses, ips(&["10.0.0.55"]));
 }
 
 #[test]
 fn families_take_turns() {
     let all = ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "::ffff:10.0.0.2"]);
     assert_eq!(interleaved(all), ips(&["fd00::1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+}
+
+#[tokio::test]
+async fn a_registered_address_is_not_asked_of_the_hosts_resolver() {
+    // Nobody answers there: a question would take its time and be told.
+    let (_folder, sources) = host_files_asking(Some("127.0.0.254"), "");
+    let resolver = resolver(&[], sources);
+    let started = std::time::Instant::now();
+    let got = resolver.resolve(&ct111(), "10.9.9.9", false).await;
+    assert_eq!((got.addresses, got.problem), (ips(&["10.9.9.9"]), None));
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn addresses_that_no_node_can_have_are_not_dialled() {
+    let dns = fake_dns(|_, reply| {
+        reply.metadata.response_code = ResponseCode::NXDomain;
+        true
+    })
+    .await;
+    let (_folder, sources) =
+        host_files(Some(dns.address), "127.0.0.1 here.lan\n169.254.169.254 metadata.lan\n");
+    let resolver = resolver(&[dns.address], sources);
+    for host in ["169.254.169.254", "0.0.0.0", "127.0.0.1", "here.lan", "metadata.lan"] {
+        let got = resolver.resolve(&ct111(), host, false).await;
+        assert!(got.addresses.is_empty() && got.problem.is_some(), "{host}: {got:?}");
+    }
+    for host in ["127.0.0.1", "here.lan"] {
+        assert_eq!(resolver.resolve(&ct111(), host, true).await.addresses, ips(&["127.0.0.1"]), "{host}");
+    }
 }

@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_shared::NodeName;
+use mesh_shared::address::nobodys;
 use mesh_shared::config::Discovery;
+use mesh_shared::event::{Event, Kind};
 use mesh_shared::local_api::{NodeView, Roster, RosterNode};
 use mesh_shared::registry::{Node, Status};
 
+use super::problems::About;
 use super::{Inner, State, Wanted};
-use crate::events::{Event, Kind};
 use crate::membership::{Change, Member, Now};
 use crate::view::View;
 
@@ -20,6 +22,10 @@ impl State {
             self.write_wanted.notify_one();
         }
         let judgement = inner.members.judge();
+        inner.tell_of_duplicates(now);
+        if judgement.changed {
+            inner.drop_unknown_names();
+        }
         for change in judgement.changes {
             self.announce(inner, change, now);
         }
@@ -27,6 +33,7 @@ impl State {
             return;
         }
         inner.touched = false;
+        let revision = self.view.borrow().revision + 1;
         let members = inner.members.members();
         let seeded = match &self.config.mesh.discovery {
             Some(Discovery::Seed(seed)) => seed.node == *self.local() || members.len() > 1,
@@ -34,6 +41,7 @@ impl State {
         };
         let wanted = inner.candidates.keys().filter(|name| !members.contains_key(*name));
         self.view.send_replace(Arc::new(View {
+            revision,
             have_view: inner.has_view() && seeded,
             local: self.local().clone(),
             wanted: wanted.cloned().collect(),
@@ -53,6 +61,9 @@ impl State {
         let node = inner.members.members().get(&change.name).map(|member| &member.node);
         let (name, status) = (&change.name, change.status.as_str());
         match change.kind {
+            Kind::Removed => {
+                tracing::info!(target: "Registry", "node {name} is no longer in the registry node={name}")
+            }
             Kind::Stale => {
                 tracing::warn!(target: "Registry", "node {name} fell silent and counts as offline node={name}");
             }
@@ -72,6 +83,28 @@ impl State {
 }
 
 impl Inner {
+    fn tell_of_duplicates(&mut self, now: Now) {
+        let duplicates = self.members.duplicates(now);
+        for duplicate in &duplicates {
+            let (name, [one, other]) = (&duplicate.name, &duplicate.endpoints);
+            let sentence = format!(
+                "two hosts call themselves {name}, one at {one} and one at {other}, and overwrite each other's entry; \
+                 give one of them a mesh.node_name and a certificate of its own"
+            );
+            self.problems.state(About::Duplicate(name.clone()), sentence);
+        }
+        self.problems.solve_unless(|about| match about {
+            About::Duplicate(name) => duplicates.iter().any(|duplicate| duplicate.name == *name),
+            _ => true,
+        });
+    }
+
+    /// Addresses of names that are neither members nor asked for are not kept.
+    fn drop_unknown_names(&mut self) {
+        let (members, candidates) = (self.members.members(), &self.candidates);
+        self.addresses.retain(|name, _| members.contains_key(name) || candidates.contains_key(name));
+    }
+
     /// All members as shown to people and programs.
     pub fn node_views(&self, local: &NodeName, now: Now) -> Vec<NodeView> {
         let view = |(name, member): (&NodeName, &Member)| {
@@ -108,7 +141,8 @@ impl Inner {
             let claim = &wanted.candidate;
             let mut row = self.row(name, &claim.host, claim.port, Status::Online);
             if row.addresses.is_empty() {
-                row.addresses = claim.addresses.clone();
+                let usable = |address: &&IpAddr| nobodys(**address, self.is_on_loopback()).is_none();
+                row.addresses = claim.addresses.iter().filter(usable).copied().collect();
             }
             rows.push(row);
         }
@@ -124,8 +158,11 @@ impl Inner {
         }
         if wanted.by_claim {
             let claim = &wanted.candidate;
-            let literal = claim.host.parse().into_iter();
-            let claimed: Vec<IpAddr> = literal.chain(claim.addresses.iter().copied()).collect();
+            let literal = self.literal(&claim.host, wanted.configured).into_iter();
+            let usable =
+                |address: &IpAddr| wanted.configured || nobodys(*address, self.is_on_loopback()).is_none();
+            let announced = claim.addresses.iter().copied().filter(usable);
+            let claimed: Vec<IpAddr> = literal.chain(announced).collect();
             if !claimed.is_empty() {
                 row.addresses = claimed;
             }
@@ -143,6 +180,13 @@ impl Inner {
         RosterNode { name: name.clone(), status, agents: Vec::new(), addresses, port, unresolved }
     }
 
+    /// The address that a host gives literally, if a node can be there: what a node says of itself must not make
+    /// others connect to whatever it likes. What the configuration says is the operator's to answer for.
+    fn literal(&self, host: &str, configured: bool) -> Option<IpAddr> {
+        let address: IpAddr = host.parse().ok()?;
+        (configured || nobodys(address, self.is_on_loopback()).is_none()).then_some(address)
+    }
+
     /// What the name resolved to. While a node's host is being looked up, the address that it gives comes first.
     fn addresses_of(&self, name: &NodeName, host: &str) -> Vec<IpAddr> {
         let resolved = self.addresses.get(name);
@@ -150,7 +194,8 @@ impl Inner {
         if let Some(resolved) = current {
             return resolved.addresses.clone();
         }
-        let mut addresses: Vec<IpAddr> = host.parse().into_iter().collect();
+        let configured = self.candidates.get(name).is_some_and(|wanted| wanted.configured);
+        let mut addresses: Vec<IpAddr> = self.literal(host, configured).into_iter().collect();
         let older = resolved.into_iter().flat_map(|resolved| resolved.addresses.iter().copied());
         add_new(&mut addresses, older);
         addresses
@@ -173,6 +218,7 @@ mod tests {
     use mesh_shared::registry::Registry;
 
     use super::*;
+    use crate::backend::{Ledger, Look, Observation};
     use crate::state::{Resolved, own_claims};
 
     /// ct110, which has heard of ct111 at this host.
@@ -225,7 +271,8 @@ mod tests {
     fn a_roster_is_partial_until_the_registry_was_seen() {
         let state = state("10.0.0.111");
         assert!(state.rosters().borrow().partial);
-        state.file_read(Registry::empty(), true, Duration::ZERO);
+        let look = Look { writes_pass: true, pause: Duration::ZERO };
+        state.observed(Observation::Read { registry: Registry::empty(), look });
         assert!(!state.rosters().borrow().partial);
     }
 }

@@ -143,6 +143,12 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
         document
             .remark("mesh.secret", "deprecated and not used: certificates decide who may talk to this node");
     }
+    if section.has("delegation_transport") {
+        document.remark(
+            "mesh.delegation_transport",
+            "not used: delegations go over HTTP through the sidecar; a RivetOS node in this mesh needs the value http",
+        );
+    }
     section.finish();
 
     named.zip(tls).map(|((_, node_name), tls)| Mesh {

@@ -3,12 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::yaml::{Item, Section, repeated};
+use crate::address::LoopbackAddr;
 use crate::local_api::Agent;
 use crate::name::AgentName;
+
+/// Ten years.
+const FORGET_AFTER_MAX_S: u64 = 315_360_000;
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -27,6 +32,13 @@ pub struct Registryd {
     pub role: String,
     /// The unix socket for mesh-proxy and meshctl.
     pub socket: PathBuf,
+    /// The user that the sidecar runs as, by name or number: the only one, beside root and registryd's own, that may
+    /// say on the socket who a peer is, and change anything.
+    pub sidecar_user: String,
+    /// After how long offline a node is taken out of the registry; `None`: never.
+    pub forget_after: Option<Duration>,
+    /// Where registryd's own numbers are served; `None`: on the socket only.
+    pub metrics: Option<LoopbackAddr>,
     /// Names.
     pub dns: Dns,
 }
@@ -53,6 +65,9 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
         listen: dns.parsed("listen").map(|DnsListen(address)| address),
     };
     dns.finish();
+    let metrics = section.section("metrics");
+    let metrics_listen = metrics.parsed("listen");
+    metrics.finish();
     let texts = |key| section.list(key).unwrap_or_default();
     let of_agents = |pick: fn(&Agent) -> &Option<String>| {
         let mut all: Vec<String> = agents.iter().filter_map(|agent| pick(agent).clone()).collect();
@@ -69,6 +84,9 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
         metadata: section.json_map("metadata"),
         role: section.string("role").unwrap_or_else(|| "agent".into()),
         socket: section.string("socket").map_or_else(|| "/run/mesh/registryd.sock".into(), PathBuf::from),
+        sidecar_user: section.string("sidecar_user").unwrap_or_else(|| "mesh-proxy".into()),
+        forget_after: section.parsed("forget_after").and_then(|ForgetAfter(after)| after),
+        metrics: metrics_listen,
         dns: dns_read,
     };
     section.finish();
@@ -119,6 +137,34 @@ impl FromStr for DnsServer {
             .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
             .map(Self)
             .map_err(|_| format!("{text:?} is no DNS server address such as 192.168.10.1 or 127.0.0.1:5353"))
+    }
+}
+
+/// `72h`, `30d`, or `off`.
+struct ForgetAfter(Option<Duration>);
+
+impl FromStr for ForgetAfter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let unit = |letter| match letter {
+            's' => Some(1),
+            'm' => Some(60),
+            'h' => Some(3_600),
+            'd' => Some(86_400),
+            _ => None,
+        };
+        let parsed = text.char_indices().next_back().and_then(|(at, letter)| {
+            let count: u64 = text[..at].parse().ok()?;
+            count.checked_mul(unit(letter)?).filter(|seconds| (1..=FORGET_AFTER_MAX_S).contains(seconds))
+        });
+        match parsed {
+            Some(seconds) => Ok(Self(Some(Duration::from_secs(seconds)))),
+            None => Err(format!("expected a time such as 72h or 30d, or off, found {text:?}")),
+        }
     }
 }
 

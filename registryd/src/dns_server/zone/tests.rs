@@ -9,6 +9,7 @@ fn node(name: &str, addresses: &[&str], agents: &[&str]) -> ZoneNode {
         addresses: Some(addresses.iter().map(|a| a.parse().unwrap()).collect()),
         port: 3000,
         agents: agents.iter().map(|a| a.to_string()).collect(),
+        healthy: true,
     }
 }
 
@@ -205,4 +206,38 @@ fn of_two_nodes_with_one_name_the_first_counts() {
     assert_eq!(texts(&reply), ["10.0.0.1"]);
     let reply = ask_with(Some(&zone), &query("2.0.0.10.in-addr.arpa.", RecordType::PTR), Transport::Udp);
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+}
+
+#[test]
+fn an_agent_leads_to_the_nodes_that_take_its_tasks() {
+    let sick = ZoneNode { healthy: false, ..node("ct112", &["10.0.0.112"], &["grok", "sick.one"]) };
+    let nodes = [
+        node("ct110", &["10.0.0.110", "fd00::110"], &["opus", "grok"]),
+        node("ct111", &["10.0.0.111"], &["Grok"]),
+        sick,
+    ];
+    let zone = Zone::new("ct110".parse().unwrap(), 7, nodes);
+    let ask = |name: &str, kind| ask_with(Some(&zone), &query(name, kind), Transport::Udp);
+    assert_eq!(texts(&ask("grok.agent.mesh.", RecordType::A)), ["10.0.0.110", "10.0.0.111"]);
+    assert_eq!(texts(&ask("GROK.Agent.mesh.", RecordType::AAAA)), ["fd00::110"]);
+    let srv = ["0 0 3000 ct110.mesh.", "0 0 3000 ct111.mesh."];
+    assert_eq!(texts(&ask("grok.agent.mesh.", RecordType::SRV)), srv);
+    assert_eq!(texts(&ask("_mesh._tcp.grok.agent.mesh.", RecordType::SRV)), srv);
+    for (name, code) in [
+        // Hosted, by nobody who takes its tasks now.
+        ("sick.one.agent.mesh.", ResponseCode::NoError),
+        ("agent.mesh.", ResponseCode::NoError),
+        ("_tcp.grok.agent.mesh.", ResponseCode::NoError),
+        ("nobody.agent.mesh.", ResponseCode::NXDomain),
+        ("_mesh._tcp.agent.mesh.", ResponseCode::NXDomain),
+    ] {
+        let reply = ask(name, RecordType::A);
+        assert_eq!((reply.metadata.response_code, reply.answers.len()), (code, 0), "{name}");
+    }
+    // A node of that name is still found.
+    let zone = Zone::new("agent".parse().unwrap(), 1, [node("agent", &["10.0.0.1"], &["opus"])]);
+    for name in ["agent.mesh.", "opus.agent.mesh."] {
+        let reply = ask_with(Some(&zone), &query(name, RecordType::A), Transport::Udp);
+        assert_eq!(texts(&reply), ["10.0.0.1"], "{name}");
+    }
 }

@@ -1,0 +1,144 @@
+//! The certificates that sign, and the keys that belong to them.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use mesh_shared::certificate::MaterialError;
+use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SerialNumber};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use time::{Duration, OffsetDateTime};
+
+use crate::certificate::Certificate;
+use crate::error::{CaError, make};
+use crate::files::{self, pem_blocks};
+use crate::key::{random, read_pair};
+use crate::model::Ca;
+
+/// Certificates begin this much earlier, so that a host whose clock is behind accepts them at once.
+const BACKDATE: Duration = Duration::hours(1);
+
+/// A certificate of `ca-chain.pem`.
+#[derive(Debug, Clone)]
+pub(crate) struct Authority {
+    /// Its PEM block, with a final newline.
+    pub(crate) pem: String,
+    /// What it says.
+    pub(crate) certificate: Certificate,
+}
+
+impl Authority {
+    pub(crate) fn new(pem: String, der: &CertificateDer<'_>) -> Self {
+        Self { pem, certificate: Certificate::of(der) }
+    }
+
+    /// The certificate itself.
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        static NONE: CertificateDer<'static> = CertificateDer::from_slice(&[]);
+        // `new` sets it.
+        self.certificate.der.as_ref().unwrap_or(&NONE)
+    }
+}
+
+impl Ca {
+    /// The certificates of `ca-chain.pem`, as they stand there.
+    pub(crate) fn authorities(&self) -> Result<Vec<Authority>, CaError> {
+        let path = self.chain_path();
+        let what = "trust bundle";
+        let text = match files::read(&path) {
+            Ok(text) => text,
+            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                let key = self.dir.join("intermediate/intermediate.key");
+                return Err(match key.exists() {
+                    true => CaError::HalfMade { found: key, missing: path },
+                    false => CaError::NoCa { dir: self.dir.clone(), missing: path },
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let mut authorities = Vec::new();
+        for pem in pem_blocks(&text, "CERTIFICATE") {
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| MaterialError::Pem {
+                what,
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+            authorities.push(Authority::new(pem, &der));
+        }
+        match authorities.is_empty() {
+            true => Err(MaterialError::Empty { what, path, expected: "-----BEGIN CERTIFICATE-----" }.into()),
+            false => Ok(authorities),
+        }
+    }
+
+    /// The one of these whose key signs, ready to sign.
+    pub(crate) fn signer<'a>(
+        &self,
+        authorities: &'a [Authority],
+    ) -> Result<(&'a Authority, Issuer<'static, KeyPair>), CaError> {
+        let path = self.signing_key_path();
+        let pair = read_pair(&path).map_err(|error| match error {
+            CaError::Material(MaterialError::Unreadable { source, .. })
+                if source.kind() == ErrorKind::NotFound =>
+            {
+                CaError::NoSigningKey { path: path.clone() }
+            }
+            other => other,
+        })?;
+        match authorities.iter().find(|authority| authority.certificate.has_key(&pair)) {
+            Some(found) => {
+                let issuer = Issuer::from_ca_cert_der(found.der(), pair).map_err(make("a signature"))?;
+                Ok((found, issuer))
+            }
+            None => Err(CaError::OtherKey { key: path, certificate: self.chain_path() }),
+        }
+    }
+
+    /// The key of an authority: the one that signs, or one that was kept beside it or in the CA's folder.
+    pub(crate) fn key_of(&self, authority: &Authority) -> Result<KeyPair, CaError> {
+        let signing = self.signing_key_path();
+        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
+        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
+            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
+            let paths = entries.flatten().map(|entry| entry.path());
+            paths
+                .filter(|path| {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    name.starts_with(prefix) && name.ends_with(".key")
+                })
+                .collect()
+        };
+        let mut places = vec![signing.clone()];
+        places.extend(keys(signing.parent(), &stem));
+        places.extend(keys(self.chain_path().parent(), ""));
+        let mut pairs = places.iter().filter_map(|path| read_pair(path).ok());
+        match pairs.find(|pair| authority.certificate.has_key(pair)) {
+            Some(pair) => Ok(pair),
+            None if !signing.exists() => Err(CaError::NoSigningKey { path: signing }),
+            None => Err(CaError::NoFormerKey { cn: authority.certificate.shown(), signing_key: signing }),
+        }
+    }
+
+    /// Held while files are changed that another call may change as well.
+    pub(crate) fn lock(&self) -> Result<std::fs::File, CaError> {
+        // A CA that is not there is told as such.
+        self.authorities()?;
+        files::lock(&self.dir.join("intermediate/.lock"))
+    }
+}
+
+/// What all certificates share. The end of validity is the caller's.
+pub(crate) fn dated(name: &str) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    params.distinguished_name = subject;
+    params.not_before = OffsetDateTime::now_utc() - BACKDATE;
+    params.use_authority_key_identifier_extension = true;
+    // RFC 5280, section 4.1.2.2: positive, at most 20 octets.
+    let mut serial = [0; 20];
+    random(&mut serial)?;
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}

@@ -1,0 +1,104 @@
+//! Why the CA cannot do what was asked, in words that say what to do.
+
+use std::path::PathBuf;
+
+use mesh_shared::certificate::MaterialError;
+use mesh_shared::name::NodeName;
+
+/// Why the CA cannot do what was asked. Nothing was changed unless the text says so.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it, and the fields are its parts
+pub enum CaError {
+    #[error("{} exists already, and nothing is overwritten{hint}", path.display())]
+    Exists { path: PathBuf, hint: &'static str },
+    #[error(
+        "the CA is only half made: {} exists, but {} does not. If nodes use this CA, put a copy of the missing \
+         file back; else an earlier `meshctl ca init` was interrupted: remove {} and run it again",
+        found.display(), missing.display(), found.display()
+    )]
+    HalfMade { found: PathBuf, missing: PathBuf },
+    #[error(
+        "the CA is only half made: {} exists, but {} does not. If that key was taken offline, the root is in \
+         use: is the folder of {} mounted? Else remove {} and run this again, or choose another --root-dir",
+        found.display(), missing.display(), dir.display(), found.display()
+    )]
+    RootHalfMade { found: PathBuf, missing: PathBuf, dir: PathBuf },
+    #[error(
+        "the CA is only half made: a root's key is here ({}), but {} is not. Keep that key: put the certificate \
+         beside it if the root is in use, or choose another --root-dir",
+        key.display(), missing.display()
+    )]
+    RootKeyAlone { key: PathBuf, missing: PathBuf },
+    #[error(
+        "a root CA is already here (CN={cn}, in {}), but {} is not. Is the shared folder mounted? \
+         Otherwise choose another --root-dir; keep this one while any node trusts it",
+        root_dir.display(), missing.display()
+    )]
+    RootExists { cn: String, root_dir: PathBuf, missing: PathBuf },
+    #[error(
+        "the root's key is needed, but {} is missing; run this on the host that keeps it, or name its folder \
+         with --root-dir",
+        missing.display()
+    )]
+    NoRoot { missing: PathBuf },
+    #[error("{} is not the root in {}; name the folder of that one with --root-dir", root.display(), chain.display())]
+    OtherRoot { root: PathBuf, chain: PathBuf },
+    #[error("{} is the root's key, which is not replaced; name the intermediate's with --signing-key", path.display())]
+    RootKeyNamed { path: PathBuf },
+    #[error(
+        "only half issued: {} exists without {}, so an earlier run was interrupted; remove it and issue again",
+        found.display(), missing.display()
+    )]
+    HalfIssued { found: PathBuf, missing: PathBuf },
+    #[error("there is no CA in {}: {} is missing; make one with `meshctl ca init` (or name another --dir)",
+        dir.display(), missing.display())]
+    NoCa { dir: PathBuf, missing: PathBuf },
+    #[error(
+        "the key that signs is not at {}; if it was moved off the shared folder, name it with --signing-key FILE \
+         (on the host that has it)",
+        path.display()
+    )]
+    NoSigningKey { path: PathBuf },
+    #[error(
+        "the key of CN={cn} is not beside {}; without it nothing that it signed can be revoked, and no list be \
+         made that hosts with proxy.crl_path need. If nothing of it is in use, take it out of ca-chain.pem",
+        signing_key.display()
+    )]
+    NoFormerKey { cn: String, signing_key: PathBuf },
+    #[error("there is no certificate {} to renew; use `meshctl ca issue-node`", path.display())]
+    NothingToRenew { path: PathBuf },
+    #[error("nothing is revoked: {0}")]
+    NothingToRevoke(String),
+    #[error(
+        "the root key must lie apart from the shared folder, but {} is inside {}; choose another --root-dir",
+        root.display(), dir.display()
+    )]
+    RootInside { root: PathBuf, dir: PathBuf },
+    #[error("cannot {what} {}: {source}", path.display())]
+    File { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    #[error("the new certificate would not work: {0}")]
+    SelfCheck(#[source] MaterialError),
+    #[error("{} does not belong to a certificate in {}", key.display(), certificate.display())]
+    OtherKey { key: PathBuf, certificate: PathBuf },
+    #[error("cannot make {what}: {source}")]
+    Make { what: &'static str, source: rcgen::Error },
+    #[error("{0:?} is no host name and no address, so it cannot be an alternative name")]
+    AlternativeName(String),
+    #[error("{name} is the name of another node; a certificate of {node} must not hold it")]
+    NameOfOther { name: String, node: NodeName },
+    #[error(
+        "the intermediate that signs (in {}) {when}; `meshctl ca renew-intermediate` makes a new one", path.display()
+    )]
+    IntermediateEnds { path: PathBuf, when: String },
+    #[error("the root in {} {when}; make a new CA with another --dir and --root-dir", path.display())]
+    RootEnds { path: PathBuf, when: String },
+    #[error("no random numbers from the operating system")]
+    Random,
+}
+
+/// What failed while something was made.
+pub(crate) fn make(what: &'static str) -> impl FnOnce(rcgen::Error) -> CaError {
+    move |source| CaError::Make { what, source }
+}

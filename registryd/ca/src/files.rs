@@ -1,0 +1,110 @@
+//! Files that appear whole, with their final mode, or not at all.
+
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use mesh_shared::atomic_file::{self, Draft};
+
+use crate::error::CaError;
+
+/// Writes a file that must not exist yet.
+///
+/// # Errors
+/// It exists, or the folder cannot be written.
+pub(crate) fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), CaError> {
+    complete(path, content, mode)?.create().map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists => CaError::Exists { path: path.into(), hint: "" },
+        _ => CaError::File { what: "write", path: path.into(), source },
+    })
+}
+
+/// Writes a file in place of another one; readers see the one or the other.
+///
+/// # Errors
+/// The folder cannot be written.
+pub(crate) fn replace(path: &Path, content: &str, mode: u32) -> Result<(), CaError> {
+    let draft = complete(path, content, mode)?;
+    draft.keep_owner();
+    draft.replace().map_err(|source| CaError::File { what: "replace", path: path.into(), source })
+}
+
+/// Gives a complete file the name of another one, which goes.
+///
+/// # Errors
+/// The folder cannot be written.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), CaError> {
+    let fail = |source| CaError::File { what: "replace", path: to.into(), source };
+    atomic_file::keep_owner(&File::open(from).map_err(fail)?, to);
+    std::fs::rename(from, to).and_then(|()| atomic_file::sync_folder(to)).map_err(fail)
+}
+
+/// A file's text; what is no UTF-8 in it lies outside the PEM blocks.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn read(path: &Path) -> Result<String, CaError> {
+    let bytes =
+        std::fs::read(path).map_err(|source| CaError::File { what: "read", path: path.into(), source })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The PEM blocks with this label, each with its lines and a final newline.
+pub(crate) fn pem_blocks(text: &str, label: &str) -> Vec<String> {
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let blocks = text.match_indices(&begin).filter_map(|(from, _)| {
+        let length = text[from..].find(&end)? + end.len();
+        Some(format!("{}\n", &text[from..from + length]))
+    });
+    blocks.collect()
+}
+
+/// Waits for the only lock on a file, which is made if need be; it ends with the returned value.
+///
+/// # Errors
+/// The file cannot be made or locked.
+pub(crate) fn lock(path: &Path) -> Result<File, CaError> {
+    let open = || {
+        let file = File::options().create(true).append(true).mode(0o600).open(path)?;
+        file.lock().map(|()| file)
+    };
+    open().map_err(|source| CaError::File { what: "lock", path: path.into(), source })
+}
+
+/// Makes a folder and those above it; one that exists stays as it is.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), CaError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| CaError::File {
+        what: "make the folder",
+        path: path.into(),
+        source,
+    })
+}
+
+/// A complete, synced file beside `path`. Until its mode is set at the end, it is readable by its owner alone.
+fn complete(path: &Path, content: &str, mode: u32) -> Result<Draft, CaError> {
+    let write = || {
+        let draft = Draft::write(path, &format!("meshctl-{}", std::process::id()), content.as_bytes())?;
+        draft.set_mode(mode)?;
+        Ok(draft)
+    };
+    write().map_err(|source| CaError::File { what: "write", path: path.into(), source })
+}
+
+/// The path from the root of the file system, links in it followed as far as it exists.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, CaError> {
+    // Links in the part that exists already must not hide that one folder is inside the other.
+    let path = std::path::absolute(path).map_err(|source| CaError::File {
+        what: "find",
+        path: path.into(),
+        source,
+    })?;
+    let known = path.ancestors().find_map(|known| Some((known, known.canonicalize().ok()?)));
+    Ok(match known {
+        Some((known, real)) => real.join(path.strip_prefix(known).unwrap_or(Path::new(""))),
+        None => path,
+    })
+}

@@ -1,0 +1,339 @@
+//! What lies in a CA's folder, and whether peers will accept it.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
+use mesh_shared::identity::Identity;
+use rustls::pki_types::UnixTime;
+use serde::Serialize;
+
+use crate::authority::Authority;
+use crate::certificate::{Certificate, day, days_until, ends};
+use crate::error::CaError;
+use crate::issue::accepted;
+use crate::lists::Lists;
+use crate::model::{Ca, LEAF_DAYS};
+
+/// A certificate that ends within so many days deserves a word.
+const SOON_DAYS: i64 = 14;
+/// The same of one that signs: what it signs cannot last longer.
+const AUTHORITY_SOON_DAYS: i64 = LEAF_DAYS as i64;
+/// Peers accept no shorter RSA keys.
+const RSA_BITS: usize = 2048;
+
+/// One certificate of the CA's folder.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Examined {
+    /// What it is for.
+    pub kind: Kind,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its common name, where it can be read.
+    pub cn: Option<String>,
+    /// Its serial number in hexadecimal, where it can be read.
+    pub serial: Option<String>,
+    /// Its host names and addresses.
+    pub alternative_names: Vec<String>,
+    /// Its end, epoch seconds.
+    pub not_after: Option<i64>,
+    /// Whole days until then; negative once it has passed.
+    pub days_left: Option<i64>,
+    /// How it is with it in a word.
+    pub state: State,
+    /// Why it cannot work; empty if it can, and if it is not to.
+    pub problems: Vec<String>,
+    /// What will become a problem.
+    pub remarks: Vec<String>,
+    /// Whom it names, if its file is named alike.
+    #[serde(skip)]
+    pub identity: Option<Identity>,
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // the names say it
+pub enum Kind {
+    Authority,
+    Node,
+    Agent,
+    Device,
+    Unknown,
+}
+
+impl Kind {
+    /// The word shown to people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Node => "node",
+            Self::Agent => "agent",
+            Self::Device => "device",
+            Self::Unknown => "?",
+        }
+    }
+}
+
+/// How it is with a certificate: the first thing that keeps it from working.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    /// Nothing does.
+    Ok,
+    /// Nothing does, for a few days.
+    EndsSoon,
+    /// Its time is over.
+    Expired,
+    /// It is in the revocation list.
+    Revoked,
+    /// No chain to this CA, not valid yet, or not for what it is issued for.
+    Untrusted,
+    /// Its file names somebody else.
+    Misnamed,
+    /// The key beside it is another one's.
+    WrongKey,
+    /// The key beside it can be read by everyone.
+    KeyExposed,
+    /// Its key is too short.
+    WeakKey,
+    /// It or its key cannot be read.
+    Unreadable,
+}
+
+impl State {
+    /// The words shown to people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::EndsSoon => "ends soon",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Untrusted => "untrusted",
+            Self::Misnamed => "misnamed",
+            Self::WrongKey => "wrong key",
+            Self::KeyExposed => "key exposed",
+            Self::WeakKey => "weak key",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
+impl Examined {
+    fn new(kind: Kind, path: &Path) -> Self {
+        Self {
+            kind,
+            path: path.into(),
+            cn: None,
+            serial: None,
+            alternative_names: Vec::new(),
+            not_after: None,
+            days_left: None,
+            state: State::Ok,
+            problems: Vec::new(),
+            remarks: Vec::new(),
+            identity: None,
+        }
+    }
+
+    fn fail(&mut self, state: State, problem: String) {
+        if matches!(self.state, State::Ok | State::EndsSoon) {
+            self.state = state;
+        }
+        self.problems.push(problem);
+    }
+
+    /// Notes the end; `remedy` is what to do about one that is near or past.
+    fn ends(&mut self, not_after: i64, now: UnixTime, soon_days: i64, remedy: &str) {
+        let days = days_until(not_after, now);
+        (self.not_after, self.days_left) = (Some(not_after), Some(days));
+        let text = format!("{}; {remedy}", ends(days));
+        if days < 0 {
+            self.fail(State::Expired, text);
+        } else if days < soon_days {
+            self.state = State::EndsSoon;
+            self.remarks.push(text);
+        }
+    }
+}
+
+impl Ca {
+    /// Every certificate in the folder: those of the chain, then what was issued, by name.
+    ///
+    /// # Errors
+    /// There is no complete CA, or the folder or the revocation list cannot be read. A certificate that is wrong
+    /// is no error here, but has `problems`.
+    pub fn examine(&self, now: UnixTime) -> Result<Vec<Examined>, CaError> {
+        let authorities = self.authorities()?;
+        let lists = Lists::read(&self.crl_path())?;
+        let mut all: Vec<_> = authorities
+            .iter()
+            .map(|authority| examine_authority(&self.chain_path(), authority, &authorities, now))
+            .collect();
+        if self.crl_path().exists() {
+            for (authority, examined) in authorities.iter().zip(&mut all) {
+                if !authority.certificate.is_root()
+                    && examined.state != State::Expired
+                    && !lists.covers(authority)
+                {
+                    examined.remarks.push(
+                        "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; the next \
+                         `meshctl ca revoke` adds one"
+                            .into(),
+                    );
+                }
+            }
+        }
+        let folder = self.dir.join("issued");
+        let fail = |source| CaError::File { what: "read the folder", path: folder.clone(), source };
+        let mut issued = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(fail)? {
+            issued.push(entry.map_err(fail)?.path());
+        }
+        issued.sort();
+        for path in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
+            all.push(self.examine_issued(path, &lists, now));
+        }
+        for key in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "key")) {
+            if !issued.contains(&key.with_extension("crt")) {
+                let mut orphan = Examined::new(Kind::Unknown, key);
+                orphan.fail(
+                    State::Unreadable,
+                    "a key without a certificate: issuing was interrupted; remove it and issue again".into(),
+                );
+                all.push(orphan);
+            }
+        }
+        Ok(all)
+    }
+
+    fn examine_issued(&self, path: &Path, lists: &Lists, now: UnixTime) -> Examined {
+        let mut examined = Examined::new(Kind::Unknown, path);
+        let loaded = || {
+            let chain = certificate::read_certificates("certificate", path)?;
+            let leaf = Leaf::parse(&chain[0])
+                .map_err(|source| MaterialError::Parse { path: path.into(), source })?;
+            let roots = certificate::read_trust_bundle(&self.chain_path())?.into();
+            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, roots, crls: Vec::new() })
+        };
+        let material = match loaded() {
+            Ok(material) => material,
+            Err(error) => {
+                examined.fail(State::Unreadable, error.to_string());
+                return examined;
+            }
+        };
+        let leaf = &material.leaf;
+        examined.kind = match leaf.identity {
+            Identity::Node(_) => Kind::Node,
+            Identity::Agent(..) => Kind::Agent,
+            Identity::Device(_) => Kind::Device,
+        };
+        examined.cn = Some(leaf.common_name.clone());
+        let certificate = Certificate::of(&material.chain[0]);
+        examined.serial = Some(certificate.serial_text());
+        examined.alternative_names =
+            leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
+        if let Some(since) = lists.since(&certificate.issuer, &certificate.serial) {
+            // As it should be: nothing more is asked of it.
+            examined.state = State::Revoked;
+            examined.not_after = Some(leaf.not_after);
+            examined.days_left = Some(leaf.days_left(now));
+            examined.remarks.push(format!(
+                "revoked on {}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
+                day(since),
+                leaf.identity
+            ));
+            return examined;
+        }
+        let named = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        if named.as_ref() == Some(&leaf.identity) {
+            examined.identity = named;
+        }
+        examined.ends(leaf.not_after, now, SOON_DAYS, &format!("`meshctl ca renew {}` it", leaf.identity));
+        let strong = check_strength(&certificate, &mut examined);
+        if examined.state != State::Expired
+            && let Err(error) = accepted(&material, now)
+        {
+            examined.fail(State::Untrusted, error.to_string());
+        }
+        if examined.identity.is_none() {
+            examined.fail(
+                State::Misnamed,
+                format!("the file's name and the certificate's CN {} are not the same", leaf.common_name),
+            );
+        }
+        if strong {
+            examine_key(&material, &path.with_extension("key"), &mut examined);
+        }
+        examined
+    }
+}
+
+fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now: UnixTime) -> Examined {
+    let mut examined = Examined::new(Kind::Authority, path);
+    let certificate = &authority.certificate;
+    if !certificate.parsed {
+        examined.fail(State::Unreadable, "not an X.509 certificate".into());
+        return examined;
+    }
+    examined.cn = certificate.cn.clone();
+    examined.serial = Some(certificate.serial_text());
+    let not_after = certificate.not_after;
+    let successor =
+        |other: &&Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    if certificate.is_root() {
+        let remedy = "with it ends all that it signed: make a new CA with another --dir and --root-dir";
+        examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
+    } else if all.iter().find(successor).is_none() {
+        let remedy = "with it ends all that it signed: `meshctl ca renew-intermediate` makes the next one";
+        examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
+    } else {
+        // Its successor signs; this one is only there for what it has signed.
+        let days = certificate.days_left(now);
+        (examined.not_after, examined.days_left) = (Some(not_after), Some(days));
+        if days < 0 {
+            examined.state = State::Expired;
+            examined.remarks.push(format!("{}, and its successor signs since", ends(days)));
+        }
+    }
+    if !certificate.is_ca {
+        examined
+            .fail(State::Untrusted, "is not a CA certificate and does not belong into ca-chain.pem".into());
+    }
+    check_strength(certificate, &mut examined);
+    examined
+}
+
+fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
+    if !key.exists() {
+        examined.remarks.push("its key is not here".into());
+        return;
+    }
+    if let Some(exposure) = certificate::exposure(key) {
+        examined.fail(State::KeyExposed, exposure);
+    }
+    match material.with_key(key) {
+        Ok(_) => {}
+        Err(MaterialError::Unreadable { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            examined.remarks.push("its key was not looked at (no permission)".into());
+        }
+        Err(error @ MaterialError::KeyMismatch { .. }) => examined.fail(State::WrongKey, error.to_string()),
+        Err(error) => examined.fail(State::Unreadable, error.to_string()),
+    }
+}
+
+/// Whether the key is long enough for peers.
+fn check_strength(certificate: &Certificate, examined: &mut Examined) -> bool {
+    match certificate.rsa_bits {
+        Some(bits) if bits < RSA_BITS => {
+            examined.fail(
+                State::WeakKey,
+                format!("its RSA key has {bits} bits; RSA needs {RSA_BITS} bits or more"),
+            );
+            false
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,37 @@
+//! The mesh's certificate authority as files, in the reference document's layout.
+//!
+//! ```text
+//! <dir>/intermediate/ca-chain.pem      the intermediate (and its predecessors, until they end), then the root:
+//!                                      what every node trusts
+//! <dir>/intermediate/crl.pem           what is revoked, a list for each intermediate
+//! <dir>/intermediate/intermediate.key  signs what is issued (0600); may lie elsewhere (`--signing-key`)
+//! <dir>/issued/<name>.crt, .key        a leaf with the intermediate behind it; its key (0600)
+//! <dir>/issued/superseded/             the certificates that were renewed, so that they can be revoked
+//! <root-dir>/root.crt, root.key        signs intermediates; keep it off the shared folder
+//! ```
+//! Nothing is ever overwritten, except what a renewal or a revocation is there to replace. A file appears under
+//! its name only when it is complete and on disk, and `ca-chain.pem` comes last, so a CA without it is one whose
+//! making was interrupted.
+
+mod authority;
+mod certificate;
+mod error;
+mod files;
+mod inspect;
+mod issue;
+mod key;
+mod lists;
+mod make;
+mod model;
+mod revoke;
+
+pub use certificate::{day, ends};
+pub use error::CaError;
+pub use inspect::{Examined, Kind, State};
+pub use key::KeyType;
+pub use make::{INTERMEDIATE_DAYS, NewIntermediate};
+pub use model::{Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, LEAF_DAYS, Order, RENEW_WITHIN_DAYS};
+pub use revoke::{Revoked, Which};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! `meshctl`: what an operator does by hand. It asks the two daemons of its host and makes certificates; it
+//! changes nothing else.
+#![allow(rustdoc::invalid_html_tags, reason = "these comments are the command line's help")]
+
+mod ca;
+mod demo;
+mod hosts;
+mod nodes;
+mod output;
+mod ping;
+mod status;
+mod upgrade;
+mod watch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mesh_shared::config::{self, Config, ConfigError};
+use mesh_shared::name::{NameError, NodeName};
+
+use mesh_client::{ClientError, Daemon};
+
+/// Where registryd listens unless the configuration says otherwise.
+const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl demo                             two nodes on this machine, to see it work
+  meshctl ca init                          make the mesh's certificate authority
+  meshctl ca issue-node ct111 192.168.10.111
+  meshctl ca renew --all                   renew what ends soon; daily, from a timer
+  meshctl status                           is this node well? (exit code 1 if not)
+  meshctl nodes --agent grok               who hosts the agent grok
+  meshctl nodes forget ct119               take a node that is gone for good out of the registry
+  meshctl ping                             reach every node over mutual TLS
+  meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
+
+/// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What the commands share that ask this host's daemons.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// The configuration file [default: $MESH_CONFIG, else /etc/mesh/mesh.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// registryd's socket [default: as configured, else /run/mesh/registryd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show whether this node is well, or say what it is doing; exit code 1 if something is wrong
+    Status(Asking<status::StatusArgs>),
+    /// Show the nodes of the mesh
+    Nodes(Asking<nodes::NodesArgs>),
+    /// Show the agents of the mesh and where they live
+    Agents(Global),
+    /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
+    Ping(Asking<ping::PingArgs>),
+    /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
+    Upgrade(Asking<upgrade::UpgradeArgs>),
+    /// Show changes in the mesh as they happen
+    Watch(Global),
+    /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
+    Hosts(Asking<hosts::HostsArgs>),
+    /// Make, renew, revoke and check the mesh's certificates
+    Ca(ca::CaArgs),
+    /// Run two nodes on this machine and show a delegation between them
+    Demo(demo::DemoArgs),
+    /// One of the demo's agents
+    #[command(hide = true)]
+    DemoAgent(demo::agent::AgentArgs),
+}
+
+/// A command's own arguments, and what it needs to ask a daemon.
+#[derive(Debug, clap::Args)]
+struct Asking<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// A node as people name it: `ct110` or `ct110.mesh`.
+fn node_name(text: &str) -> Result<NodeName, NameError> {
+    NodeName::from_mesh_host(text).map_or_else(|| text.parse(), Ok)
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text says it
+pub enum Failure {
+    #[error(transparent)]
+    Ca(#[from] mesh_ca::CaError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}")]
+    Hosts(String),
+    #[error("{0}")]
+    Upgrade(String),
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            // The reader (such as `head`) has what it wanted.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Self::Config(_) => config::EXIT_CODE,
+            Self::Usage(_) => 2,
+            Self::Ca(_) | Self::Client(_) | Self::Hosts(_) | Self::Output(_) | Self::Upgrade(_) => 1,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread, because children that end with their parent end with the thread that started them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Output(error)),
+    };
+    result.unwrap_or_else(|failure| {
+        let code = failure.exit_code();
+        if code != 0 {
+            let said = failure.to_string();
+            // Lines of our own stay; what far hosts put into them steers no terminal.
+            let lines: Vec<String> = said.lines().map(output::one_line).collect();
+            eprintln!("meshctl: {}", lines.join("\n"));
+        }
+        ExitCode::from(code)
+    })
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    match cli.command {
+        Command::Status(Asking { args, global }) => status::run(args, &global).await,
+        Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
+        Command::Agents(global) => nodes::agents(&global).await,
+        Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
+        Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
+        Command::Watch(global) => watch::run(&global).await,
+        Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
+        Command::Ca(args) => ca::run(args),
+        Command::Demo(args) => demo::run(args).await,
+        Command::DemoAgent(args) => demo::agent::run(args).await,
+    }
+}
+
+impl Global {
+    /// The configuration, if there is one: a file that was named must load, the default one need not exist.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    fn config(&self) -> Result<Option<Config>, ConfigError> {
+        let named =
+            self.config.clone().or_else(|| std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from));
+        match named {
+            Some(path) => Config::load(&path).map(Some),
+            None if Path::new(config::DEFAULT_PATH).exists() => {
+                Config::load(Path::new(config::DEFAULT_PATH)).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// registryd, from `--socket`, the configuration or the default.
+    ///
+    /// # Errors
+    /// The configuration cannot be used.
+    pub fn registryd(&self) -> Result<Daemon, ConfigError> {
+        let socket = match &self.socket {
+            Some(socket) => socket.clone(),
+            None => self.config()?.map_or_else(|| DEFAULT_SOCKET.into(), |config| config.registryd.socket),
+        };
+        Ok(Daemon::Registryd(socket))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

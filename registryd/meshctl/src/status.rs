@@ -1,0 +1,216 @@
+//! `meshctl status`: is this node well?
+
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand, ValueEnum};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method};
+use mesh_shared::local_api::{DaemonStatus, STATUS, StatusChange};
+use mesh_shared::registry::Status;
+use rustls::pki_types::UnixTime;
+use serde_json::json;
+
+use crate::output::{Colour, day, duration, one_line, paint, print, print_json};
+use crate::{Failure, Global};
+
+/// A certificate that ends within so many days is a problem.
+const CERTIFICATE_DAYS: i64 = 14;
+
+/// Arguments of `meshctl status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(subcommand)]
+    change: Option<Change>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Change {
+    /// Announce that this node is being updated (it takes no tasks by agent name), or is back.
+    ///
+    /// It stays `updating`, also when registryd or the host is restarted, until it is set `online`.
+    Set {
+        /// What this node is from now on
+        status: Wanted,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Wanted {
+    Online,
+    Updating,
+}
+
+/// Shows or changes this node's state.
+///
+/// # Errors
+/// registryd is away or refuses the change.
+pub async fn run(args: StatusArgs, global: &Global) -> Result<ExitCode, Failure> {
+    match args.change {
+        Some(Change::Set { status }) => set(status, global).await,
+        None => show(global).await,
+    }
+}
+
+async fn set(wanted: Wanted, global: &Global) -> Result<ExitCode, Failure> {
+    let status = match wanted {
+        Wanted::Online => Status::Online,
+        Wanted::Updating => Status::Updating,
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = json!(StatusChange { status }).to_string();
+    let daemon = global.registryd()?;
+    let answer = daemon.send(Method::PUT, STATUS, headers, Bytes::from(body)).await?;
+    daemon.accepted(STATUS, answer)?;
+    match global.json {
+        true => print_json(&json!({ "status": status }))?,
+        false => print(&format!("this node is {} from now on\n", status.as_str()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(global: &Global) -> Result<ExitCode, Failure> {
+    let daemon = global.registryd()?;
+    let status: DaemonStatus = match daemon.read(STATUS).await {
+        Ok(status) => status,
+        Err(error) if global.json => {
+            print_json(&json!({ "ok": false, "problems": [error.to_string()] }))?;
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let problems = problems(&status, UnixTime::now());
+    let ok = problems.is_empty();
+    if global.json {
+        let mut value = json!(status);
+        (value["ok"], value["problems"]) = (json!(ok), json!(problems));
+        print_json(&value)?;
+    } else {
+        print(&describe(&status, &problems, UnixTime::now()))?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What an operator should look at, each in a sentence.
+fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
+    let mut problems = status.problems.clone();
+    match &status.sidecar {
+        None => problems.push(
+            "mesh-proxy does not report to registryd, so nothing gets in or out \
+             (systemctl status mesh-proxy; both need the same configuration file)"
+                .into(),
+        ),
+        Some(sidecar) => {
+            let days = days_left(sidecar.certificate_not_after, now);
+            if days < CERTIFICATE_DAYS {
+                problems.push(match days {
+                    ..0 => "the certificate has expired: meshctl ca renew, then systemctl reload mesh-proxy".into(),
+                    _ => format!(
+                        "the certificate ends in {days} days: meshctl ca renew, then systemctl reload mesh-proxy"
+                    ),
+                });
+            }
+            // registryd may say the same in its own words.
+            if sidecar.backend_up == Some(false) && !problems.iter().any(|each| each.contains("backend")) {
+                problems.push(
+                    "the agent's server (proxy.backend.address) does not answer: start the agent".into(),
+                );
+            }
+            if let Some(failed) = &sidecar.failed_upgrade {
+                let reason = &failed.reason;
+                problems.push(format!("mesh-proxy's upgrade failed, and it goes on as before: {reason}"));
+            }
+        }
+    }
+    problems
+}
+
+fn days_left(not_after: i64, now: UnixTime) -> i64 {
+    (not_after - now.as_secs() as i64).div_euclid(86_400)
+}
+
+fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String {
+    let mut lines = vec![
+        ("node", format!("{} (registryd {})", status.node, status.version)),
+        ("status", status.status.as_str().into()),
+        ("registry", format!("{}: {} nodes, {} online", status.registry_path, status.nodes, status.online)),
+        ("discovery", status.discovery.clone()),
+        (
+            "heartbeat",
+            status
+                .last_heartbeat_age_ms
+                .map_or_else(|| "none yet".into(), |age| format!("{} ago", duration(age))),
+        ),
+    ];
+    match &status.sidecar {
+        None => lines.push(("sidecar", "away".into())),
+        Some(sidecar) => {
+            let draining = if sidecar.draining { " (stopping: it finishes what it has)" } else { "" };
+            let (inbound, outbound) = (sidecar.inbound, sidecar.outbound);
+            lines.push(("sidecar", format!("inbound {inbound}, outbound {outbound}{draining}")));
+            let backend = match sidecar.backend_up {
+                Some(true) => "answers",
+                Some(false) => "does not answer",
+                None => "not asked yet",
+            };
+            lines.push(("backend", backend.into()));
+            let ends = sidecar.certificate_not_after;
+            lines.push(("certificate", format!("until {} ({} days)", day(ends), days_left(ends, now))));
+        }
+    }
+    let mut text: String = lines.iter().map(|(key, value)| format!("{key:<12}{value}\n")).collect();
+    match problems {
+        [] => text.push_str(&format!("{:<12}{}\n", "problems", paint(Colour::Green, "none"))),
+        problems => {
+            for problem in problems {
+                text.push_str(&format!("{} {}\n", paint(Colour::Red, "problem:   "), one_line(problem)));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_000_000));
+        let mut status = DaemonStatus {
+            node: "ct110".parse().unwrap(),
+            status: Status::Online,
+            version: "0".into(),
+            registry_path: String::new(),
+            discovery: "none".into(),
+            nodes: 1,
+            online: 1,
+            problems: Vec::new(),
+            sidecar: Some(SidecarReport {
+                inbound: ([0, 0, 0, 0], 3000).into(),
+                outbound: ([127, 0, 0, 1], 3001).into(),
+                backend_up: Some(true),
+                agents_down: Vec::new(),
+                certificate_not_after: 1_000_000 + 14 * 86_400,
+                pid: Some(1),
+                draining: false,
+                failed_upgrade: None,
+            }),
+            last_heartbeat_age_ms: None,
+        };
+        assert!(problems(&status, now).is_empty());
+        if let Some(sidecar) = &mut status.sidecar {
+            sidecar.certificate_not_after -= 1;
+            sidecar.backend_up = Some(false);
+            sidecar.failed_upgrade = Some(FailedUpgrade { count: 1, reason: "no such file".into() });
+        }
+        let said = problems(&status, now);
+        assert!(said[0].contains("ends in 13 days") && said[1].contains("backend"), "{said:?}");
+        assert!(said[2].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
+        status.sidecar = None;
+        assert!(problems(&status, now)[0].contains("mesh-proxy does not report"));
+    }
+}
