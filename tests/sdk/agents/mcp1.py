@@ -1,28 +1,17 @@
 """An MCP server on version 1 of the Python SDK: by itself, on the older SSE transport, or mounted in FastAPI."""
 
-import asyncio
 import contextlib
 import os
 import sys
 
 from mcp.server.fastmcp import Context, FastMCP
+from mcp_tools import add_tools
 
 how, port = sys.argv[1], int(os.environ["PORT"])
-server = FastMCP("grok", port=port, log_level="WARNING", streamable_http_path="/" if how == "mounted" else "/mcp")
 
-
-@server.tool()
-def name() -> str:
-    return "grok"
-
-
-@server.tool()
-async def count(context: Context) -> str:
-    for number in range(3):
-        await context.report_progress(number, 3)
-        await asyncio.sleep(0.2)
-    return "counted"
-
+path = "/" if how == "mounted" else "/mcp"
+server = FastMCP("grok", port=port, log_level="WARNING", streamable_http_path=path)
+add_tools(server, Context)
 
 if how == "mounted":
     import uvicorn

@@ -1,15 +1,14 @@
 """Version 1 of the Python SDK; with "sse" over the older transport."""
 
-import asyncio
 import contextlib
 import sys
-import time
 
 import httpx
-from driver import check, expect, main, spread
+from driver import main
 from mcp import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp_checks import mcp_checks
 
 
 @contextlib.asynccontextmanager
@@ -25,30 +24,5 @@ async def session(way):
         yield opened
 
 
-@check
-def tool(way):
-    async def run():
-        async with session(way) as opened:
-            listed = [tool.name for tool in (await opened.list_tools()).tools]
-            expect(sorted(listed) == ["count", "name"], f"the tools are {listed}")
-            result = await opened.call_tool("name", {})
-            expect(result.content[0].text == "grok", f"the result is {result}")
-    asyncio.run(run())
-
-
-@check
-def progress(way):
-    arrivals = []
-
-    async def came(*_):
-        arrivals.append(time.monotonic())
-
-    async def run():
-        async with session(way) as opened:
-            result = await opened.call_tool("count", {}, progress_callback=came)
-            expect(result.content[0].text == "counted", f"the result is {result}")
-    asyncio.run(run())
-    spread(arrivals)
-
-
+mcp_checks(session)
 main()
