@@ -314,8 +314,10 @@ mod tests {
         let (old, new) = UnixStream::pair().unwrap();
         let listeners =
             [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
-        let places =
-            [Address::Tcp("[::]:3000".parse().unwrap()), Address::Unix("/run/mesh/outbound.sock".into())];
+        let places = [
+            Address::Tcp("[::]:3000".parse().unwrap()),
+            Address::Unix("/run/mesh-proxy/outbound.sock".into()),
+        ];
         let sockets: Vec<_> = places.iter().cloned().zip(listeners.iter().map(AsFd::as_fd)).collect();
         pass(&old, &sockets).unwrap();
         let given = Predecessor { channel: new }.sockets().unwrap();

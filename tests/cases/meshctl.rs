@@ -4,13 +4,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use mesh_tests::ca::{Spec, params};
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::{Daemon, command, run, succeed, text};
-use mesh_tests::{eventually, skipped};
+use mesh_tests::{eventually, loopback, skipped};
 use rcgen::{Issuer, KeyPair};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::spawn_blocking;
 
 /// `meshctl ca --dir <folder>/rivet-ca …`
 pub fn ca(folder: &Path, arguments: &[&str]) -> Command {
@@ -466,6 +469,48 @@ async fn status_says_when_the_sidecar_or_the_backend_is_away() {
         (code == Some(1) && told.contains("backend") && !told.contains("does not report")).then_some(())
     })
     .await;
+}
+
+/// A2A clients go on to the address in an agent's card, which they may have read on another host.
+#[tokio::test]
+async fn status_warns_of_a_card_that_leads_around_the_mesh() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").prepare().await;
+    let listener = loopback::listen(node.backend()).await;
+    let card: Arc<Mutex<String>> = Arc::default();
+    let told = card.clone();
+    let agent = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let Ok(length) = stream.read(&mut head).await else { continue };
+            let is_card = text(&head[..length]).starts_with("GET /.well-known/agent-card.json ");
+            let body = if is_card { told.lock().unwrap().clone() } else { String::new() };
+            let (status, length) = (if is_card { "200 OK" } else { "404 Not Found" }, body.len());
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    node.start_registryd().await;
+    node.start_proxy().await;
+    let status = async || {
+        let mut command = node.command("meshctl");
+        command.arg("status");
+        text(&spawn_blocking(move || run(&mut command)).await.unwrap().stdout)
+    };
+    for (url, warns) in [
+        (format!("http://{}/", node.backend()), true),
+        (format!("http://{}/agents/opus/", node.outbound()), false),
+        ("http://opus.agent.mesh/".into(), false),
+    ] {
+        *card.lock().unwrap() = json!({"name": "opus", "supportedInterfaces": [{"url": url}]}).to_string();
+        let told = status().await;
+        assert_eq!(told.contains("warning:") && told.contains(&format!("names {url}")), warns, "{told}");
+        assert_eq!(told.contains("/agents/<agent>/"), warns, "{told}");
+    }
+    // What is no card is nobody's mistake.
+    *card.lock().unwrap() = "\u{1b}[31m".into();
+    assert!(!status().await.contains("warning:"));
+    agent.abort();
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ def run_recipe(recipe, mesh):
     with open(f"{HERE}/recipes/{recipe.file}") as file:
         text = file.read()
     for written, real in (("127.0.0.1:3001", f"127.0.0.1:{mesh.outbound}"), ("127.0.0.1:3111", f"127.0.0.1:{mesh.own_agent}"),
-                          ("/run/mesh/outbound.sock", f"{mesh.folder}/outbound.sock")):
+                          ("/run/mesh-proxy/outbound.sock", f"{mesh.folder}/outbound.sock")):
         text = text.replace(written, real)
     folder = tempfile.mkdtemp(dir=mesh.folder)
     path = f"{folder}/{recipe.file}"

@@ -3,6 +3,7 @@
 #![allow(rustdoc::invalid_html_tags, reason = "these comments are the command line's help")]
 
 mod ca;
+mod card;
 mod demo;
 mod hosts;
 mod nodes;
@@ -170,7 +171,7 @@ impl Global {
     ///
     /// # Errors
     /// The file cannot be used.
-    fn config(&self) -> Result<Option<Config>, ConfigError> {
+    pub fn config(&self) -> Result<Option<Config>, ConfigError> {
         let named =
             self.config.clone().or_else(|| std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from));
         match named {

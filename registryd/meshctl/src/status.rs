@@ -12,7 +12,7 @@ use rustls::pki_types::UnixTime;
 use serde_json::json;
 
 use crate::output::{Colour, day, duration, one_line, paint, print, print_json};
-use crate::{Failure, Global};
+use crate::{Failure, Global, card};
 
 /// A certificate that ends within so many days is a problem.
 const CERTIFICATE_DAYS: i64 = 14;
@@ -82,12 +82,22 @@ async fn show(global: &Global) -> Result<ExitCode, Failure> {
     };
     let problems = problems(&status, UnixTime::now());
     let ok = problems.is_empty();
+    let warnings = match global.config() {
+        Ok(Some(config)) => card::warnings(&config).await,
+        // registryd told how things are.
+        _ => Vec::new(),
+    };
     if global.json {
         let mut value = json!(status);
         (value["ok"], value["problems"]) = (json!(ok), json!(problems));
+        value["warnings"] = json!(warnings);
         print_json(&value)?;
     } else {
-        print(&describe(&status, &problems, UnixTime::now()))?;
+        let mut text = describe(&status, &problems, UnixTime::now());
+        for warning in warnings {
+            text.push_str(&format!("{} {}\n", paint(Colour::Yellow, "warning:   "), one_line(&warning)));
+        }
+        print(&text)?;
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -377,7 +377,7 @@ fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, Agen
 const SOCKET_MODE: u32 = 0o660;
 
 fn outbound(section: Section<'_>) -> Outbound {
-    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}";
+    const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh-proxy/outbound.sock'}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
     let mut listeners = Vec::new();
     for (i, item) in section.sections("listeners", EXPECTED) {

@@ -228,11 +228,11 @@ fn a_mistake_is_told_once_and_in_plain_words() {
         ),
         (
             "proxy:\n  outbound:\n    listeners:\n    - ct111",
-            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}, found the text \"ct111\"",
+            "line 5: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh-proxy/outbound.sock'}, found the text \"ct111\"",
         ),
         (
             "proxy: {outbound: {listeners: [{listen: '127.0.0.1:3111'}]}}",
-            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh/outbound.sock'}",
+            "line 2: proxy.outbound.listeners[0]: expected {listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh-proxy/outbound.sock'}",
         ),
         (
             "proxy: {outbound: {listeners: [{listen: 'unix:run/mesh.sock', node: b}]}}",
