@@ -3,22 +3,32 @@
 import itertools
 import os
 
-from table import COLUMNS, RECIPES, ROWS, agent_title, version
+from table import COLUMNS, LIMITS, RECIPES, ROWS, agent_title, version
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PATH = os.path.join(HERE, "../../deploy/docs/clients.md")
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def mark(limit):
+    return str(LIMITS.index(limit) + 1).translate(SUPERSCRIPTS)
+
+
+def footnotes(rows):
+    """What the marks in the table of these rows mean."""
+    used = [limit for limit in LIMITS if any(limit.client == row.name for row in rows)]
+    return "  \n".join(f"{mark(limit)} Not {limit.check}, for a reason of the client's own: {limit.why}." for limit in used)
 
 
 def line(row, cells):
-    """A row of the table: what passes, or which checks fail."""
+    """A row of the table: what passes, which checks fail, and which the client itself cannot pass."""
     shown = []
     for way in COLUMNS:
         failed = [check for check in row.checks if cells.get((check, way))]
-        shown.append("–" if way not in row.ways else "✗ " + ", ".join(failed) if failed else "✓")
+        marks = "".join(f" {mark(limit)}" for check in row.checks if (limit := row.limit(check, way)))
+        shown.append("–" if way not in row.ways else ("✗ " + ", ".join(failed) if failed else "✓") + marks)
     client = row.name.format(version(row.package))
-    limits = "".join(f"; not {check}{f', {COLUMNS[way]}' if way else ''}: {why}" for (check, way), why in row.limits.items())
-    checks = ", ".join(check for check in row.checks if (check, None) not in row.limits)
-    return f"| {client} | {agent_title(row.agent)} | {checks}{limits} | {' | '.join(shown)} |"
+    return f"| {client} | {agent_title(row.agent)} | {', '.join(row.checks)} | {' | '.join(shown)} |"
 
 
 def recipe_text(recipe):
@@ -61,9 +71,10 @@ def render(results):
     head = f"| Client | Agent | Checks | {' | '.join(COLUMNS.values())} |\n|---|---|---|{'---|' * len(COLUMNS)}"
     for section in sections:
         text.append(f"## {section}")
-        rows = [line(row, results[row]) for row in ROWS if row.section == section]
+        rows = [row for row in ROWS if row.section == section]
         if rows:
-            text.append("\n".join([head, *rows]))
+            text.append("\n".join([head, *(line(row, results[row]) for row in rows)]))
+            text += filter(None, [footnotes(rows)])
         text += [recipe_text(recipe) for recipe in RECIPES if recipe.section == section]
     return "\n\n".join(text) + "\n"
 

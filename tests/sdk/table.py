@@ -66,14 +66,14 @@ class Row:
     checks: tuple
     ways: list
     environment: dict = dataclasses.field(default_factory=dict)
-    limits: dict = dataclasses.field(default_factory=dict)  # (check, ways): why the client itself cannot pass it
 
     @property
     def title(self):
         return f"{self.name.format(version(self.package))} → {agent_title(self.agent)}"
 
-    def is_limit(self, check, way):
-        return any(check == its and ways in (None, way) for its, ways in self.limits)
+    def limit(self, check, way):
+        """The client's own limit because of which it cannot pass, if there is one."""
+        return next((limit for limit in LIMITS if limit.keeps(self, check, way)), None)
 
     def cells(self):
         # A listener of one's own leads to one destination only, which exists.
@@ -81,6 +81,18 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a client cannot do, with or without a mesh. Once it can, the run fails, and the limit is to be taken out."""
+    client: str  # the name of its row
+    check: str
+    way: str | None  # None: in each
+    why: str
+
+    def keeps(self, row, check, way):
+        return (self.client, self.check) == (row.name, check) and self.way in (None, way)
+
+
 class Recipe:
     """A program that stands in the document as it is run; its first line says what it shows."""
     section: str
@@ -236,8 +248,7 @@ ROWS = [
     socket("Bun {} WebSocket", "bin:bun", ("bun", "ws.mjs", "builtin"), BASE),
 
     http("curl {}", "bin:curl", ("python", "curl.py"), BASE + HOSTS + PROXY + UNIX),
-    http("curl {} --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX,
-         limits={("redirect", None): "it cannot send a second request on such a connection, to whichever server"}),
+    http("curl {} --http2-prior-knowledge", "bin:curl", ("python", "curl.py", "--http2-prior-knowledge"), BASE + HOSTS + UNIX),
     http("curl {} --http2", "bin:curl", ("python", "curl.py", "--http2"), BASE + HOSTS + UNIX),
     http("curl {} --proxytunnel", "bin:curl", ("python", "curl.py", "--proxytunnel"), PROXY),
     http("requests {}", "pip:requests", ("python", "requests_client.py"), BASE + PROXY),
@@ -255,10 +266,8 @@ ROWS = [
     http("node:http {}, NODE_USE_ENV_PROXY=1", "bin:node", ("node", "node_http.mjs"), BASE + PROXY, **ENV_PROXY),
     http("node:http2 {}", "bin:node", ("node", "node_http2.mjs"), BASE + HOSTS + UNIX),
     http("axios {}", "npm:axios", ("node", "axios.mjs"), BASE + PROXY + UNIX),
-    http("got {}, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX,
-         limits={("redirect", "unix"): "it follows them by TCP"}),
-    http("Bun {} fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX,
-         limits={("redirect", "unix"): "it follows them by TCP"}),
+    http("got {}, http-proxy-agent", "npm:got", ("node", "got.mjs"), BASE + PROXY + UNIX),
+    http("Bun {} fetch", "bin:bun", ("bun", "fetch.mjs", "bun"), BASE + PROXY + UNIX),
 
     served("web"),
     served("fastapi"),
@@ -283,6 +292,12 @@ RECIPES = [
     Recipe("OpenAI and Anthropic", "openai_recipe.py", "web", "python"),
     Recipe("OpenAI and Anthropic", "openai_recipe.mjs", "web-node", "node"),
     Recipe("OpenAI and Anthropic", "anthropic_recipe.py", "web", "python"),
+LIMITS = [
+    Limit("curl {} --http2-prior-knowledge", "redirect", None, "it cannot send a second request on such a connection, to whichever server"),
+    Limit("got {}, http-proxy-agent", "redirect", "unix", "it follows redirects by TCP"),
+    Limit("Bun {} fetch", "redirect", "unix", "it follows redirects by TCP"),
+]
+
     Recipe("gRPC", "grpc_recipe.py", "grpc-python", "python"),
     Recipe("gRPC", "grpc_recipe.mjs", "grpc-node", "node"),
     Recipe("WebSocket", "websockets_recipe.py", "web", "python"),
