@@ -1,4 +1,5 @@
-"""Two real sidecars with their registryds on loopback: ct110 is the caller's host, ct111 hosts the agent grok."""
+"""Real sidecars with their registryds on loopback: ct110 is the caller's host; ct111, and ct112 if there is a third, host
+the agent grok."""
 
 import ctypes
 import http.client
@@ -7,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 BIN = os.environ.get("MESH_BIN") or os.path.join(os.path.dirname(__file__), "../../target/debug")
@@ -82,19 +84,19 @@ def meshctl(*args):
 def make_ca(folder):
     """One CA for all meshes of a run."""
     meshctl("ca", "--dir", f"{folder}/ca", "init", "--root-dir", f"{folder}/root")
-    for name in ("ct110", "ct111"):
+    for name in ("ct110", "ct111", "ct112"):
         meshctl("ca", "--dir", f"{folder}/ca", "issue-node", name, "127.0.0.1")
     return f"{folder}/ca"
 
 
 class Mesh:
-    """Starts with the first `wait`, so that the agent can be told before where it will be found."""
+    """Starts with `start`, so that the agent can be told before where it will be found."""
 
-    def __init__(self, folder, ca):
-        self.folder, self.ca, self.processes = folder, ca, []
+    def __init__(self, folder, ca, hosts=("ct111",)):
+        self.folder, self.ca, self.hosts, self.processes = folder, ca, hosts, []
         os.makedirs(f"{folder}/shared")
         self.outbound, self.own_node, self.own_agent = free_port(), free_port(), free_port()
-        self.backend = None
+        self.keeper, self.ended = None, False
         # The ways that the configuration does not allow, with what it says.
         self.refused = {}
 
@@ -114,16 +116,17 @@ class Mesh:
             "own-agent": {"url": f"http://127.0.0.1:{self.own_agent}"},
             "unix": {"url": "http://localhost/agents/grok", "unix": f"{self.folder}/outbound.sock"},
         }
-        return {name: {"name": name, "headers": {}, "host": None, "proxy": None, "unix": None, **way}
-                for name, way in listed.items()}
+        rest = {"headers": {}, "host": None, "proxy": None, "unix": None, "sidecar": f"{self.folder}/sidecar.pid"}
+        return {name: {"name": name, **rest, **way} for name, way in listed.items()}
 
     def environment(self):
         """What the caller's programs have in their environment, whichever way they use."""
         proxy, direct = f"http://127.0.0.1:{self.outbound}", "localhost,127.0.0.1"
         return {"http_proxy": proxy, "HTTP_PROXY": proxy, "no_proxy": direct, "NO_PROXY": direct}
 
-    def start(self, backend):
-        """`backend`: the section proxy.backend of ct111."""
+    def start(self, backends, restarts=False):
+        """`backends`: the section proxy.backend of each host of grok. `restarts`: should the caller's sidecar end, it is
+        started again, as systemd would; its pid is in the file that a way calls `sidecar`."""
         listeners = [{"listen": f"127.0.0.1:{self.own_node}", "node": "ct111"}]
         origins = [f"http://127.0.0.1:{port}" for port in (self.outbound, self.own_node, self.own_agent)]
         outbound = {"listen": f"127.0.0.1:{self.outbound}", "listeners": listeners,
@@ -144,15 +147,31 @@ class Mesh:
             else:
                 listeners = outbound["listeners"]
         outbound["listeners"] = listeners
-        callee = self.config("ct111", ["grok"], {"outbound": {"listen": f"127.0.0.1:{free_port()}"}, "backend": backend})
-        if refusal := self.check("ct111", callee):
-            raise Failed(refusal)
-        for name, config in (("ct110", caller), ("ct111", callee)):
-            self.write(name, config)
-            for program in ("registryd", "mesh-proxy"):
-                command = [f"{BIN}/{program}", "--config", f"{self.folder}/{name}.yaml"]
-                self.processes.append(start(command, f"{self.folder}/{name}-{program}.log"))
-        wait_for("both nodes are online", self.is_up)
+        self.write("ct110", caller)
+        for host, backend in zip(self.hosts, backends, strict=True):
+            callee = self.config(host, ["grok"], {"outbound": {"listen": f"127.0.0.1:{free_port()}"}, "backend": backend})
+            if refusal := self.check(host, callee):
+                raise Failed(refusal)
+        for name in ("ct110", *self.hosts):
+            self.processes.append(self.run(name, "registryd"))
+            if name == "ct110" and restarts:
+                self.keeper = threading.Thread(target=self.keep_running, daemon=True)
+                self.keeper.start()
+            else:
+                self.processes.append(self.run(name, "mesh-proxy"))
+        wait_for("all nodes are online", self.is_up)
+
+    def run(self, name, program):
+        return start([f"{BIN}/{program}", "--config", f"{self.folder}/{name}.yaml"], f"{self.folder}/{name}-{program}.log")
+
+    def keep_running(self):
+        while not self.ended:
+            process = self.run("ct110", "mesh-proxy")
+            with open(f"{self.folder}/sidecar.pid", "w") as file:
+                file.write(str(process.pid))
+            while process.poll() is None and not self.ended:
+                time.sleep(0.05)
+        end([process])
 
     def is_up(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.outbound, timeout=2)
@@ -160,9 +179,12 @@ class Mesh:
         nodes = json.loads(connection.getresponse().read())
         connection.close()
         # ct110 has no agent's server, and so is degraded.
-        return {node["name"]: node["status"] for node in nodes} == {"ct110": "degraded", "ct111": "online"}
+        return {node["name"]: node["status"] for node in nodes} == {"ct110": "degraded", **dict.fromkeys(self.hosts, "online")}
 
     def end(self):
+        self.ended = True
+        if self.keeper:
+            self.keeper.join()
         end(self.processes)
 
     def config(self, name, agents, proxy):

@@ -45,7 +45,7 @@ BASE = URLS + HEADERS + OWN
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """A server that plays the agent grok on ct111. In `command` and `backend`, {PORT}, {HOST} and {FOLDER} are filled in."""
+    """A server that plays the agent grok, on each of `hosts`. In `command` and `backend`, {PORT}, {HOST} and {FOLDER} are filled in."""
     name: str
     label: str  # as the document calls it; {} is the version of `package`
     package: str
@@ -53,6 +53,7 @@ class Agent:
     host: str = "127.0.0.1"
     backend: dict = dataclasses.field(default_factory=lambda: {"address": "127.0.0.1:{PORT}"}, hash=False)
     listen: str = ""
+    hosts: tuple = ("ct111",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +81,6 @@ class Row:
         return [(check, way) for check in self.checks for way in self.ways if not (check == "error" and way in OWN)]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """What a client cannot do, with or without a mesh. Once it can, the run fails, and the limit is to be taken out."""
@@ -93,6 +93,7 @@ class Limit:
         return (self.client, self.check) == (row.name, check) and self.way in (None, way)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
     """A program that stands in the document as it is run; its first line says what it shows."""
     section: str
@@ -140,6 +141,8 @@ AGENTS = [
     Agent("mcp-1", "mcp {} for Python", "pip:mcp", ("python", "mcp1.py", "streamable-http")),
     Agent("mcp-1-mounted", "mcp {} for Python, mounted in FastAPI", "pip:mcp", ("python", "mcp1.py", "mounted")),
     Agent("mcp-1-sse", "mcp {} for Python, SSE transport", "pip:mcp", ("python", "mcp1.py", "sse")),
+    Agent("mcp-1-twice", "mcp {} for Python, on ct111 and ct112", "pip:mcp", ("python", "mcp1.py", "streamable-http"), hosts=("ct111", "ct112")),
+    Agent("mcp-1-resumable", "mcp {} for Python, with an event store", "pip:mcp", ("python", "mcp1.py", "resumable")),
     Agent("mcp-2", "mcp {} for Python", "pip2:mcp", ("python-mcp2", "mcp2.py")),
     Agent("mcp-node", "@modelcontextprotocol/sdk {}", "npm:@modelcontextprotocol/sdk", ("node", "mcp.mjs")),
     Agent("a2a", "a2a-sdk {}", "pip:a2a-sdk", ("python", "a2a_agent.py")),
@@ -199,6 +202,9 @@ def served(agent, checks=("post", "redirect", "slash", "stream")):
 
 
 MCP1, MCP2 = ("python", "mcp1.py"), ("python-mcp2", "mcp2.py")
+SESSIONS1 = ("python", "mcp1_sessions.py")
+# One cell would kill the sidecar of the others.
+ONE_BY_ONE = {"environment": {"SDK_AT_ONCE": "1"}}
 MCP_NODE1, MCP_NODE2 = ("node", "mcp.mjs", "1"), ("node", "mcp.mjs", "2")
 # Where a client meets another's server, the ways differ no more.
 BRIEFLY = ["agent-url", "own-agent"]
@@ -211,6 +217,9 @@ ROWS = [
     mcp("mcp {} for Python", "pip:mcp", "mcp-node", MCP1, BRIEFLY),
     # The server names its endpoint as a path, in a body.
     mcp("mcp {} for Python, SSE transport", "pip:mcp", "mcp-1-sse", MCP1 + ("sse",), HEADERS + PROXY + OWN),
+    Row("MCP", "mcp {} for Python", "pip:mcp", "mcp-1-twice", SESSIONS1, ("stays",), ["agent-url", "agent-proxy", "own-agent"]),
+    Row("MCP", "mcp {} for Python", "pip:mcp", "mcp-1-resumable", SESSIONS1, ("resumes",), ["node-url", "agent-url", "agent-proxy", "own-agent"] + UNIX,
+        **ONE_BY_ONE),
     mcp("mcp {} for Python", "pip2:mcp", "mcp-2", MCP2, BASE + PROXY + UNIX),
     mcp("mcp {} for Python", "pip2:mcp", "mcp-1", MCP2, BRIEFLY),
     mcp("mcp {} for Python", "pip2:mcp", "mcp-1-mounted", MCP2, BRIEFLY),
@@ -283,6 +292,12 @@ ROWS = [
     served("nginx-h2c", ("redirect", "slash")),
 ]
 
+LIMITS = [
+    Limit("curl {} --http2-prior-knowledge", "redirect", None, "it cannot send a second request on such a connection, to whichever server"),
+    Limit("got {}, http-proxy-agent", "redirect", "unix", "it follows redirects by TCP"),
+    Limit("Bun {} fetch", "redirect", "unix", "it follows redirects by TCP"),
+]
+
 RECIPES = [
     Recipe("MCP", "mcp1_recipe.py", "mcp-1", "python"),
     Recipe("MCP", "mcp2_recipe.py", "mcp-2", "python-mcp2"),
@@ -292,12 +307,6 @@ RECIPES = [
     Recipe("OpenAI and Anthropic", "openai_recipe.py", "web", "python"),
     Recipe("OpenAI and Anthropic", "openai_recipe.mjs", "web-node", "node"),
     Recipe("OpenAI and Anthropic", "anthropic_recipe.py", "web", "python"),
-LIMITS = [
-    Limit("curl {} --http2-prior-knowledge", "redirect", None, "it cannot send a second request on such a connection, to whichever server"),
-    Limit("got {}, http-proxy-agent", "redirect", "unix", "it follows redirects by TCP"),
-    Limit("Bun {} fetch", "redirect", "unix", "it follows redirects by TCP"),
-]
-
     Recipe("gRPC", "grpc_recipe.py", "grpc-python", "python"),
     Recipe("gRPC", "grpc_recipe.mjs", "grpc-node", "node"),
     Recipe("WebSocket", "websockets_recipe.py", "web", "python"),

@@ -9,7 +9,7 @@ import time
 import traceback
 
 SECONDS = 15
-AT_ONCE = 12
+AT_ONCE = int(os.environ.get("SDK_AT_ONCE", 12))
 CHECKS = {}
 
 

@@ -1,4 +1,4 @@
-"""Version 1 of the Python SDK; with "sse" over the older transport."""
+"""Version 1 of the Python SDK; with "sse" over the older transport. Run by itself, or for its `session`."""
 
 import contextlib
 import sys
@@ -12,17 +12,20 @@ from mcp_checks import mcp_checks
 
 
 @contextlib.asynccontextmanager
-async def session(way):
+async def session(way, answered=()):
+    """A session; `answered` are functions that are called with each answer's head."""
     if "sse" in sys.argv:
         transport = sse_client(way["url"] + "/sse", headers=way["headers"])
     else:
         socket = httpx.AsyncHTTPTransport(uds=way["unix"]) if way["unix"] else None
-        client = httpx.AsyncClient(headers=way["headers"], transport=socket, timeout=10)
+        hooks = {"response": list(answered)}
+        client = httpx.AsyncClient(headers=way["headers"], transport=socket, timeout=10, event_hooks=hooks)
         transport = streamable_http_client(way["url"] + "/mcp", http_client=client)
     async with transport as (reader, writer, *_), ClientSession(reader, writer) as opened:
         await opened.initialize()
         yield opened
 
 
-mcp_checks(session)
-main()
+if __name__ == "__main__":
+    mcp_checks(session)
+    main()
