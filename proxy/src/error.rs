@@ -2,8 +2,13 @@
 //!
 //! Errors of the far agent are not among them: they pass through untouched.
 
+use std::error::Error;
+
 use http::StatusCode;
 use mesh_shared::{AgentName, NodeName};
+
+/// Any error.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What went wrong with one request. The text is for the person who reads the agent's log: what failed,
 /// and what to do.
@@ -324,6 +329,15 @@ impl ProxyError {
             }
         }
     }
+}
+
+/// The innermost cause, which says the most in the fewest words.
+pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause
 }
 
 #[cfg(test)]

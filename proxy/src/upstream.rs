@@ -30,8 +30,8 @@ use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, Sent};
-use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::error::{BoxError, ProxyError, Sent, root_cause};
+use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::h2::shared::Taken;
 use crate::http::headers::{absolute, announce_body, to_origin_form};

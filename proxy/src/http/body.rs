@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
+use crate::error::{BoxError, root_cause};
 use crate::http::headers;
 use crate::http::incoming::Incoming;
 use crate::http::pace::{Allowance, Pace};
@@ -34,9 +35,6 @@ const UPLOAD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mi
 const DRAINS_OF_CONNECTION: usize = 16;
 /// The same on all connections of one side. What each takes is some kilobytes, since nothing that comes is kept.
 const DRAINS_OF_SIDE: usize = 256;
-
-/// Why a body is not passed on.
-pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What passed of an exchange's two bodies.
 #[derive(Default)]
@@ -526,15 +524,6 @@ impl Drop for ResponseBody {
             watched.traffic.answer.end(Ending::Dropped);
         }
     }
-}
-
-/// The innermost cause, which says the most in the fewest words.
-pub fn root_cause<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause
 }
 
 #[cfg(test)]

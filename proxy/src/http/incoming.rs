@@ -9,7 +9,7 @@ use http::Response;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::http::body::BoxError;
+use crate::error::BoxError;
 
 /// A body that comes in.
 pub enum Incoming {

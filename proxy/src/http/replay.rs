@@ -13,7 +13,8 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
 
-use crate::http::body::{BoxError, RequestBody};
+use crate::error::BoxError;
+use crate::http::body::RequestBody;
 use crate::io::link::Link;
 
 /// A request of which more than this has gone out is not sent again.

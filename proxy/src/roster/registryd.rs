@@ -17,8 +17,8 @@ use mesh_shared::local_api::{JOIN, SIDECAR, SidecarReport};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use crate::error::ProxyError;
-use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::error::{BoxError, ProxyError, root_cause};
+use crate::http::body::RequestBody;
 use crate::http::headers::announce_body;
 use crate::io::early_answer::EarlyAnswer;
 

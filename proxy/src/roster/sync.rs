@@ -10,7 +10,7 @@ use mesh_shared::local_api::{ROSTER_WATCH, Roster};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::http::body::{BoxError, root_cause};
+use crate::error::{BoxError, root_cause};
 use crate::metrics::METRICS;
 use crate::roster::registryd::{ANSWER, RegistryLink, request};
 use crate::roster::store::RosterStore;

@@ -12,8 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout};
 
-use crate::error::{ProxyError, Sent};
-use crate::http::body::root_cause;
+use crate::error::{ProxyError, Sent, root_cause};
 use crate::http::h2::client::{self, Unsettled};
 use crate::http::h2::shared::{CONNECTIONS, DIALS, Dial, Dialled, STREAMS, Shared, StreamSlot, Taken};
 use crate::http::idle::Idle;

@@ -13,7 +13,7 @@ use mesh_shared::config::Limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use crate::http::body::BoxError;
+use crate::error::BoxError;
 use crate::http::h2;
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::gathering::Gathering;

@@ -17,7 +17,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use tokio::runtime::Handle;
 
-use crate::http::body::BoxError;
+use crate::error::BoxError;
 use crate::http::h2::client::Sender;
 use crate::http::incoming::Incoming;
 use crate::http::replay::Replay;

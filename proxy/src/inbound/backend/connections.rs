@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::sleep_until;
 
-use crate::http::body::{BoxError, RequestBody};
+use crate::error::BoxError;
+use crate::http::body::RequestBody;
 use crate::http::h1;
 use crate::http::headers::announce_body;
 use crate::http::idle::Idle;

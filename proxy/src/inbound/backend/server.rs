@@ -12,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
 
-use crate::error::ProxyError;
-use crate::http::body::{BoxError, RequestBody, root_cause};
+use crate::error::{BoxError, ProxyError, root_cause};
+use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::headers::{absolute, is_grpc};
 use crate::http::incoming::Incoming;

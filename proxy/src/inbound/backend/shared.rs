@@ -8,8 +8,7 @@ use std::time::Duration;
 use mesh_shared::config::{self, Limits};
 use tokio::time::timeout;
 
-use crate::error::ProxyError;
-use crate::http::body::root_cause;
+use crate::error::{ProxyError, root_cause};
 use crate::http::h2::client::{self, Sender, Unsettled};
 use crate::http::h2::shared::{self, Dial, Dialled, Shared, Taken};
 use crate::inbound::backend::dial::{CONNECT, Dialer, LocalStream};
