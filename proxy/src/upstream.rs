@@ -35,7 +35,7 @@ use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::h2::shared::Taken;
 use crate::http::headers::{absolute, announce_body, to_origin_form};
-use crate::http::incoming::Incoming;
+use crate::http::incoming::{self, Incoming};
 use crate::http::replay::{Replay, Source, once_more};
 use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
@@ -402,7 +402,7 @@ impl Upstream {
                             way.endpoint.answered(begun.elapsed());
                             way.pool.give_back(sender, link, keep_alive(&answer));
                             let slot = Slot { stream: None, request: request_slot };
-                            return Ok((answer.map(Incoming::Parsed), connect, slot));
+                            return Ok((incoming::parsed(answer), connect, slot));
                         }
                         Err(mut error) => {
                             let untouched = error.take_message().is_some();

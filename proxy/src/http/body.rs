@@ -405,8 +405,8 @@ impl ResponseBody {
     }
 
     /// An answer that comes from elsewhere.
-    pub fn passing(inner: impl Into<Incoming>) -> Self {
-        Self { source: Source::Passing(inner.into()), watched: None }
+    pub fn passing(inner: Incoming) -> Self {
+        Self { source: Source::Passing(inner), watched: None }
     }
 
     /// Notes in `traffic` what passes, and drops `guard` when the answer has passed or was given up. It is given up at

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::error::{BoxError, ProxyError, root_cause};
 use crate::http::body::RequestBody;
 use crate::http::headers::announce_body;
+use crate::http::incoming;
 use crate::io::early_answer::EarlyAnswer;
 
 /// How often registryd hears from the sidecar.
@@ -44,7 +45,10 @@ impl RegistryLink {
     ///
     /// # Errors
     /// registryd is not there.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ProxyError> {
+    pub async fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<incoming::Incoming>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         body.sent(true);
         parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
@@ -56,6 +60,7 @@ impl RegistryLink {
             .await
             .map_err(|_| self.unavailable(&format!("no answer within {} s", limit.as_secs())))?
             .map_err(|error| self.unavailable(&root_cause(&*error).to_string()))
+            .map(incoming::parsed)
     }
 
     fn unavailable(&self, reason: &str) -> ProxyError {

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use crate::error::BoxError;
 use crate::http::h2::client::Sender;
-use crate::http::incoming::Incoming;
+use crate::http::incoming::{self, Incoming};
 use crate::http::replay::Replay;
 use crate::io::link::Link;
 
@@ -108,7 +108,7 @@ impl<S: Send + 'static + Unpin> Future for InFlight<S> {
         };
         self.stage = Stage::Done;
         match self.slot.take() {
-            Some(slot) => Poll::Ready((answered.map(Incoming::answer), slot)),
+            Some(slot) => Poll::Ready((answered.map(incoming::streamed), slot)),
             None => Poll::Pending,
         }
     }

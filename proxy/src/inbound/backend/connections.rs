@@ -1,14 +1,11 @@
 //! One worker's HTTP/1.1 connections to a server, used again once an answer has passed.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -36,6 +33,10 @@ const IDLE: Duration = Duration::from_millis(1500);
 const READ_BUFFER_BYTES: usize = 128 * 1024;
 /// Connections that wait for the next request.
 pub const MAX_IDLE_CONNECTIONS: usize = 64;
+
+/// The body of a request on an HTTP/1.1 connection to an agent: sent once, and gone then; or kept, where it may turn out
+/// that the server speaks another protocol.
+pub type AgentBody = Either<RequestBody, Replay>;
 
 type Sender = http1::SendRequest<AgentBody>;
 
@@ -153,43 +154,6 @@ impl Drop for Lent {
                     from.put(sender);
                 }
             });
-        }
-    }
-}
-
-/// The body of a request on an HTTP/1.1 connection to an agent.
-pub enum AgentBody {
-    /// Sent once, and gone then.
-    Once(RequestBody),
-    /// Kept, where it may turn out that the server speaks another protocol.
-    Kept(Replay),
-}
-
-impl Body for AgentBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            Self::Once(body) => Pin::new(body).poll_frame(context),
-            Self::Kept(body) => Pin::new(body).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Once(body) => body.is_end_stream(),
-            Self::Kept(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Once(body) => body.size_hint(),
-            Self::Kept(body) => body.size_hint(),
         }
     }
 }

@@ -10,13 +10,14 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
+use http_body_util::Either;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
 
 use crate::error::{BoxError, ProxyError, root_cause};
 use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::headers::{absolute, is_grpc};
-use crate::http::incoming::Incoming;
+use crate::http::incoming::{self, Incoming};
 use crate::http::replay::{Replay, Source, once_more};
 use crate::inbound::backend::agent_slots::AgentSlots;
 use crate::inbound::backend::connections::{AgentBody, Connections, Lent, Unanswered};
@@ -122,11 +123,11 @@ impl Server {
         if self.takes_http2(request.headers()) {
             return Box::pin(self.send_anew(request, true)).await;
         }
-        let mut request = request.map(AgentBody::Once);
+        let mut request = request.map(Either::Left);
         while let Some(mut connection) = self.http1.waiting() {
             let again = reads_again(&request);
             match connection.send(request).await {
-                Ok(response) => return Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
+                Ok(response) => return Ok((incoming::parsed(response), Carrier::Http1(connection))),
                 // The agent closed it just then.
                 Err(Unanswered { untouched: Some(untouched), .. }) => request = untouched,
                 // It broke under the request, perhaps through the fault of the one before. Reading twice does no harm
@@ -144,11 +145,11 @@ impl Server {
             }
         }
         match request.into_parts() {
-            (parts, AgentBody::Once(body)) => {
+            (parts, Either::Left(body)) => {
                 Box::pin(self.send_anew(Request::from_parts(parts, body), false)).await
             }
             // Nothing is kept on connections that wait.
-            (_, AgentBody::Kept(_)) => Err(failure(&self.address, "it was sent before")),
+            (_, Either::Right(_)) => Err(failure(&self.address, "it was sent before")),
         }
     }
 
@@ -180,8 +181,8 @@ impl Server {
         let finds_out = self.protocol == Protocol::Auto;
         if !finds_out && !http2 {
             let mut connection = self.connect(false).await?;
-            return match connection.send(request.map(AgentBody::Once)).await {
-                Ok(response) => Ok((response.map(Incoming::Parsed), Carrier::Http1(connection))),
+            return match connection.send(request.map(Either::Left)).await {
+                Ok(response) => Ok((incoming::parsed(response), Carrier::Http1(connection))),
                 Err(Unanswered { error, .. }) => Err(self.failed(&error)),
             };
         }
@@ -224,7 +225,7 @@ impl Server {
         match connection.send(message.for_http1(patience)).await {
             Ok(response) => {
                 self.found(Found::Http1);
-                Ok((response.map(Incoming::Parsed), Carrier::Http1(connection)))
+                Ok((incoming::parsed(response), Carrier::Http1(connection)))
             }
             Err(Unanswered { error, .. }) if connection.speaks_http2() => {
                 Err(Failure::OtherProtocol(self.failed(&error)))
@@ -274,7 +275,7 @@ impl Message {
     fn for_http1(&self, patience: Option<Duration>) -> Request<AgentBody> {
         // Nothing is reset on HTTP/1.1.
         let body = self.source.attempt(&Arc::default()).patient(patience);
-        let mut request = once_more(&self.parts, AgentBody::Kept(body));
+        let mut request = once_more(&self.parts, Either::Right(body));
         *request.uri_mut() = self.parts.uri.clone();
         request
     }
@@ -300,7 +301,7 @@ impl Message {
 /// The request once more, if it only reads and has no body.
 fn reads_again(request: &Request<AgentBody>) -> Option<Box<Request<RequestBody>>> {
     let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let AgentBody::Once(body) = request.body() else { return None };
+    let Either::Left(body) = request.body() else { return None };
     if !only_reads || !body.is_end_stream() {
         return None;
     }
