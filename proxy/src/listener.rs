@@ -5,25 +5,23 @@
 //! with an ERROR line each time. Such an error leaves the connection in the queue, so the next try fails as well.
 
 use std::fmt;
-use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::config::SocketAccess;
+use mesh_shared::unix_socket::{self, ListenError};
 use nix::unistd::Group;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::listener::Listener as Acceptor;
 use pingora_core::server::ShutdownWatch;
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
@@ -148,21 +146,14 @@ impl Listener {
     /// Something else is there, or a process that listens; a group that does not exist or that cannot be given.
     pub fn bind_unix(path: &Path, access: &SocketAccess, key: &str) -> Result<Self, BindError> {
         let open = || {
-            remove_left_behind(path)?;
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            socket.bind(&SockAddr::unix(path)?)?;
-            // Nobody can connect until it listens.
-            if let Some(group) = &access.group {
-                chown(path, None, Some(group_id(group)?))?;
-            }
-            fs::set_permissions(path, Permissions::from_mode(access.mode))?;
-            socket.listen(BACKLOG)?;
-            Self::prepared(socket, Address::Unix(path.into()))
+            let group = access.group.as_deref().map(group_id).transpose()?;
+            let socket = unix_socket::listen(path, access.mode, group)?;
+            Ok(Self::prepared(socket.into(), Address::Unix(path.into()))?)
         };
-        open().map_err(|source| BindError {
+        open().map_err(|error: ListenError| BindError {
             address: Address::Unix(path.into()),
             key: key.to_owned(),
-            source,
+            source: error.into(),
         })
     }
 
@@ -263,23 +254,6 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// Removes a socket on which nobody listens any more.
-fn remove_left_behind(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if !found.file_type().is_socket() => {
-            let text = "something that is not a socket is there; move it away, or choose another path";
-            Err(io::Error::new(ErrorKind::AlreadyExists, text))
-        }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-            Err(error) => Err(error),
-            Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there")),
-        },
     }
 }
 

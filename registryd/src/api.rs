@@ -9,8 +9,7 @@ mod query;
 mod stream;
 
 use std::fs;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::io;
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::NodeName;
 use mesh_shared::local_api::{self, AgentList, Forget, SidecarReport, StatusChange};
 use mesh_shared::registry::Status;
+use mesh_shared::unix_socket::{self, ListenError};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -77,20 +77,11 @@ pub fn bind(path: &Path) -> Result<net::UnixListener, SocketError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => return Err(SocketError::NoSocket(path.into())),
-        Ok(_) => match net::UnixStream::connect(path) {
-            Ok(_) => return Err(SocketError::InUse(path.into())),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(failed(error)),
-            Err(_) => fs::remove_file(path).map_err(failed)?,
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let listener = net::UnixListener::bind(path).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(failed)?;
-    Ok(listener)
+    unix_socket::listen(path, MODE, None).map_err(|error| match error {
+        ListenError::Io(source) => failed(source),
+        ListenError::InUse => SocketError::InUse(path.into()),
+        ListenError::NotASocket => SocketError::NoSocket(path.into()),
+    })
 }
 
 /// What the answers are made from.

@@ -3,8 +3,7 @@
 //! Programs of this host and peers can open as many connections as they like; storage, the sidecar and the questions
 //! to peers must not run out of descriptors for it.
 
-use std::fs;
-
+use nix::unistd::User;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Kept for storage, the sidecar, timers, and questions to peers.
@@ -51,14 +50,7 @@ impl Limits {
 
 /// The number of a user, by name or as a number; `None`: there is no such user here.
 pub fn user_id(user: &str) -> Option<u32> {
-    if let Ok(id) = user.parse() {
-        return Some(id);
-    }
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(user)).then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    user.parse().ok().or_else(|| Some(User::from_name(user).ok()??.uid.as_raw()))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod message;
 pub mod name;
 pub mod registry;
 pub mod service_manager;
+pub mod unix_socket;
 
 pub use address::{BackendAddr, LocalAddr, LoopbackAddr};
 pub use identity::Identity;
