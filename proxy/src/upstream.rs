@@ -47,7 +47,7 @@ use crate::upstream::connect::list;
 use crate::upstream::endpoint::{Endpoint, RESERVE, RequestSlot};
 use crate::upstream::pool::{Connection, PeerStreamSlot};
 use crate::upstream::retry::{Again, Budget, again};
-use crate::upstream::session::{Issued, rank};
+use crate::upstream::session::{Sessions, rank};
 use crate::upstream::ways::{Endpoints, Way, Ways};
 
 /// How long a request waits for a connection where another node could do the work.
@@ -122,21 +122,20 @@ pub struct Nodes {
     proxy: Proxy,
     endpoints: Endpoints,
     budget: Mutex<Budget>,
-    issued: Mutex<Issued>,
+    sessions: Sessions,
     random: (RandomState, AtomicU64),
 }
 
 impl Nodes {
     /// Nothing is known yet of the nodes of `roster`.
     pub fn new(config: &Config, credentials: Arc<CredentialStore>, roster: Arc<RosterStore>) -> Self {
-        let now = Instant::now();
         Self {
             credentials,
             roster,
             proxy: config.proxy.clone(),
             endpoints: Endpoints::default(),
-            budget: Mutex::new(Budget::new(now)),
-            issued: Mutex::new(Issued::new(now)),
+            budget: Mutex::new(Budget::new(Instant::now())),
+            sessions: Sessions::new(&config.proxy.state_dir),
             random: (RandomState::new(), AtomicU64::new(0)),
         }
     }
@@ -156,6 +155,13 @@ impl Nodes {
 pub struct Upstream {
     nodes: Arc<Nodes>,
     ways: Ways,
+}
+
+/// The session of a request that a server handed out.
+struct IssuedSession {
+    id: HeaderValue,
+    /// The node that did; `None`: that is not known.
+    issuer: Option<NodeName>,
 }
 
 /// The node that gets a request next.
@@ -204,9 +210,12 @@ impl Upstream {
         let (mut parts, body) = request.into_parts();
         parts.headers.remove(HOST);
         let source = Source::new(body);
-        let session_id = match target.to {
-            Recipient::Agent(_) => parts.headers.get(SESSION_ID).cloned(),
-            Recipient::Node(_) => None,
+        let issued = match (&target.to, parts.headers.get(SESSION_ID)) {
+            (Recipient::Agent(agent), Some(id)) => {
+                let issuer = self.nodes.sessions.issuer(agent, id.as_bytes()).await;
+                Some(IssuedSession { id: id.clone(), issuer })
+            }
+            _ => None,
         };
         self.nodes.budget.lock().deposit();
         let message = Message { parts: &parts, source: &source, target: &target };
@@ -219,7 +228,7 @@ impl Upstream {
         };
         loop {
             let ways = self.ways_to(&target).map_err(|error| failed(error, &tried))?;
-            let picked = self.pick(&ways, &target, session_id.as_ref(), &tried);
+            let picked = self.pick(&ways, &target, issued.as_ref(), &tried);
             let Picked { way, others, at_home } = match (picked, last) {
                 (Some(picked), _) => picked,
                 (None, Some(error)) => return Err(failed(error, &tried)),
@@ -229,7 +238,7 @@ impl Upstream {
             let outcome = self.attempt(way, &message, others).await;
             let Unanswered { error, reason } = match outcome {
                 Ok((response, connect, slot)) => {
-                    self.remember(&target, &response, &way.route.node);
+                    self.remember(&target, &response, &way.route.node).await;
                     let (endpoint, attempts) = (way.endpoint.clone(), tried.len() as u32);
                     return Ok(Delivered { response, endpoint, attempts, connect, slot });
                 }
@@ -296,22 +305,21 @@ impl Upstream {
         &self,
         ways: &'c [Way],
         target: &Target,
-        session_id: Option<&HeaderValue>,
+        issued: Option<&IssuedSession>,
         tried: &[Arc<Endpoint>],
     ) -> Option<Picked<'c>> {
         if let [only] = ways {
             return Some(Picked { way: only, others: false, at_home: false });
         }
         let (now, most) = (Instant::now(), self.nodes.most(target.own_path));
-        if let Recipient::Agent(agent) = &target.to
-            && let Some(id) = session_id
-            && let Some(issuer) = self.nodes.issued.lock().issuer(agent.as_str(), id.as_bytes(), now)
-            && let Some(home) = ways.iter().find(|way| way.route.node == issuer)
+        if let Some(issuer) = issued.and_then(|session| session.issuer.as_ref())
+            && let Some(home) = ways.iter().find(|way| way.route.node == *issuer)
             && !home.is_among(tried)
         {
             return Some(Picked { way: home, others: true, at_home: true });
         }
-        let session = target.session.as_ref().or(session_id).map(HeaderValue::as_bytes);
+        let session =
+            target.session.as_ref().or(issued.map(|session| &session.id)).map(HeaderValue::as_bytes);
         let consider = |fresh: bool| -> (Vec<&Way>, Vec<Candidate>) {
             let considered = ways.iter().filter(|way| !fresh || !way.is_among(tried));
             considered.map(|way| (way, self.candidate(way, session, most, now))).unzip()
@@ -355,11 +363,11 @@ impl Upstream {
     }
 
     /// Remembers the session that a server handed out.
-    fn remember(&self, target: &Target, response: &Response<Incoming>, node: &NodeName) {
+    async fn remember(&self, target: &Target, response: &Response<Incoming>, node: &NodeName) {
         if let Recipient::Agent(agent) = &target.to
             && let Some(id) = response.headers().get(SESSION_ID)
         {
-            self.nodes.issued.lock().remember(agent.as_str(), id.as_bytes(), node, Instant::now());
+            self.nodes.sessions.remember(agent, id.as_bytes(), node).await;
         }
     }
 

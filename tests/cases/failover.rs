@@ -104,7 +104,7 @@ async fn a_session_stays_on_its_node_and_comes_back_to_it() {
 #[tokio::test]
 async fn a_session_that_a_server_issued_is_continued_there() {
     let mesh = Mesh::new();
-    let (one, two, three) =
+    let (mut one, two, three) =
         tokio::join!(mesh.start("ct110", "opus"), mesh.start("ct111", "grok"), mesh.start("ct112", "grok"));
     tokio::join!(one.reaches("ct111"), one.reaches("ct112"));
     for number in 0..10 {
@@ -115,6 +115,17 @@ async fn a_session_that_a_server_issued_is_continued_there() {
         for _ in 0..3 {
             assert_eq!(served_by(&one, "mcp-session-id", &id).await, issuer);
         }
+    }
+    // Another process of the caller's sidecar knows as much.
+    let mut issuers = Vec::new();
+    for number in 0..10 {
+        issuers.push(served_by(&one, "mcp-session-id", &format!("issued-{number}")).await);
+    }
+    one.proxy().kill();
+    one.start_proxy().await;
+    tokio::join!(one.reaches("ct111"), one.reaches("ct112"));
+    for (number, issuer) in issuers.iter().enumerate() {
+        assert_eq!(served_by(&one, "mcp-session-id", &format!("issued-{number}")).await, *issuer);
     }
     // The node is gone: another one gets the request and can say that it does not know the session.
     let first = one.get("/agents/grok/session/lost").await;
