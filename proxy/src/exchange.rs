@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,6 +21,7 @@ use crate::http::body::{Ending, RequestBody, ResponseBody, Traffic};
 use crate::http::deadline;
 use crate::http::h1;
 use crate::http::headers::MESH_ERROR;
+use crate::http::incoming::Incoming;
 use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;

@@ -12,5 +12,4 @@ pub mod pace;
 pub mod problem;
 pub mod redirect;
 pub mod replay;
-pub mod unread;
 pub mod upgrade;

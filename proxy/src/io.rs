@@ -4,4 +4,5 @@ pub mod early_answer;
 pub mod first_bytes;
 pub mod gathering;
 pub mod link;
+pub mod preface;
 pub mod read_ahead;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -77,6 +78,7 @@ pub struct Watched<S> {
 struct Http2 {
     frames: Frames,
     header: Duration,
+    reads: Arc<AtomicU64>,
     /// Since when a block of headers is incomplete.
     incomplete: Option<Instant>,
     opened: Instant,
@@ -90,11 +92,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         Self { inner, frames: None, first_request: (Instant::now(), first_request), connection, timer: None }
     }
 
-    /// Allows `header` for each block of headers of an HTTP/2 connection.
-    pub fn http2(mut self, header: Duration) -> Self {
-        let frames = Frames::default();
-        self.frames = Some(Http2 { frames, header, incomplete: None, opened: self.first_request.0, due: 0 });
-        self
+    /// Allows `header` for each block of headers of an HTTP/2 connection. Also gives what counts how often something is
+    /// read of it.
+    pub fn http2(mut self, header: Duration) -> (Self, Arc<AtomicU64>) {
+        let (frames, reads) = (Frames::default(), Arc::<AtomicU64>::default());
+        self.frames = Some(Http2 {
+            frames,
+            header,
+            reads: reads.clone(),
+            incomplete: None,
+            opened: self.first_request.0,
+            due: 0,
+        });
+        (self, reads)
     }
 
     /// When the connection is to be ended, unless something comes before.
@@ -141,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
 
 impl Http2 {
     fn came(&mut self, bytes: &[u8]) -> Result<(), Cut> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let came = self.frames.feed(bytes);
         if came.control > 0 {
             let now = u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -222,7 +233,7 @@ mod tests {
         }
         let mut watched = Watched::new(far, connection.clone(), LIMIT);
         if http2 {
-            watched = watched.http2(LIMIT);
+            watched = watched.http2(LIMIT).0;
             near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         }
         tokio::spawn(async move {
@@ -262,7 +273,7 @@ mod tests {
         let reset = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
         let connection = Arc::new(Connection::new(Caller::Program(None), Drain::new(Duration::ZERO)));
         let watched = Watched::new(tokio::io::empty(), connection, LIMIT);
-        let mut http2 = watched.http2(LIMIT).frames.unwrap();
+        let mut http2 = watched.http2(LIMIT).0.frames.unwrap();
         http2.came(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         for _ in 0..1_900 {
             http2.came(&reset).unwrap();

@@ -23,7 +23,6 @@ use crate::error::{BoxError, root_cause};
 use crate::http::headers;
 use crate::http::incoming::Incoming;
 use crate::http::pace::{Allowance, Pace};
-use crate::http::unread::Step;
 
 /// How long to go on reading a request that nobody wants any more, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
@@ -132,7 +131,7 @@ pub type Tap = Box<dyn FnMut(&Bytes) + Send>;
 /// then lose the answer as well (curl, httpx) or never end the request (Node.js). So the rest is read and dropped for a
 /// while, within bounds of time and bytes, and on HTTP/2 as long as not too many do so at once.
 pub struct RequestBody {
-    inner: Option<hyper::body::Incoming>,
+    inner: Option<Incoming>,
     /// Where places for reading the rest come from; `None` where there is one request to a connection.
     drains: Option<Drains>,
     /// How much of the rest is read.
@@ -163,7 +162,7 @@ impl RequestBody {
     /// go on for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
     /// announced ([`RequestBody::announced`]).
     pub fn new(
-        inner: hyper::body::Incoming,
+        inner: Incoming,
         version: Version,
         traffic: Arc<Traffic>,
         max_bytes: u64,
@@ -237,8 +236,8 @@ impl Body for RequestBody {
         let mut frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                passage.end_because(Ending::SourceFailed, &error);
-                return Poll::Ready(Some(Err(error.into())));
+                passage.end_because(Ending::SourceFailed, &*error);
+                return Poll::Ready(Some(Err(error)));
             }
             None => {
                 passage.end(Ending::Complete);
@@ -459,8 +458,6 @@ impl Body for ResponseBody {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Passing(inner) => Pin::new(inner).poll_frame(context),
         };
-        let step = if polled.is_ready() { Step::Gives } else { Step::Waits };
-        step.note();
         let mut frame = match polled {
             Poll::Ready(frame) => frame,
             Poll::Pending => {

@@ -3,7 +3,11 @@
 
 pub mod client;
 pub mod in_flight;
+mod outgoing;
+mod pings;
+pub mod server;
 pub mod shared;
+pub mod tunnel;
 
 use std::time::Duration;
 

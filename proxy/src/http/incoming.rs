@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::Response;
 use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Either;
 
@@ -17,7 +17,8 @@ pub type Incoming = Either<hyper::body::Incoming, Received>;
 
 /// What a stream of HTTP/2 brings.
 pub struct Received {
-    stream: RecvStream,
+    /// `None`: nothing comes.
+    stream: Option<RecvStream>,
     data_ended: bool,
     /// What is still to come, if that was announced.
     left_bytes: Option<u64>,
@@ -30,12 +31,30 @@ pub fn parsed(response: Response<hyper::body::Incoming>) -> Response<Incoming> {
 
 /// An answer that came on a stream of HTTP/2.
 pub fn streamed(response: Response<RecvStream>) -> Response<Incoming> {
-    let announced = response.headers().get(CONTENT_LENGTH);
-    let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
-    response.map(|stream| {
+    let announced = announced(response.headers());
+    response.map(|stream| Either::Right(Received::new(stream, announced)))
+}
+
+/// A request that came on a stream of HTTP/2.
+pub fn streamed_request(request: Request<RecvStream>) -> Request<Incoming> {
+    let announced = announced(request.headers());
+    request.map(|stream| Either::Right(Received::new(stream, announced)))
+}
+
+/// No body.
+pub fn nothing() -> Incoming {
+    Either::Right(Received { stream: None, data_ended: true, left_bytes: Some(0) })
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl Received {
+    fn new(stream: RecvStream, announced: Option<u64>) -> Self {
         let left_bytes = announced.or_else(|| stream.is_end_stream().then_some(0));
-        Either::Right(Received { stream, data_ended: false, left_bytes })
-    })
+        Self { stream: Some(stream), data_ended: false, left_bytes }
+    }
 }
 
 /// A stream that is reset with NO_ERROR just ends (RFC 9113, section 8.1).
@@ -51,28 +70,30 @@ impl Body for Received {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if !self.data_ended {
-            match ready!(self.stream.poll_data(context)) {
+        let this = &mut *self;
+        let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
+        if !this.data_ended {
+            match ready!(stream.poll_data(context)) {
                 Some(Ok(data)) => {
                     // Fails only for more than has come.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    if let Some(left) = &mut self.left_bytes {
+                    let _ = stream.flow_control().release_capacity(data.len());
+                    if let Some(left) = &mut this.left_bytes {
                         *left = left.saturating_sub(data.len() as u64);
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(failed(error)),
-                None => self.data_ended = true,
+                None => this.data_ended = true,
             }
         }
-        match ready!(self.stream.poll_trailers(context)) {
+        match ready!(stream.poll_trailers(context)) {
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
             Err(error) => Poll::Ready(failed(error)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::http::body::ResponseBody;
 use crate::http::headers;
+use crate::http::incoming::Incoming;
 
 /// Small, because such connections are many and mostly idle.
 const BUFFER_BYTES: usize = 16 * 1024;

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hyper::server::conn::{http1, http2};
+use futures_util::TryFutureExt;
+use http::Request;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::certificate::{Role, describe};
@@ -30,8 +32,10 @@ use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
 use crate::drain::Drain;
-use crate::http::unread::Streams;
-use crate::http::{h1, h2};
+use crate::error::BoxError;
+use crate::http::h1;
+use crate::http::h2::server::{self, Server};
+use crate::http::incoming::Incoming;
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
@@ -53,7 +57,7 @@ pub struct Inbound {
     drain: Drain,
     timeouts: Timeouts,
     http1: http1::Builder,
-    http2: http2::Builder<Streams>,
+    http2: Server,
 }
 
 impl Inbound {
@@ -73,22 +77,7 @@ impl Inbound {
             .max_buf_size(proxy.limits.max_header_bytes as usize)
             .max_header_size(proxy.limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS);
-        let mut http2 = http2::Builder::new(Streams::new(proxy.timeouts.unread));
-        http2
-            .timer(TokioTimer::new())
-            .max_header_list_size(proxy.limits.max_header_bytes)
-            .max_concurrent_streams(proxy.limits.max_streams)
-            .initial_stream_window_size(h2::REQUEST_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(
-                h2::REQUEST_WINDOW_BYTES,
-                proxy.limits.max_streams,
-            ))
-            .max_frame_size(h2::FRAME_BYTES)
-            .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
-            .max_local_error_reset_streams(None)
-            .keep_alive_interval(h2::PING_INTERVAL)
-            .keep_alive_timeout(h2::PING_TIMEOUT);
+        let http2 = Server::new(&proxy.limits, proxy.timeouts.unread);
         Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1, http2 }
     }
 }
@@ -212,26 +201,28 @@ impl Inbound {
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
         let io = Watched::new(tls, from.clone(), self.timeouts.first_request);
         let (of, name) = (from.clone(), peer.clone());
-        let service = service_fn(move |request| {
+        let answer = move |request| {
             from.begins();
             let (this, from, peer, share) = (this.clone(), from.clone(), peer.clone(), share.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(
-                async move { Ok::<_, Infallible>(this.pipeline.handle(&from, &peer, &share, request).await) },
-            )
-        });
-        let connection: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>> = match http2 {
+            Box::pin(async move { this.pipeline.handle(&from, &peer, &share, request).await })
+        };
+        let connection: Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> = match http2 {
             true => {
-                let io = TokioIo::new(io.http2(self.timeouts.header));
-                let connection = self.http2.serve_connection(io, service);
-                let finish = http2::Connection::graceful_shutdown;
+                let (io, reads) = io.http2(self.timeouts.header);
+                let connection = self.http2.serve(io, answer, Some(reads));
+                let finish = server::Connection::graceful_shutdown;
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
                 let io = TokioIo::new(Refusing::new(io, of.clone()));
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let answered = answer(request.map(Incoming::Left));
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
-                Box::pin(linger_to_end(connection, finish, &self.drain))
+                Box::pin(linger_to_end(connection, finish, &self.drain).map_err(Into::into))
             }
         };
         async move {

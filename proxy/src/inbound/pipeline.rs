@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::{Method, Request, Response};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use mesh_shared::AgentName;
 use mesh_shared::config::{Config, Policy};
 
@@ -14,6 +14,7 @@ use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
+use crate::http::incoming::Incoming;
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;

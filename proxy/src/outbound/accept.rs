@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
@@ -22,8 +21,11 @@ use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
 use crate::http::body::ResponseBody;
-use crate::http::unread::Streams;
-use crate::http::{h1, h2};
+use crate::http::h1;
+use crate::http::h2::server::{self, Server};
+use crate::http::h2::tunnel;
+use crate::http::incoming::Incoming;
+use crate::io::preface;
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
 use crate::outbound::destination::Destination;
@@ -37,7 +39,8 @@ pub struct Outbound {
     unread: Option<Duration>,
     /// Whether it was said already that all places are taken.
     full: AtomicBool,
-    http: auto::Builder<Streams>,
+    http1: http1::Builder,
+    http2: Server,
 }
 
 /// One outbound listener.
@@ -52,27 +55,16 @@ impl Outbound {
     /// The outbound side as configured, which gives each request to `pipeline`.
     pub fn new(config: &Config, pipeline: Pipeline, connections: Connections, drain: Drain) -> Self {
         let (limits, unread) = (&config.proxy.limits, config.proxy.timeouts.unread);
-        let mut http = auto::Builder::new(Streams::new(unread));
+        let mut http1 = http1::Builder::new();
         // A program of this host may keep a connection for as long as it likes: the system tells when it is gone.
         // Small answers go out in one piece, which the system sends for less than a list of pieces.
-        http.http1()
+        http1
             .header_read_timeout(None)
             .max_buf_size(limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS)
             .writev(false);
-        http.http2()
-            .timer(TokioTimer::new())
-            .max_header_list_size(limits.max_header_bytes)
-            .max_concurrent_streams(limits.max_streams)
-            .initial_stream_window_size(h2::REQUEST_WINDOW_BYTES)
-            .initial_connection_window_size(h2::connection_window_bytes(
-                h2::REQUEST_WINDOW_BYTES,
-                limits.max_streams,
-            ))
-            .max_send_buf_size(h2::SEND_BUFFER_BYTES)
-            .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
-            .max_local_error_reset_streams(None);
-        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http }
+        let http2 = Server::new(limits, unread);
+        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http1, http2 }
     }
 }
 
@@ -109,26 +101,42 @@ impl OutboundListener {
     {
         let this = self.clone();
         let drain = this.outbound.drain.clone();
-        let service = service_fn({
+        let answer = {
             let (this, from) = (this.clone(), from.clone());
             move |request: Request<Incoming>| {
                 let (this, from) = (this.clone(), from.clone());
                 // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
                 Box::pin(async move {
-                    Ok::<_, Infallible>(match *request.method() {
+                    match *request.method() {
                         Method::CONNECT => this.connect(&from, request).await,
                         _ => this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await,
-                    })
+                    }
                 })
             }
-        });
-        let io = TokioIo::new(Refusing::new(io, from.clone()));
-        let connection = this.outbound.http.serve_connection_with_upgrades(io, service);
-        // The builder's settings are in the connection.
-        let connection = connection.into_owned();
+        };
+        let from = from.clone();
         async move {
-            let ended = linger_to_end(connection, auto::UpgradeableConnection::graceful_shutdown, &drain);
-            if let Err(error) = ended.await {
+            let (http2, io) = tokio::select! {
+                told = preface::is_http2(io) => match told {
+                    Ok(told) => told,
+                    Err(_) => return,
+                },
+                () = drain.lingered() => return,
+            };
+            let ended = if http2 {
+                let connection = this.outbound.http2.serve(io, answer, None);
+                linger_to_end(connection, server::Connection::graceful_shutdown, &drain).await
+            } else {
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let answered = answer(request.map(Incoming::Left));
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
+                let io = TokioIo::new(Refusing::new(io, from));
+                let connection = this.outbound.http1.serve_connection(io, service).with_upgrades();
+                let finish = http1::UpgradeableConnection::graceful_shutdown;
+                linger_to_end(connection, finish, &drain).await.map_err(Into::into)
+            };
+            if let Err(error) = ended {
                 tracing::debug!(target: "Outbound", "a local connection ended: {error}");
             }
         }
@@ -140,16 +148,23 @@ impl OutboundListener {
         from: &Arc<Connection>,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        let tunnel = hyper::upgrade::on(&mut request);
+        let (http1, http2) = (hyper::upgrade::on(&mut request), tunnel::wanted(&mut request));
         let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request).await;
         if let Some(destination) = destination {
             let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
             let through = Arc::new(Connection::inside(from));
             from.tunnel.carry(async move {
-                if let Ok(tunnel) = tunnel.await {
-                    inside.serve(TokioIo::new(tunnel), &through).await;
-                    through.tunnel.ended().await;
+                match http2 {
+                    Some(tunnel) => match tunnel.await {
+                        Some(tunnel) => inside.serve(tunnel, &through).await,
+                        None => return,
+                    },
+                    None => match http1.await {
+                        Ok(tunnel) => inside.serve(TokioIo::new(tunnel), &through).await,
+                        Err(_) => return,
+                    },
                 }
+                through.tunnel.ended().await;
             });
         }
         response

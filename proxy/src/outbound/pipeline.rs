@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use mesh_shared::config::{Config, Origin};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::{AgentName, NodeName};
@@ -14,6 +14,7 @@ use crate::error::{Fault, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
+use crate::http::incoming::Incoming;
 use crate::http::upgrade::Upgrade;
 use crate::http::{message, redirect};
 use crate::inbound::mesh_api;

@@ -7,14 +7,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::h2::client::SendRequest;
-use ::h2::{Ping, PingPong};
 use bytes::Bytes;
 use mesh_shared::config::Limits;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 
 use crate::error::BoxError;
-use crate::http::h2;
+use crate::http::h2::{self, pings::Pings};
 use crate::io::early_answer::EarlyAnswer;
 use crate::io::gathering::Gathering;
 use crate::io::link::Link;
@@ -130,7 +129,7 @@ impl<S: Transport> Connection<S> {
             return driven.map_err(Into::into);
         }
         let Some(pings) = &mut self.pings else { return Poll::Pending };
-        ready!(pings.poll_lost(context, &self.link, is_busy));
+        ready!(pings.poll_lost(context, self.link.reads(), is_busy));
         self.link.answers_no_ping();
         Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
@@ -148,67 +147,5 @@ impl<S: Transport> Connection<S> {
             }
         })
         .await
-    }
-}
-
-/// Asks a server that has requests and says nothing for a sign of life (RFC 9113, section 6.7).
-struct Pings {
-    pings: PingPong,
-    interval: Duration,
-    patience: Duration,
-    /// When to look again; while an answer is expected, when it is too late.
-    timer: Pin<Box<Sleep>>,
-    expected: bool,
-    reads: u64,
-    last_read: Instant,
-}
-
-impl Pings {
-    fn new(pings: PingPong, interval: Duration, patience: Duration) -> Self {
-        let now = Instant::now();
-        let timer = Box::pin(sleep_until(now + interval));
-        Self { pings, interval, patience, timer, expected: false, reads: 0, last_read: now }
-    }
-
-    /// Ready once the server has not answered in time.
-    fn poll_lost(
-        &mut self,
-        context: &mut Context<'_>,
-        link: &Link,
-        is_busy: impl FnOnce() -> bool,
-    ) -> Poll<()> {
-        let reads = link.reads();
-        if std::mem::replace(&mut self.reads, reads) != reads {
-            self.last_read = Instant::now();
-        }
-        if self.expected && self.pings.poll_pong(context).is_ready() {
-            self.expected = false;
-            self.timer.as_mut().reset(self.last_read + self.interval);
-        }
-        if self.timer.as_mut().poll(context).is_pending() {
-            return Poll::Pending;
-        }
-        if self.expected {
-            return Poll::Ready(());
-        }
-        let now = Instant::now();
-        let mut next = self.last_read + self.interval;
-        if next <= now {
-            next = now + self.interval;
-            if is_busy() && self.pings.send_ping(Ping::opaque()).is_ok() {
-                self.expected = true;
-                next = now + self.patience;
-                // To be woken by the answer.
-                let _ = self.pings.poll_pong(context);
-            }
-        }
-        self.timer.as_mut().reset(next);
-        // To be woken by the timer.
-        let _ = self.timer.as_mut().poll(context);
-        // The ping goes out with the next turn of the connection.
-        if self.expected {
-            context.waker().wake_by_ref();
-        }
-        Poll::Pending
     }
 }

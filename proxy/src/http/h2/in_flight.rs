@@ -4,21 +4,18 @@
 //! once and ends the connection, and with it the streams of others. So only a few are reset before the peer is heard of
 //! again; the others stay in the background until then, with the places that they take.
 
-use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use h2::client::ResponseFuture;
-use h2::{Reason, SendStream};
 use http::{Request, Response};
-use http_body::{Body, Frame};
+use http_body::Body;
 use tokio::runtime::Handle;
 
-use crate::error::BoxError;
 use crate::http::h2::client::Sender;
+use crate::http::h2::outgoing::Outgoing;
 use crate::http::incoming::{self, Incoming};
 use crate::http::replay::Replay;
 use crate::io::link::Link;
@@ -35,7 +32,7 @@ enum Stage {
     /// Nothing was sent yet.
     New(Sender, Request<Replay>, bool),
     /// The connection took it.
-    Sent(ResponseFuture, Option<Upload>),
+    Sent(ResponseFuture, Option<Outgoing<Replay>>),
     /// Over.
     Done,
 }
@@ -78,7 +75,7 @@ impl Stage {
         let (head, body) = request.into_parts();
         let ends = first.is_none() && body.is_end_stream();
         let (answer, stream) = sender.send_request(Request::from_parts(head, ()), ends)?;
-        *self = Self::Sent(answer, (!ends).then_some(Upload { stream, first, body }));
+        *self = Self::Sent(answer, (!ends).then_some(Outgoing::new(stream, first, body)));
         Poll::Ready(Ok(()))
     }
 }
@@ -121,7 +118,7 @@ impl<S: Send + 'static> Drop for InFlight<S> {
             return;
         }
         // What is left of the body is not sent any more.
-        let stream = upload.map(|upload| upload.stream);
+        let stream = upload.map(Outgoing::into_stream);
         let (link, slot) = (self.link.clone(), self.slot.take());
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
@@ -135,75 +132,4 @@ impl<S: Send + 'static> Drop for InFlight<S> {
             drop(slot);
         });
     }
-}
-
-/// A body on its way out.
-struct Upload {
-    stream: SendStream<Bytes>,
-    /// What was read of the body already.
-    first: Option<Result<Frame<Bytes>, BoxError>>,
-    body: Replay,
-}
-
-impl Upload {
-    /// Sends what can be sent. Ready once the body has ended, or nobody wants it any more.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        loop {
-            // A piece is taken from the source only where some of it can go out.
-            let is_more = self.first.is_some() || !self.body.is_end_stream();
-            if is_more && self.stream.capacity() == 0 {
-                self.stream.reserve_capacity(1);
-                while self.stream.capacity() == 0 {
-                    match ready!(self.stream.poll_capacity(context)) {
-                        Some(Ok(_)) => {}
-                        // The stream was reset.
-                        Some(Err(_)) | None => return Poll::Ready(()),
-                    }
-                }
-            }
-            if self.stream.poll_reset(context).is_ready() {
-                return Poll::Ready(());
-            }
-            let frame = match self.first.take() {
-                Some(first) => Some(first),
-                None => ready!(Pin::new(&mut self.body).poll_frame(context)),
-            };
-            let sent = match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        let ends = self.body.is_end_stream();
-                        let sent = self.stream.send_data(data, ends);
-                        if !ends && sent.is_ok() {
-                            continue;
-                        }
-                        sent
-                    }
-                    Err(frame) => match frame.into_trailers() {
-                        Ok(trailers) => self.stream.send_trailers(trailers),
-                        Err(_) => continue,
-                    },
-                },
-                Some(Err(error)) => {
-                    self.stream.send_reset(reason(&error));
-                    Ok(())
-                }
-                None => self.stream.send_data(Bytes::new(), true),
-            };
-            // It fails where the stream is over.
-            let _ = sent;
-            return Poll::Ready(());
-        }
-    }
-}
-
-/// What a server is told of a body that broke off.
-fn reason(error: &BoxError) -> Reason {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(&**error);
-    while let Some(each) = cause {
-        if let Some(reason) = each.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
-        }
-        cause = each.source();
-    }
-    Reason::INTERNAL_ERROR
 }
