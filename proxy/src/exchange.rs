@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
@@ -22,6 +22,7 @@ use crate::http::deadline;
 use crate::http::h1;
 use crate::http::headers::MESH_ERROR;
 use crate::http::incoming::Incoming;
+use crate::http::interim::Interim;
 use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;
@@ -88,6 +89,7 @@ impl Exchange {
     pub fn begin<B>(
         connection: &Arc<Connection>,
         request: &Request<B>,
+        interim: Arc<Interim>,
         subject: Subject,
         rules: Rules,
     ) -> Self {
@@ -97,7 +99,7 @@ impl Exchange {
                 request.method().clone(),
                 request.uri().clone(),
                 subject,
-                Arc::<Traffic>::default(),
+                Arc::new(Traffic::new(interim)),
             ),
             connection: connection.clone(),
             counters: connection.counters.clone(),
@@ -190,6 +192,13 @@ impl Exchange {
         Ok(())
     }
 
+    /// Leaves `Expect` to the next hop where the caller waits for what it asks for (RFC 9110, section 10.1.1).
+    pub fn pass_expectation(&self, headers: &mut HeaderMap) {
+        if !self.account.traffic.interim.expects() {
+            headers.remove(EXPECT);
+        }
+    }
+
     /// Tells the next hop what is left of the time that the caller allows.
     pub fn pass_deadline(&self, headers: &mut HeaderMap) {
         if let Some(deadline) = self.deadline {
@@ -209,13 +218,17 @@ impl Exchange {
                 self.problem(cause)
             }
         };
-        if self.http1 && self.connection.drain.has_begun() {
+        // A caller that was never told to send the body cannot use the connection again (RFC 9110, section 10.1.1).
+        let interim = &self.account.traffic.interim;
+        let unsent = interim.expects() && !interim.continues();
+        if self.http1 && (unsent || self.connection.drain.has_begun()) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         // What follows a CONNECT that is granted may be anything.
         self.answers = self.account.method != Method::CONNECT || !response.status().is_success();
         self.account.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
+        self.account.traffic.interim.answered();
         if self.account.method == Method::HEAD {
             // Its body is not sent, whatever the head says of it.
             self.account.traffic.answer.end(Ending::Complete);
@@ -328,6 +341,7 @@ pub async fn within_deadline<T>(
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.account.traffic.interim.over();
         self.held.clear();
         if self.answers {
             self.connection.answers();

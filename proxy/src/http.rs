@@ -7,6 +7,7 @@ pub mod h2;
 pub mod headers;
 pub mod idle;
 pub mod incoming;
+pub mod interim;
 pub mod message;
 pub mod pace;
 pub mod problem;

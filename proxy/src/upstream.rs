@@ -36,6 +36,7 @@ use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::h2::shared::Taken;
 use crate::http::headers::{absolute, announce_body, to_origin_form};
 use crate::http::incoming::{self, Incoming};
+use crate::http::interim;
 use crate::http::replay::{Replay, Source, once_more};
 use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
@@ -404,7 +405,8 @@ impl Upstream {
                     }
                 }
                 Taken::Other((mut sender, link)) => {
-                    let request = message.for_http1(&way.route, &link);
+                    let mut request = message.for_http1(&way.route, &link);
+                    interim::hear(&mut request, message.source.interim());
                     match sender.try_send_request(request).await {
                         Ok(answer) => {
                             way.endpoint.answered(begun.elapsed());

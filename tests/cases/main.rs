@@ -27,6 +27,7 @@ mod forwarding;
 mod guards;
 mod handshake;
 mod harness;
+mod interim;
 mod joins;
 mod log;
 mod membership;

@@ -229,7 +229,7 @@ async fn a_client_that_expects_100_continue_gets_it() {
     let client = Client::new(&mesh.ca, &mesh.ca.node("ct111"));
     let mut stream = client.connect(node.inbound(), "ct110").await.unwrap();
     stream
-        .write_all(b"POST /echo HTTP/1.1\r\nhost: ct110.mesh\r\nexpect: 100-continue\r\ncontent-length: 5\r\nconnection: close\r\n\r\n")
+        .write_all(b"POST /trailers HTTP/1.1\r\nhost: ct110.mesh\r\nexpect: 100-continue\r\ncontent-length: 5\r\nconnection: close\r\n\r\n")
         .await
         .unwrap();
     let mut interim = [0; 25];

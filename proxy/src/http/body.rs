@@ -17,11 +17,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, Sleep, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
 use crate::error::{BoxError, root_cause};
 use crate::http::headers;
 use crate::http::incoming::Incoming;
+use crate::http::interim::{Gate, Interim, UNASKED};
 use crate::http::pace::{Allowance, Pace};
 
 /// How long to go on reading a request that nobody wants any more, in all and between two pieces.
@@ -48,6 +49,15 @@ pub struct Traffic {
     pub sent: AtomicBool,
     /// What becomes of the rest of the request once nobody wants it.
     pub rest: Remainder,
+    /// The interim answers.
+    pub interim: Arc<Interim>,
+}
+
+impl Traffic {
+    /// Nothing passed yet.
+    pub fn new(interim: Arc<Interim>) -> Self {
+        Self { interim, ..Self::default() }
+    }
 }
 
 /// How much of one body passed, and how it ended.
@@ -138,6 +148,8 @@ pub struct RequestBody {
     drain_bytes: u64,
     /// Bytes still allowed until the answer begins, for bodies that did not announce their length.
     left_bytes: Option<u64>,
+    /// Set while it is not to be read.
+    gate: Option<Gate>,
     pace: Option<Pace>,
     tap: Option<Tap>,
     traffic: Arc<Traffic>,
@@ -148,6 +160,8 @@ pub struct RequestBody {
 enum GivenUp {
     #[error("the request body is too large")]
     TooLarge,
+    #[error("nobody asked for the request body")]
+    Unasked,
     #[error("the request body comes too slowly")]
     TooSlow,
     #[error("nothing came for too long")]
@@ -174,7 +188,10 @@ impl RequestBody {
         }
         let drains = (version == Version::HTTP_2).then(|| drains.clone());
         let drain_bytes = max_bytes.saturating_mul(DRAIN_BYTES.0).max(DRAIN_BYTES.1);
-        Self { inner: Some(inner), drains, drain_bytes, left_bytes, pace: None, tap: None, traffic }
+        // On HTTP/2, only what the caller sends comes. On HTTP/1.1, hyper tells it to go on when the body is asked for.
+        let gate = (version < Version::HTTP_2 && traffic.interim.expects())
+            .then(|| Gate::new(traffic.interim.clone()));
+        Self { inner: Some(inner), drains, drain_bytes, left_bytes, gate, pace: None, tap: None, traffic }
     }
 
     /// Gives up where it keeps its reader waiting for longer than `allowance`, as long as the answer has not begun.
@@ -186,6 +203,11 @@ impl RequestBody {
     /// Notes that the request is given to a connection, or came back from it untouched.
     pub fn sent(&self, sent: bool) {
         self.traffic.sent.store(sent, Ordering::Relaxed);
+    }
+
+    /// The interim answers to the request.
+    pub fn interim(&self) -> Arc<Interim> {
+        self.traffic.interim.clone()
     }
 
     /// The bytes that it will have at least.
@@ -200,6 +222,7 @@ impl RequestBody {
             drains: None,
             drain_bytes: 0,
             left_bytes: None,
+            gate: None,
             pace: None,
             tap: None,
             traffic: self.traffic.clone(),
@@ -223,6 +246,12 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        if let Some(gate) = &mut this.gate {
+            if !ready!(gate.poll_open(context)) {
+                return Poll::Ready(Some(Err(GivenUp::Unasked.into())));
+            }
+            this.gate = None;
+        }
         let passage = &this.traffic.request;
         let polled = Pin::new(&mut *inner).poll_frame(context);
         if polled.is_pending()
@@ -297,9 +326,12 @@ impl Drop for RequestBody {
             None => None,
         };
         let Ok(runtime) = Handle::try_current() else { return };
-        let mut left = self.drain_bytes;
+        let (mut left, shut) = (self.drain_bytes, self.gate.is_some());
         runtime.spawn(timeout(DRAIN.0, async move {
             let _place = place;
+            if shut {
+                sleep(UNASKED).await;
+            }
             while let Ok(Some(Ok(frame))) = timeout(DRAIN.1, inner.frame()).await {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match left.checked_sub(bytes) {

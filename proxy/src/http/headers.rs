@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, MAX_FORWARDS, SET_COOKIE, TE, TRAILER,
+    COOKIE, FORWARDED, HOST, HeaderName, HeaderValue, MAX_FORWARDS, SET_COOKIE, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -44,20 +44,19 @@ const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authoriza
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// What concerns one connection only, apart from what `Connection` names.
-static HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     TE,
     UPGRADE,
     TRANSFER_ENCODING,
-    EXPECT,
     KEEP_ALIVE,
     PROXY_CONNECTION,
     PROXY_AUTHORIZATION,
     HTTP2_SETTINGS,
 ];
 
-/// Removes what concerns one connection only (RFC 9110, section 7.6.1): what `Connection` names, the
-/// usual ones, and `Expect`, which the server side has answered by itself. `TE: trailers` stays.
+/// Removes what concerns one connection only (RFC 9110, section 7.6.1): what `Connection` names, and the usual ones.
+/// `TE: trailers` stays.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have one at most: looked for once, and not once for each.
     let mut unwanted: Vec<HeaderName> =

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::error::BoxError;
 use crate::http::body::RequestBody;
+use crate::http::interim::Interim;
 use crate::io::link::Link;
 
 /// A request of which more than this has gone out is not sent again.
@@ -75,6 +76,18 @@ impl Source {
     /// Notes that the request is given to a connection, or came back from it untouched.
     pub fn sent(&self, sent: bool) {
         self.0.lock().body.sent(sent);
+    }
+
+    /// The interim answers to the request.
+    pub fn interim(&self) -> Arc<Interim> {
+        self.0.lock().body.interim()
+    }
+}
+
+impl Replay {
+    /// The interim answers to the request.
+    pub fn interim(&self) -> Arc<Interim> {
+        self.shared.lock().body.interim()
     }
 }
 

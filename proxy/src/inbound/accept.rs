@@ -1,6 +1,5 @@
 //! Port 3000: a peer's connection from TCP through mutual TLS to its end. The steps of a connection, in order.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -28,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::interim::{Aside, WithAside};
 use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
@@ -35,7 +35,9 @@ use crate::drain::Drain;
 use crate::error::BoxError;
 use crate::http::h1;
 use crate::http::h2::server::{self, Server};
+use crate::http::headers::Writer;
 use crate::http::incoming::Incoming;
+use crate::http::interim::Interim;
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
@@ -77,7 +79,7 @@ impl Inbound {
             .max_buf_size(proxy.limits.max_header_bytes as usize)
             .max_header_size(proxy.limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS);
-        let http2 = Server::new(&proxy.limits, proxy.timeouts.unread);
+        let http2 = Server::new(&proxy.limits, proxy.timeouts.unread, Writer::Agent);
         Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1, http2 }
     }
 }
@@ -201,11 +203,11 @@ impl Inbound {
         let http2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
         let io = Watched::new(tls, from.clone(), self.timeouts.first_request);
         let (of, name) = (from.clone(), peer.clone());
-        let answer = move |request| {
+        let answer = move |request, interim| {
             from.begins();
             let (this, from, peer, share) = (this.clone(), from.clone(), peer.clone(), share.clone());
             // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
-            Box::pin(async move { this.pipeline.handle(&from, &peer, &share, request).await })
+            Box::pin(async move { this.pipeline.handle(&from, &peer, &share, request, interim).await })
         };
         let connection: Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> = match http2 {
             true => {
@@ -215,10 +217,13 @@ impl Inbound {
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
-                let io = TokioIo::new(Refusing::new(io, of.clone()));
+                let aside = Aside::default();
+                let io = WithAside::new(Refusing::new(io, of.clone()), aside.clone());
+                let io = TokioIo::new(io);
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let answered = answer(request.map(Incoming::Left));
-                    async move { Ok::<_, Infallible>(answered.await) }
+                    let request = request.map(Incoming::Left);
+                    let interim = Interim::new(&request, Writer::Agent);
+                    aside.relay(interim.clone(), answer(request, interim))
                 });
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;

@@ -15,6 +15,7 @@ use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
 use crate::http::incoming::Incoming;
+use crate::http::interim::Interim;
 use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
@@ -70,8 +71,9 @@ impl Pipeline {
         peer: &PeerIdentity,
         share: &Arc<Peer>,
         mut request: Request<Incoming>,
+        interim: Arc<Interim>,
     ) -> Response<ResponseBody> {
-        let mut exchange = self.begin(connection, &request);
+        let mut exchange = self.begin(connection, &request, interim);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
@@ -85,7 +87,12 @@ impl Pipeline {
         finish(exchange, connection, upgrade, outcome).await
     }
 
-    fn begin(&self, connection: &Arc<Connection>, request: &Request<Incoming>) -> Box<Exchange> {
+    fn begin(
+        &self,
+        connection: &Arc<Connection>,
+        request: &Request<Incoming>,
+        interim: Arc<Interim>,
+    ) -> Box<Exchange> {
         let named = request.headers().get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
         let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
         let subject = match mesh_api::is_delegation(request) {
@@ -95,7 +102,7 @@ impl Pipeline {
             }
             false => Subject::Request,
         };
-        let mut exchange = Box::new(Exchange::begin(connection, request, subject, self.rules));
+        let mut exchange = Box::new(Exchange::begin(connection, request, interim, subject, self.rules));
         exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
         exchange
     }
@@ -126,6 +133,7 @@ impl Pipeline {
         headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
         exchange.pass_deadline(&mut parts.headers);
+        exchange.pass_expectation(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
         if let Some((Endpoint::Ping, _)) = endpoint {
             return Ok(mesh_api::ping(&self.node, peer));

@@ -1,6 +1,5 @@
 //! Port 3001: a connection of one of this host's programs, from its first byte to its end.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::{Caller, Connection};
+use crate::downstream::interim::{Aside, WithAside};
 use crate::downstream::refusal::Refusing;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
@@ -24,7 +24,9 @@ use crate::http::body::ResponseBody;
 use crate::http::h1;
 use crate::http::h2::server::{self, Server};
 use crate::http::h2::tunnel;
+use crate::http::headers::Writer;
 use crate::http::incoming::Incoming;
+use crate::http::interim::Interim;
 use crate::io::preface;
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
@@ -63,7 +65,7 @@ impl Outbound {
             .max_buf_size(limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS)
             .writev(false);
-        let http2 = Server::new(limits, unread);
+        let http2 = Server::new(limits, unread, Writer::Sidecar);
         Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http1, http2 }
     }
 }
@@ -103,13 +105,16 @@ impl OutboundListener {
         let drain = this.outbound.drain.clone();
         let answer = {
             let (this, from) = (this.clone(), from.clone());
-            move |request: Request<Incoming>| {
+            move |request: Request<Incoming>, interim: Arc<Interim>| {
                 let (this, from) = (this.clone(), from.clone());
                 // Boxed, because it is some kilobytes and would be moved several times on its way to a task.
                 Box::pin(async move {
                     match *request.method() {
-                        Method::CONNECT => this.connect(&from, request).await,
-                        _ => this.outbound.pipeline.handle(&from, this.only.as_ref(), request).await,
+                        Method::CONNECT => this.connect(&from, request, interim).await,
+                        _ => {
+                            let only = this.only.as_ref();
+                            this.outbound.pipeline.handle(&from, only, request, interim).await
+                        }
                     }
                 })
             }
@@ -127,11 +132,14 @@ impl OutboundListener {
                 let connection = this.outbound.http2.serve(io, answer, None);
                 linger_to_end(connection, server::Connection::graceful_shutdown, &drain).await
             } else {
+                let aside = Aside::default();
+                let io = WithAside::new(Refusing::new(io, from), aside.clone());
+                let io = TokioIo::new(io);
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let answered = answer(request.map(Incoming::Left));
-                    async move { Ok::<_, Infallible>(answered.await) }
+                    let request = request.map(Incoming::Left);
+                    let interim = Interim::new(&request, Writer::Sidecar);
+                    aside.relay(interim.clone(), answer(request, interim))
                 });
-                let io = TokioIo::new(Refusing::new(io, from));
                 let connection = this.outbound.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
                 linger_to_end(connection, finish, &drain).await.map_err(Into::into)
@@ -147,9 +155,11 @@ impl OutboundListener {
         self: &Arc<Self>,
         from: &Arc<Connection>,
         mut request: Request<Incoming>,
+        interim: Arc<Interim>,
     ) -> Response<ResponseBody> {
         let (http1, http2) = (hyper::upgrade::on(&mut request), tunnel::wanted(&mut request));
-        let (response, destination) = self.outbound.pipeline.connect(from, self.only.as_ref(), request).await;
+        let (response, destination) =
+            self.outbound.pipeline.connect(from, self.only.as_ref(), request, interim).await;
         if let Some(destination) = destination {
             let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
             let through = Arc::new(Connection::inside(from));

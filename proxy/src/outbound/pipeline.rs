@@ -15,6 +15,7 @@ use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
 use crate::http::incoming::Incoming;
+use crate::http::interim::Interim;
 use crate::http::upgrade::Upgrade;
 use crate::http::{message, redirect};
 use crate::inbound::mesh_api;
@@ -62,8 +63,9 @@ impl Pipeline {
         connection: &Arc<Connection>,
         only: Option<&Destination>,
         request: Request<Incoming>,
+        interim: Arc<Interim>,
     ) -> (Response<ResponseBody>, Option<Destination>) {
-        let exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
+        let exchange = Box::new(Exchange::begin(connection, &request, interim, Subject::Request, self.rules));
         let (parts, body) = request.into_parts();
         let destination = message::check_request(&parts, !body.is_end_stream())
             .and_then(|()| exchange.check_head(&parts))
@@ -102,8 +104,10 @@ impl Pipeline {
         connection: &Arc<Connection>,
         only: Option<&Destination>,
         mut request: Request<Incoming>,
+        interim: Arc<Interim>,
     ) -> Response<ResponseBody> {
-        let mut exchange = Box::new(Exchange::begin(connection, &request, Subject::Request, self.rules));
+        let mut exchange =
+            Box::new(Exchange::begin(connection, &request, interim, Subject::Request, self.rules));
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
@@ -144,6 +148,7 @@ impl Pipeline {
         headers::join_cookies(&mut parts.headers);
         headers::set_way(&mut parts.headers, prefix.clone());
         exchange.pass_deadline(&mut parts.headers);
+        exchange.pass_expectation(&mut parts.headers);
         let to = match destination {
             Destination::Registry => {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue};
 use http::{Method, Request, Response, Uri, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
@@ -51,6 +51,9 @@ impl RegistryLink {
     ) -> Result<Response<incoming::Incoming>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         body.sent(true);
+        // registryd has nothing to say before.
+        parts.headers.remove(EXPECT);
+        body.interim().go_on();
         parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
         parts.version = Version::HTTP_11;
         let limit = if parts.uri.path() == JOIN { JOIN_ANSWER } else { ANSWER };

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use crate::http::h2::client::Sender;
 use crate::http::h2::outgoing::Outgoing;
 use crate::http::incoming::{self, Incoming};
+use crate::http::interim::Interim;
 use crate::http::replay::Replay;
 use crate::io::link::Link;
 
@@ -24,6 +25,7 @@ use crate::io::link::Link;
 pub struct InFlight<S: Send + 'static> {
     stage: Stage,
     link: Arc<Link>,
+    interim: Arc<Interim>,
     /// The places that it takes.
     slot: Option<S>,
 }
@@ -48,7 +50,8 @@ pub struct SendError {
 impl<S: Send + 'static> InFlight<S> {
     /// Sends `request` on a connection that has room for it.
     pub fn send(sender: Sender, link: Arc<Link>, request: Request<Replay>, slot: S) -> Self {
-        Self { stage: Stage::New(sender, request, false), link, slot: Some(slot) }
+        let interim = request.body().interim();
+        Self { stage: Stage::New(sender, request, false), link, interim, slot: Some(slot) }
     }
 }
 
@@ -84,11 +87,16 @@ impl<S: Send + 'static + Unpin> Future for InFlight<S> {
     type Output = (Result<Response<Incoming>, SendError>, S);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let begun = ready!(self.stage.poll_begin(context));
-        let answered = match &mut self.stage {
+        let this = &mut *self;
+        let begun = ready!(this.stage.poll_begin(context));
+        let answered = match &mut this.stage {
             Stage::Sent(answer, upload) => {
                 if upload.as_mut().is_some_and(|upload| upload.poll(context).is_ready()) {
                     *upload = None;
+                }
+                while let Poll::Ready(Some(Ok(early))) = answer.poll_informational(context) {
+                    let (head, ()) = early.into_parts();
+                    this.interim.push(head.status, head.headers);
                 }
                 let answer = ready!(Pin::new(answer).poll(context));
                 // The rest of the request may still be wanted.
@@ -103,8 +111,8 @@ impl<S: Send + 'static + Unpin> Future for InFlight<S> {
                 Ok(()) => return Poll::Pending,
             },
         };
-        self.stage = Stage::Done;
-        match self.slot.take() {
+        this.stage = Stage::Done;
+        match this.slot.take() {
             Some(slot) => Poll::Ready((answered.map(incoming::streamed), slot)),
             None => Poll::Pending,
         }

@@ -22,7 +22,9 @@ use crate::error::BoxError;
 use crate::http::h2::outgoing::Outgoing;
 use crate::http::h2::pings::Pings;
 use crate::http::h2::{self, tunnel};
+use crate::http::headers::Writer;
 use crate::http::incoming::{self, Incoming};
+use crate::http::interim::Interim;
 
 /// Settings for all connections of one side.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Server {
     http2: ::h2::server::Builder,
     /// How long an answer may wait to be taken.
     unread: Option<Duration>,
+    /// Who writes the answers that interim ones come before.
+    writer: Writer,
 }
 
 /// A connection that is to be driven to its end; `answer` gives the answer to each request.
@@ -37,6 +41,7 @@ pub struct Connection<S, A> {
     stage: Stage<S>,
     answer: A,
     unread: Option<Duration>,
+    writer: Writer,
     /// How often something was read, where clients are asked for signs of life.
     reads: Option<Arc<AtomicU64>>,
     is_ending: bool,
@@ -48,8 +53,8 @@ enum Stage<S> {
 }
 
 impl Server {
-    /// What clients may do. Of an answer, no more is waited for than `unread` until the next piece is taken.
-    pub fn new(limits: &Limits, unread: Option<Duration>) -> Self {
+    /// What clients may do; the answers are `writer`'s. Of an answer, no more is waited for than `unread` until the next piece is taken.
+    pub fn new(limits: &Limits, unread: Option<Duration>, writer: Writer) -> Self {
         let mut http2 = ::h2::server::Builder::new();
         http2
             .max_header_list_size(limits.max_header_bytes)
@@ -63,7 +68,7 @@ impl Server {
             .max_send_buffer_size(h2::SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
             .max_local_error_reset_streams(None);
-        Self { http2, unread }
+        Self { http2, unread, writer }
     }
 
     /// Serves a connection. Where `reads` counts what is read of it, a client that is silent is asked for signs of life, and
@@ -76,6 +81,7 @@ impl Server {
             stage: Stage::Begins(self.http2.handshake(stream)),
             answer,
             unread: self.unread,
+            writer: self.writer,
             reads,
             is_ending: false,
         }
@@ -98,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A> Connection<S, A> {
 impl<S, A, F, B> Future for Connection<S, A>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    A: Fn(Request<Incoming>) -> F + Unpin,
+    A: Fn(Request<Incoming>, Arc<Interim>) -> F + Unpin,
     F: Future<Output = Response<B>> + Unpin + Send + 'static,
     B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
 {
@@ -127,7 +133,7 @@ where
         }
         while let Some(accepted) = ready!(http2.poll_accept(context)) {
             let (request, reply) = accepted?;
-            tokio::spawn(Stream::new(request, reply, &this.answer, this.unread));
+            tokio::spawn(Stream::new(request, reply, &this.answer, this.writer, this.unread));
         }
         Poll::Ready(Ok(()))
     }
@@ -137,6 +143,7 @@ where
 struct Stream<F, B> {
     step: Step<F, B>,
     reply: SendResponse<Bytes>,
+    interim: Arc<Interim>,
     /// Of a HEAD only the answer's head is sent.
     head_only: bool,
     /// Who waits for the stream to become a tunnel.
@@ -155,7 +162,8 @@ impl<F, B> Stream<F, B> {
     fn new(
         request: Request<RecvStream>,
         reply: SendResponse<Bytes>,
-        answer: &impl Fn(Request<Incoming>) -> F,
+        answer: &impl Fn(Request<Incoming>, Arc<Interim>) -> F,
+        writer: Writer,
         unread: Option<Duration>,
     ) -> Self {
         let head_only = request.method() == Method::HEAD;
@@ -166,7 +174,9 @@ impl<F, B> Stream<F, B> {
             }
             _ => (incoming::streamed_request(request), None),
         };
-        Self { step: Step::Asked(answer(request)), reply, head_only, tunnel, unread, stalled: None }
+        let interim = Interim::new(&request, writer);
+        let step = Step::Asked(answer(request, interim.clone()));
+        Self { step, reply, interim, head_only, tunnel, unread, stalled: None }
     }
 }
 
@@ -210,7 +220,12 @@ where
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if let Step::Asked(asked) = &mut this.step {
-            let Poll::Ready(response) = Pin::new(asked).poll(context) else {
+            let polled = Pin::new(asked).poll(context);
+            while let Poll::Ready(early) = this.interim.poll_next(context) {
+                // Fails where the stream is over, which the next step finds.
+                let _ = this.reply.send_informational(early);
+            }
+            let Poll::Ready(response) = polled else {
                 // Nobody waits for the answer any more.
                 return this.reply.poll_reset(context).map(|_| ());
             };

@@ -19,6 +19,7 @@ use crate::http::body::RequestBody;
 use crate::http::h1;
 use crate::http::headers::announce_body;
 use crate::http::idle::Idle;
+use crate::http::interim;
 use crate::http::replay::Replay;
 use crate::inbound::backend::dial::Dialer;
 use crate::io::early_answer::EarlyAnswer;
@@ -128,6 +129,11 @@ impl Lent {
             return Err(Unanswered { error: "the connection is gone".into(), untouched: Some(request) });
         };
         announce_body(&mut request);
+        let interim = match request.body() {
+            Either::Left(body) => body.interim(),
+            Either::Right(body) => body.interim(),
+        };
+        interim::hear(&mut request, interim);
         sender.try_send_request(request).await.map_err(|mut error| {
             let untouched = error.take_message();
             Unanswered { error: error.into_error().into(), untouched }
