@@ -1,68 +1,94 @@
 #!/usr/bin/env bash
-# Installs what is missing for building (no argument), or for building and testing ("test").
+# Installs what is missing for building (no argument), for building and testing ("test"), or for tests/sdk.sh ("sdk").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
 # command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler.
 need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl)
-case "${1:-build}" in
+what="${1:-build}"
+case "$what" in
   build) ;;
   test)
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
       faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
+  sdk) need=(curl:curl python3:python3) ;;
   *)
-    echo "usage: $0 [build|test]" >&2
+    echo "usage: $0 [build|test|sdk]" >&2
     exit 2
     ;;
 esac
 
-# dnsmasq and ip lie in sbin, which a user's PATH may lack.
+# dnsmasq, ip and nginx lie in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+tools="${CARGO_TARGET_DIR:-target}/test-tools"
+
+# Whatever is downloaded is tried up to four times.
+apt() {
+  local as_root=()
+  if [ "$(id -u)" -ne 0 ] && [ "$1" != download ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "Please run as root: apt-get $*" >&2
+      return 1
+    fi
+    as_root=(sudo)
+  fi
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 "$@"
+}
+
+# Package lists may be absent (a fresh container) or old; then fetch them and try once more.
+install() {
+  if ! command -v apt-get >/dev/null; then
+    echo "Please install these by hand (Debian's package names): $*" >&2
+    return 1
+  fi
+  echo "installing: $*"
+  apt install -y --no-install-recommends "$@" >/dev/null 2>&1 || {
+    apt update
+    apt install -y --no-install-recommends "$@"
+  }
+}
+
+# unpack FOLDER PACKAGE...: for what would do something to this machine if it were installed.
+unpack() {
+  local folder="$1" packages status=0
+  shift
+  echo "unpacking $1 into $folder"
+  packages=$(mktemp -d)
+  download() { (cd "$packages" && apt download "$@") >/dev/null 2>&1; }
+  download "$@" || { apt update && download "$@"; } || {
+    echo "cannot download $*" >&2
+    status=1
+  }
+  mkdir -p "$folder"
+  for package in "$packages"/*.deb; do
+    [ ! -e "$package" ] || dpkg-deb -x "$package" "$folder"
+  done
+  rm -rf "$packages"
+  return $status
+}
+
 missing=()
 for each in "${need[@]}"; do
   command -v "${each%%:*}" >/dev/null || missing+=("${each##*:}")
 done
+# Debian's python3 comes without what makes a virtual environment.
+if [ "$what" = sdk ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+  missing+=(python3-venv)
+fi
+[ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
-if [ ${#missing[@]} -gt 0 ]; then
-  if ! command -v apt-get >/dev/null; then
-    echo "Please install these by hand (Debian's package names): ${missing[*]}" >&2
-    exit 1
-  fi
-  as_root=()
-  if [ "$(id -u)" -ne 0 ]; then
-    if ! command -v sudo >/dev/null; then
-      echo "Please run as root: apt-get install ${missing[*]}" >&2
-      exit 1
-    fi
-    as_root=(sudo)
-  fi
-  echo "installing: ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  install=(apt-get install -y --no-install-recommends "${missing[@]}")
-  # Package lists may be absent (a fresh container) or old; then fetch them and try once more.
-  "${as_root[@]}" "${install[@]}" >/dev/null 2>&1 || {
-    "${as_root[@]}" apt-get update
-    "${as_root[@]}" "${install[@]}"
-  }
+# Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The
+# other packages are libraries that a small machine lacks.
+if [ "$what" = test ] && [ ! -e "$tools/lib/systemd/systemd-resolved" ] && command -v apt-get >/dev/null; then
+  unpack "$tools" systemd-resolved libsystemd-shared libip4tc2 libkmod2 || true
+fi
+# Installed, nginx would be started, on port 80.
+if [ "$what" = sdk ] && ! command -v nginx >/dev/null && [ ! -e "$tools/sdk/nginx/usr/sbin/nginx" ]; then
+  unpack "$tools/sdk/nginx" nginx
 fi
 
-# systemd-resolved is only unpacked, with the libraries that a small machine lacks, for one test: installed, it would
-# become this machine's resolver.
-tools="${CARGO_TARGET_DIR:-target}/test-tools"
-if [ "${1:-build}" = test ] && [ ! -e "$tools/lib/systemd/systemd-resolved" ] && command -v apt-get >/dev/null; then
-  echo "unpacking systemd-resolved into $tools"
-  packages=$(mktemp -d)
-  mkdir -p "$tools"
-  fetch() { (cd "$packages" && apt-get download systemd-resolved libsystemd-shared libip4tc2 libkmod2) >/dev/null 2>&1; }
-  fetch || { [ "$(id -u)" -eq 0 ] && apt-get update && fetch; } || echo "cannot fetch systemd-resolved" >&2
-  for package in "$packages"/*.deb; do
-    [ ! -e "$package" ] || dpkg-deb -x "$package" "$tools"
-  done
-  rm -rf "$packages"
-fi
-
-if ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+if [ "$what" != sdk ] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
   echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
   exit 1
 fi
