@@ -94,15 +94,17 @@ async fn survived(mesh: &Mesh, one: &mut Node, two: &Node, told: &[&str], mend: 
     both_agents_answer(one, two).await;
 }
 
+/// Heartbeats that are missed soon.
+fn quick(config: &mut Value) {
+    config["mesh"]["heartbeat_interval_ms"] = json!(300);
+    config["mesh"]["stale_threshold_ms"] = json!(3000);
+}
+
 #[tokio::test]
 async fn a_mount_that_hangs_stops_nothing_but_the_registry() {
     let mesh = Mesh::new();
     let path = mesh.folder().join("view");
     // The hang outlasts the threshold: nodes that can be asked do not go stale by it.
-    let quick = |config: &mut Value| {
-        config["mesh"]["heartbeat_interval_ms"] = json!(300);
-        config["mesh"]["stale_threshold_ms"] = json!(3000);
-    };
     let (mut one, mut two) = nodes(&mesh, &path, quick).await;
     let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
     start(&mut one, &mut two).await;
@@ -419,10 +421,6 @@ async fn what_a_program_without_a_lock_enters_meanwhile_is_kept() {
 async fn where_nothing_can_be_written_the_network_tells_who_is_gone() {
     let mesh = Mesh::new();
     let path = mesh.folder().join("view");
-    let quick = |config: &mut Value| {
-        config["mesh"]["heartbeat_interval_ms"] = json!(300);
-        config["mesh"]["stale_threshold_ms"] = json!(3000);
-    };
     let (mut one, mut two) = nodes(&mesh, &path, quick).await;
     let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
     start(&mut one, &mut two).await;

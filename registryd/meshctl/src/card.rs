@@ -29,12 +29,12 @@ pub async fn warnings(config: &Config) -> Vec<String> {
             let mut urls = Vec::new();
             collect(&card, &mut urls);
             let around = urls.into_iter().filter(|url| leads_around_the_mesh(url, config));
-            let (node, outbound) = (&config.mesh.node_name, config.proxy.outbound.listen);
+            let outbound = config.proxy.outbound.listen;
             warnings.extend(around.map(|url| {
                 format!(
                     "the card of the agent at {address} ({key}) names {url}, where clients on other hosts find an agent of \
                      their own host, or nothing: it should name http://{outbound}/agents/<agent>/, which means the same on \
-                     every host, or http://<agent>.agent.mesh/ where clients use http_proxy (this node is {node})"
+                     every host, or http://<agent>.agent.mesh/ where clients use http_proxy"
                 )
             }));
             break;
