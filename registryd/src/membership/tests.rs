@@ -450,3 +450,75 @@ fn a_sidecar_that_stops_makes_no_update_that_lasts() {
     again.mesh.read(&file, again.now);
     assert!(!again.mesh.updating(), "registryd was restarted at the same time");
 }
+
+#[test]
+fn judging_looks_at_whom_something_happened_to_and_at_who_is_due() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1), node("ct112", 1)]);
+    reader.after(60).reads(&[node("ct111", 2), node("ct112", 1)]);
+    assert!(reader.mesh.touched.is_empty());
+    reader.after(29).reads(&[node("ct111", 2), node("ct112", 1)]);
+    // Nobody is due, so nobody is looked at: not even one whose status is wrong.
+    reader.mesh.members.get_mut("ct111").unwrap().status = Status::Degraded;
+    assert!(reader.judged().is_empty());
+    reader.mesh.members.get_mut("ct111").unwrap().status = Status::Online;
+    assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct112".into())]);
+    assert_eq!((reader.mesh.count(Status::Online), reader.mesh.count(Status::Offline)), (2, 1));
+    // The deadline of the first reading passes; the node has moved since, and gets a later one.
+    assert!(reader.after(58).judged().is_empty());
+    assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct111".into())]);
+    let far = reader.now.instant + Duration::from_secs(1_000_000);
+    assert_eq!(reader.mesh.deadlines.pop(far, far), None, "who is stale has no deadline");
+}
+
+/// Whatever happened, judging everybody anew finds nothing that judging the touched and the due has missed.
+#[test]
+fn nobody_is_missed_by_judging_few() {
+    let names = ["ct111", "ct112", "ct113", "ct114", "ct115"];
+    for seed in 1..=60_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut reader = Reader::new();
+        let mut stamps = [10_u64; 5];
+        for step in 0..200 {
+            reader.after([0, 1, 7, 40, 100][random(5) as usize]);
+            let i = random(5) as usize;
+            let (name, now) = (named(names[i]), reader.now);
+            match random(10) {
+                0 | 1 => {
+                    stamps[i] += random(3);
+                    let listed: Vec<Node> = (0..5)
+                        .filter_map(|i| match random(14) {
+                            0 => Some(offline(names[i], stamps[i])),
+                            1 => Some(Node { role: Some("control".into()), ..node(names[i], stamps[i]) }),
+                            2 | 3 => None,
+                            _ => Some(node(names[i], stamps[i])),
+                        })
+                        .collect();
+                    reader.mesh.read(&registry(&listed), now);
+                }
+                2 => drop(reader.mesh.hear_itself(&name, node(names[i], now.epoch_ms), now)),
+                3 => drop(reader.mesh.hear_of(&name, &node(names[i], now.epoch_ms - random(90_000)), now)),
+                4 => reader.mesh.answered(&name, now),
+                5 => reader.mesh.unanswered(&name, now),
+                6 => reader.mesh.gone(&name),
+                7 => reader.mesh.forget(&name),
+                8 => reader.mesh.looked(now, Duration::from_secs(random(3))),
+                _ => reader.mesh.others_write(now),
+            }
+            reader.mesh.judge();
+            let before: Vec<_> =
+                reader.mesh.members.iter().map(|(name, m)| (name.clone(), m.status)).collect();
+            reader.mesh.touched.extend(before.iter().map(|(name, _)| name.clone()));
+            let again = reader.mesh.judge();
+            assert!(again.changed.is_empty(), "seed {seed}, step {step}: {again:?} after {before:?}");
+            for status in [Status::Online, Status::Degraded, Status::Updating, Status::Offline] {
+                let counted = before.iter().filter(|(_, held)| *held == status).count();
+                assert_eq!(reader.mesh.count(status), counted, "seed {seed}, step {step}: {status:?}");
+            }
+        }
+    }
+}
