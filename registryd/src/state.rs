@@ -1,11 +1,13 @@
 //! What this node knows, in one place: the only owner of a [`Membership`], and the publisher of what follows from
 //! it. Every change goes through [`State::with`], which judges anew and publishes once; [`State::read`] only looks.
 
+mod changes;
 mod own;
 pub mod problems;
 mod publish;
+mod roster;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_shared::NodeName;
 use mesh_shared::config::{Config, Registryd};
-use mesh_shared::local_api::{Roster, SidecarReport};
+use mesh_shared::local_api::{RosterUpdate, SidecarReport};
 use mesh_shared::logging::{Excerpt, Quoted};
 use mesh_shared::registry::{Node, Registry, Status};
 use tokio::sync::{Notify, watch};
@@ -22,10 +24,11 @@ use crate::backend::{Failure, Ledger, Look, Observation, Wish};
 use crate::discovery::Candidate;
 use crate::events::EventLog;
 use crate::membership::admission::Surroundings;
-use crate::membership::{Member, Membership, Now};
-
+use crate::membership::{Membership, Now};
 use crate::view::View;
+use changes::Changes;
 use problems::{About, Problems};
+use roster::RosterRows;
 
 pub use own::{follow_host, own_claims};
 
@@ -54,8 +57,9 @@ pub struct State {
     pub write_wanted: Notify,
     inner: Mutex<Inner>,
     looked: watch::Sender<bool>,
-    view: watch::Sender<Arc<View>>,
-    roster: watch::Sender<Arc<Roster>>,
+    view: watch::Sender<View>,
+    /// The revision of the roster.
+    roster: watch::Sender<u64>,
 }
 
 /// Everything behind the lock.
@@ -79,8 +83,13 @@ pub struct Inner {
     last_good: Option<Arc<Registry>>,
     writable: bool,
     last_heartbeat: Option<Instant>,
-    /// Something outside `members` changed that the roster or view shows.
-    touched: bool,
+    /// Whose row or view changed for a reason outside `members`.
+    touched: BTreeSet<NodeName>,
+    /// Whether everybody's may have.
+    all_touched: bool,
+    /// Who changed when.
+    pub changes: Changes,
+    roster: RosterRows,
 }
 
 /// What a node's name resolved to last.
@@ -137,14 +146,14 @@ impl State {
     pub fn new(config: Arc<Config>, own: Node) -> Self {
         let now = Self::now();
         let local = config.mesh.node_name.clone();
-        let members = Membership::new(local.clone(), own, config.mesh.stale_threshold, now);
+        let members = Membership::new(local, own, config.mesh.stale_threshold, now);
         let state = Self {
             events: EventLog::new(now.epoch_ms),
             counters: Counters::default(),
             write_wanted: Notify::new(),
             looked: watch::channel(false).0,
-            view: watch::channel(Arc::new(View::empty(local, now.epoch_ms.saturating_mul(1000)))).0,
-            roster: watch::channel(Arc::new(Roster::default())).0,
+            view: watch::channel(View { revision: 0, have_view: false }).0,
+            roster: watch::channel(0).0,
             inner: Mutex::new(Inner {
                 members,
                 addresses: HashMap::new(),
@@ -158,7 +167,10 @@ impl State {
                 last_good: None,
                 writable: true,
                 last_heartbeat: None,
-                touched: true,
+                touched: BTreeSet::new(),
+                all_touched: true,
+                changes: Changes::new(now.epoch_ms),
+                roster: RosterRows::new(now.epoch_ms),
             }),
             published: RwLock::new(Arc::new(config.registryd.clone())),
             followers: AtomicUsize::new(0),
@@ -182,7 +194,7 @@ impl State {
         Now { instant: Instant::now(), epoch_ms }
     }
 
-    /// Looks at or changes the state, then judges and publishes.
+    /// Looks at or changes the state, then judges and publishes what changed.
     pub fn with<R>(&self, act: impl FnOnce(&mut Inner, Now) -> R) -> R {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Self::now();
@@ -191,14 +203,19 @@ impl State {
         result
     }
 
-    /// The snapshots as they are published.
-    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+    /// Tells when the mesh changes.
+    pub fn views(&self) -> watch::Receiver<View> {
         self.view.subscribe()
     }
 
-    /// The rosters as they are published.
-    pub fn rosters(&self) -> watch::Receiver<Arc<Roster>> {
+    /// Tells when the roster changes, by its revision.
+    pub fn rosters(&self) -> watch::Receiver<u64> {
         self.roster.subscribe()
+    }
+
+    /// What brings a sidecar that has this revision of the roster up to date; all of it where that one is unknown.
+    pub fn roster_since(&self, known: Option<u64>) -> RosterUpdate {
+        self.read(|inner, _| inner.roster.since(known))
     }
 
     /// Looks at the state as it was judged last; changes and publishes nothing.
@@ -299,7 +316,10 @@ impl State {
             if registered {
                 tracing::info!(target: "Registry", "this node's address is {host} now, it was {before}");
             }
+            let on_loopback = inner.is_on_loopback();
             inner.members.set_own_host(host);
+            // Who may be there decides which addresses of others count.
+            inner.all_touched |= inner.is_on_loopback() != on_loopback;
             self.write_wanted.notify_one();
         });
     }
@@ -466,9 +486,9 @@ impl Inner {
         (now.instant.saturating_duration_since(*at) < REPORT_LIFETIME).then_some(report)
     }
 
-    /// Marks the roster and view as to be published anew.
-    pub fn touch(&mut self) {
-        self.touched = true;
+    /// Marks the row and view of a node as to be published anew.
+    pub fn touch(&mut self, name: &NodeName) {
+        self.touched.insert(name.clone());
     }
 
     /// Whether this node writes heartbeats; only agents do.
@@ -480,18 +500,7 @@ impl Inner {
     pub fn among_others<R>(&self, loopback: bool, judge: impl FnOnce(&Surroundings<'_>) -> R) -> R {
         let members = self.members.members();
         let is_node = |name: &NodeName| members.contains_key(name);
-        let lives_at = |address: IpAddr, port: u16| {
-            let there = |member: &Member| {
-                member.node.port == port
-                    && member.status != Status::Offline
-                    && member
-                        .node
-                        .host
-                        .parse::<IpAddr>()
-                        .is_ok_and(|host| host.to_canonical() == address.to_canonical())
-            };
-            members.iter().find(|(_, member)| there(member)).map(|(name, _)| name.clone())
-        };
+        let lives_at = |address: IpAddr, port: u16| self.members.lives_at(address, port).cloned();
         judge(&Surroundings { is_node: &is_node, lives_at: &lives_at, loopback })
     }
 
@@ -504,7 +513,7 @@ impl Inner {
                 continue;
             }
             self.members.forget(name);
-            let of_it = |node: &Node| node.name.eq_ignore_ascii_case(name.as_str());
+            let of_it = |node: &Arc<Node>| node.name.eq_ignore_ascii_case(name.as_str());
             let before = registry.nodes.len();
             registry.nodes.retain(|_, entry| !entry.node().is_some_and(of_it));
             forgotten |= registry.nodes.len() < before;
@@ -514,9 +523,7 @@ impl Inner {
     }
 
     fn take_in(&mut self, registry: &Registry, writes_pass: bool, now: Now) {
-        if self.last_good.is_none() {
-            self.touched = true;
-        }
+        self.all_touched |= self.last_good.is_none();
         self.tell_of_odd_entries(registry);
         let others_beat = self.members.read(registry, now);
         if others_beat && !(writes_pass && self.writable) {
