@@ -167,7 +167,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
         parts.spawn(dns.run(zone, state.clone(), limits.dns));
-        parts.spawn(dns_server::feed::run(state.views(), resolver, zones));
+        parts.spawn(dns_server::feed::run(state.clone(), resolver, zones));
     }
     let (stop_mdns, mdns_stopped) = oneshot::channel();
     let announcing = (config.mesh.discovery == Some(Discovery::Mdns))
