@@ -10,7 +10,7 @@ mod roster;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_shared::NodeName;
@@ -44,7 +44,7 @@ pub struct State {
     /// The configuration it was started with.
     pub config: Arc<Config>,
     /// What this node publishes of itself; may be read again while it runs.
-    published: RwLock<Arc<Registryd>>,
+    published: watch::Sender<Arc<Registryd>>,
     /// Connections on which the sidecar follows the roster.
     followers: AtomicUsize,
     was_followed: AtomicBool,
@@ -172,7 +172,7 @@ impl State {
                 changes: Changes::new(now.epoch_ms),
                 roster: RosterRows::new(now.epoch_ms),
             }),
-            published: RwLock::new(Arc::new(config.registryd.clone())),
+            published: watch::channel(Arc::new(config.registryd.clone())).0,
             followers: AtomicUsize::new(0),
             was_followed: AtomicBool::new(false),
             started: now.instant,
@@ -236,13 +236,18 @@ impl State {
 
     /// What this node publishes of itself.
     pub fn published(&self) -> Arc<Registryd> {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.published.borrow().clone()
+    }
+
+    /// Tells when this node publishes something else of itself.
+    pub fn publications(&self) -> watch::Receiver<Arc<Registryd>> {
+        self.published.subscribe()
     }
 
     /// Publishes other agents, providers, models, capabilities, metadata and role from now on.
     pub fn publish_anew(&self, registryd: Registryd) {
         let registryd = Arc::new(registryd);
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = registryd.clone();
+        self.published.send_replace(registryd.clone());
         self.with(|inner, _| own::claim(inner.members.own(), &registryd, self.config.mesh.stale_threshold));
         self.write_wanted.notify_one();
     }
