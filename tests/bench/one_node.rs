@@ -152,7 +152,7 @@ fn reads(store: &Store, config: &Arc<Config>) -> f64 {
         let written = store.change(None, |registry| {
             let entry = registry.nodes.values_mut().nth(beat + 1).unwrap();
             let node = entry.node().unwrap();
-            let moved = Node { last_seen: node.last_seen + 1000, ..node.clone() };
+            let moved = Node { last_seen: node.last_seen + 1000, ..Node::clone(node) };
             entry.update(moved);
             true
         });

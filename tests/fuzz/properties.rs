@@ -181,6 +181,7 @@ pub fn registry(data: &[u8]) {
     }
 
     for (id, node) in registry.iter_nodes() {
+        let node: &Node = node;
         let entry = Entry::from(node.clone());
         let written: Value = json::read(entry.text()).expect("an entry is JSON");
         assert_eq!(json::read::<Node>(entry.text()).ok().as_ref(), Some(node), "{id}");
