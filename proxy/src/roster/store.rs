@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mesh_shared::local_api::{Roster, RosterNode, RosterUpdate};
 use mesh_shared::{AgentName, NodeName};
@@ -17,6 +17,8 @@ pub struct RosterStore {
     view: RwLock<View>,
     own_node: NodeName,
     cache: Cache,
+    /// One at a time, so that the last to end has written the newest.
+    saving: Mutex<()>,
 }
 
 struct View {
@@ -27,6 +29,8 @@ struct View {
     known: bool,
     /// Whether there may be nodes that are not in it.
     partial: bool,
+    /// Whether the copy on disk is an older one.
+    unsaved: bool,
     /// Why there is no view, in words.
     missing: String,
 }
@@ -45,15 +49,22 @@ impl RosterStore {
             revision: None,
             known: false,
             partial: false,
+            unsaved: false,
             missing: "not connected yet".into(),
         };
-        let store = Self { view: RwLock::new(view), own_node, cache: Cache::new(state_dir) };
+        let store = Self {
+            view: RwLock::new(view),
+            own_node,
+            cache: Cache::new(state_dir),
+            saving: Mutex::default(),
+        };
         let path = store.path().display();
         match store.cache.read() {
             Ok(Some(saved)) => {
                 tracing::info!(target: "Mesh", "starting with the roster of {} nodes saved in {path}", saved.nodes.len());
                 let revision = Some(saved.revision).filter(|revision| *revision > 0);
                 store.publish_whole(saved.nodes, revision, saved.partial);
+                store.write().unsaved = false;
             }
             Ok(None) => {}
             Err(error) => {
@@ -90,6 +101,7 @@ impl RosterStore {
         for row in update.nodes {
             news |= view.table.set(row);
         }
+        view.unsaved |= news;
         Ok(news)
     }
 
@@ -104,6 +116,7 @@ impl RosterStore {
         }
         if !same {
             std::mem::swap(&mut view.table, &mut table);
+            view.unsaved = true;
         }
         // What it replaces is dropped when nobody waits any more.
         drop(view);
@@ -123,6 +136,7 @@ impl RosterStore {
             };
             news |= view.table.set(row);
         }
+        view.unsaved |= news;
         news
     }
 
@@ -136,20 +150,24 @@ impl RosterStore {
         self.write().missing = reason;
     }
 
-    /// Writes the current view for the next start. Returns how many bytes that took.
+    /// Writes the current view for the next start, unless it was already. Returns how many bytes that took. Waits for
+    /// another one that is at it.
     ///
     /// # Errors
     /// The folder cannot be written to.
     pub fn save(&self) -> std::io::Result<usize> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let roster = {
-            let view = self.read();
-            if !view.known {
+            let mut view = self.write();
+            if !std::mem::take(&mut view.unsaved) {
                 return Ok(0);
             }
             let nodes = view.table.rows().values().cloned().collect();
             Roster { revision: view.revision.unwrap_or(0), nodes, partial: view.partial }
         };
-        self.cache.write(&roster)
+        let saved = self.cache.write(&roster);
+        self.write().unsaved |= saved.is_err();
+        saved
     }
 
     /// Where the view is kept.

@@ -25,15 +25,18 @@ const MAX_LINE_BYTES: usize = 64 << 20;
 /// the time. One of a few nodes is saved at once.
 const SAVE_BYTES_PER_S: usize = 128 * 1024;
 
-/// Keeps `roster` at registryd's view for ever; each change arrives as soon as registryd knows it.
+/// Keeps `roster` at registryd's view, and saved, for ever; each change arrives as soon as registryd knows it.
 pub async fn follow(registry: Arc<RegistryLink>, roster: Arc<RosterStore>) {
+    let unsaved = Notify::new();
+    tokio::join!(keep_current(&registry, &roster, &unsaved), keep_saved(&roster, &unsaved));
+}
+
+async fn keep_current(registry: &RegistryLink, roster: &RosterStore, unsaved: &Notify) {
     let mut away = false;
     let mut retry = FIRST_RETRY;
-    let unsaved = Arc::new(Notify::new());
-    tokio::spawn(keep_saved(roster.clone(), unsaved.clone()));
     loop {
         let mut received = false;
-        let ended = follow_once(&registry, &roster, &unsaved, &mut received, &mut away).await;
+        let ended = follow_once(registry, roster, unsaved, &mut received, &mut away).await;
         let reason = ended
             .err()
             .map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
@@ -92,7 +95,7 @@ async fn follow_once(
 
 /// Saves what is `unsaved`, for ever. A view that cannot be saved is used all the same, and no view waits for the
 /// one before to be saved.
-async fn keep_saved(roster: Arc<RosterStore>, unsaved: Arc<Notify>) {
+async fn keep_saved(roster: &Arc<RosterStore>, unsaved: &Notify) {
     loop {
         unsaved.notified().await;
         let store = roster.clone();
