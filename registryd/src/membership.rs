@@ -626,7 +626,9 @@ impl Membership {
                 |kind, status| judgement.changes.push(Change { kind, name: name.clone(), status });
             let (news, status) = (member.news(announcing), member.status);
             let told = news.flatten();
-            told.map(|kind| change(kind, status));
+            if let Some(kind) = told {
+                change(kind, status);
+            }
             let stays = member.listed || name == self.local || status != Status::Offline || !self.loaded;
             if !stays && member.announced.is_some() && self.announcing && (told.is_none() || member.forgotten)
             {
