@@ -2,7 +2,7 @@
 //!
 //! | Method, path | For | Body |
 //! |---|---|---|
-//! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`RosterUpdate`] per line: at once, then after every change. With `?since=<revision>` (0: none), differences where they can be had; without, as before version 0.2, each line is whole |
+//! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`RosterUpdate`] per line: at once, then after every change. With `?since=<revision>` (0: none), differences where they can be had; without, as older sidecars ask, each line is whole |
 //! | PUT [`SIDECAR`] | mesh-proxy | [`SidecarReport`] |
 //! | GET [`STATUS`], PUT [`STATUS`] | meshctl | [`DaemonStatus`], [`StatusChange`] |
 //! | POST [`FORGET`] | meshctl | [`Forget`] |

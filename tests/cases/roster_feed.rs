@@ -216,7 +216,7 @@ async fn a_sidecar_takes_whole_rosters_of_an_older_registryd_and_differences_onl
                "addresses": [address.ip().to_string()], "port": 3000})
     };
 
-    // Of version 0.1: it knows of no differences, and its revisions begin at 1.
+    // An older one: it knows of no differences, and its revisions begin at 1.
     let (asked, mut older) = within("the sidecar follows", follows.recv()).await.unwrap();
     assert!(asked.contains("/v1/roster/watch?since=0 "), "{asked}");
     send(&mut older, json!({"revision": 1, "nodes": [row("ct111", &first)]})).await;

@@ -27,7 +27,7 @@ const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Says that the reader's last event is too old, or of an earlier run of registryd.
 const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes anew\"}\n\n";
 
-/// What a sidecar follows the roster from: `None` if it takes whole ones only, as sidecars before version 0.2 do; else
+/// What a sidecar follows the roster from: `None` if it takes whole ones only, as older sidecars do; else
 /// the revision that it has, or one that nobody knows.
 pub(super) fn roster_revision(query: &str) -> Option<u64> {
     let since = query.split('&').find_map(|pair| pair.strip_prefix("since="))?;
