@@ -761,10 +761,12 @@ impl Member {
         !self.node.heartbeats() && !self.by_network
     }
 
-    /// Whether taking in this entry would change nothing, because it was the last one that was taken in.
+    /// Whether taking in this entry would change nothing, because it was the last one that was taken in. Who does not
+    /// heartbeat is seen anew at each look.
     fn is_as_read(&self, entry: &Arc<Node>) -> bool {
         self.listed
             && !self.by_network
+            && self.node.heartbeats()
             && self.node.last_seen == entry.last_seen
             && self.entry.as_ref().is_some_and(|held| Arc::ptr_eq(held, entry))
     }

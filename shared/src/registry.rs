@@ -566,6 +566,35 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_there_as_before_is_shared() {
+        let node = |id: &str, port: u16| Node {
+            id: id.into(),
+            name: id.into(),
+            host: "h".into(),
+            port,
+            ..Node::default()
+        };
+        let file = |port| {
+            let mut registry = Registry::empty();
+            for node in [node("a", 3000), node("b", port)] {
+                registry.nodes.insert(node.id.clone(), node.into());
+            }
+            registry.to_json()
+        };
+        let before = Registry::parse(&file(3000)).unwrap();
+        let after = Registry::parse_after(&file(3001), &before).unwrap();
+        assert_eq!(after, Registry::parse(&file(3001)).unwrap());
+        let shared =
+            |id: &str| Arc::ptr_eq(before.nodes[id].node().unwrap(), after.nodes[id].node().unwrap());
+        assert!(shared("a") && !shared("b"));
+        // A copy that is changed leaves the other as it was.
+        let mut copy = after.clone();
+        copy.nodes.get_mut("a").unwrap().mark_offline(Some(7));
+        assert_eq!(after, Registry::parse(&file(3001)).unwrap());
+        assert_eq!(copy.nodes["a"].node().unwrap().last_seen, 7);
+    }
+
+    #[test]
     fn of_entries_with_one_name_the_one_seen_last_counts() {
         let nodes = [("a", 5), ("b", 9), ("c", 9), ("d", END_OF_TIME_MS)]
             .map(|(id, seen)| format!(r#""{id}":{{"name":"CT110","host":"{id}","lastSeen":{seen}}}"#));
