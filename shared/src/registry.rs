@@ -382,6 +382,14 @@ impl Registry {
         json::read(&found.1).ok()
     }
 
+    /// The entries that are not shared with `before`: those that were written or read since.
+    pub fn entries_since<'r>(&'r self, before: &Self) -> impl Iterator<Item = &'r Entry> {
+        let shared = |(id, entry): &(&String, &Entry)| {
+            before.nodes.get(*id).is_some_and(|other| Arc::ptr_eq(&other.0, &entry.0))
+        };
+        self.nodes.iter().filter(move |entry| !shared(entry)).map(|(_, entry)| entry)
+    }
+
     /// All entries that are nodes, with their ids.
     pub fn iter_nodes(&self) -> impl Iterator<Item = (&String, &Arc<Node>)> {
         self.nodes.iter().filter_map(|(id, entry)| Some((id, entry.node()?)))
@@ -587,6 +595,8 @@ mod tests {
         let shared =
             |id: &str| Arc::ptr_eq(before.nodes[id].node().unwrap(), after.nodes[id].node().unwrap());
         assert!(shared("a") && !shared("b"));
+        let since: Vec<_> = after.entries_since(&before).filter_map(Entry::node).collect();
+        assert_eq!(since.iter().map(|node| node.port).collect::<Vec<_>>(), [3001]);
         // A copy that is changed leaves the other as it was.
         let mut copy = after.clone();
         copy.nodes.get_mut("a").unwrap().mark_offline(Some(7));

@@ -221,11 +221,12 @@ impl Store {
                     },
                 };
             let fresh = read.is_none_or(|read| read.length == 0);
+            let before = registry.clone();
             let wanted = change(&mut registry) || broken || fresh;
             if !wanted {
                 return Ok(Written::default());
             }
-            let draft = self.draft(&registry)?;
+            let draft = self.draft(&registry, &before)?;
             // Programs that take no lock may have written since.
             if self.stamp().ok() != read && retries < RETRIES {
                 retries += 1;
@@ -300,8 +301,8 @@ impl Store {
     }
 
     /// The content, complete and on disk. Nothing is written that could not be read: one such file would stop the
-    /// whole mesh.
-    fn draft(&self, registry: &Registry) -> Result<Draft, StoreError> {
+    /// whole mesh. What it was `before` could be.
+    fn draft(&self, registry: &Registry, before: &Registry) -> Result<Draft, StoreError> {
         let content = registry.to_json();
         let unreadable = |reason: String| StoreError::Unreadable { path: self.path.clone(), reason };
         Registry::parse_after(&content, registry).map_err(|error| {
@@ -310,7 +311,7 @@ impl Store {
                 other => other.to_string(),
             })
         })?;
-        for (_, entry) in registry.nodes.iter().filter(|(_, entry)| entry.node().is_some()) {
+        for entry in registry.entries_since(before).filter(|entry| entry.node().is_some()) {
             // As deep as in the file: other readers have limits that ours does not.
             let deep = json::read::<serde_json::Value>(&format!("[[{}]]", entry.text()));
             deep.map_err(|error| unreadable(error.to_string()))?;
