@@ -47,6 +47,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const FIRST_ROSTER: Duration = Duration::from_secs(2);
 /// How long the end of a process waits until registryd knows of it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
+/// How long it waits until the roster is saved.
+const LAST_SAVE: Duration = Duration::from_secs(2);
 /// How often a process that stops says what it waits for, at first and, after an upgrade, at last.
 const WAITING_TOLD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
@@ -279,9 +281,12 @@ impl Sidecar {
             outbound.begin();
             outbound.closed().await;
         };
+        let roster = self.shared.roster.clone();
         let all = async {
-            // registryd may be away.
-            let ((), _told_in_time) = tokio::join!(in_order, timeout(LAST_REPORT, told.tell(&report)));
+            // registryd may be away, and a disk may hang. What cannot be saved now could not be before.
+            let saved = timeout(LAST_SAVE, tokio::task::spawn_blocking(move || roster.save()));
+            let ((), _told_in_time, _saved_in_time) =
+                tokio::join!(in_order, timeout(LAST_REPORT, told.tell(&report)), saved);
         };
         let deadline = Instant::now() + self.config.proxy.timeouts.drain;
         wait(&self.shared, &self.config, &mut self.signals, &self.supervisor, all, Some(deadline), None)

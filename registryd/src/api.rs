@@ -204,7 +204,10 @@ impl Api {
                 // The sidecar's own place is never taken by others' streams.
                 let permit = (!trusted).then(|| self.streams.clone().try_acquire_owned());
                 match permit.transpose() {
-                    Ok(permit) => stream::rosters(state, trusted.then(|| state.follower()), permit),
+                    Ok(permit) => {
+                        let since = stream::roster_revision(head.uri.query().unwrap_or_default());
+                        stream::rosters(state, since, trusted.then(|| state.follower()), permit)
+                    }
                     Err(_) => too_many_streams(),
                 }
             }

@@ -167,11 +167,13 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     if let Some(dns) = dns {
         let (zones, zone) = watch::channel(None);
         parts.spawn(dns.run(zone, state.clone(), limits.dns));
-        parts.spawn(dns_server::feed::run(state.views(), resolver, zones));
+        parts.spawn(dns_server::feed::run(state.clone(), resolver, zones));
     }
     let (stop_mdns, mdns_stopped) = oneshot::channel();
-    let announcing = (config.mesh.discovery == Some(Discovery::Mdns))
-        .then(|| tokio::spawn(mdns::run(Announcement::of(&config), sightings.clone(), mdns_stopped)));
+    let announcing = (config.mesh.discovery == Some(Discovery::Mdns)).then(|| {
+        let announcement = Announcement::of(&config);
+        tokio::spawn(mdns::run(announcement, state.publications(), sightings.clone(), mdns_stopped))
+    });
 
     registered(&state).await;
     tracing::info!(

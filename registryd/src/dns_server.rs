@@ -20,8 +20,9 @@ use crate::connections::{Connections, Place};
 use crate::state::{Counters, State};
 use zone::{Transport, Zone, answer};
 
-/// The zone now; `None` until registryd has read its registry for the first time.
-pub type ZoneReceiver = watch::Receiver<Option<Arc<Zone>>>;
+/// The zone now; `None` until registryd has read its registry for the first time. It is changed in place, between two
+/// answers.
+pub type ZoneReceiver = watch::Receiver<Option<Zone>>;
 
 /// How long a connection may be silent (RFC 7766, 6.2.3: a few seconds).
 const IDLE_MAX: Duration = Duration::from_secs(5);
@@ -108,8 +109,7 @@ struct Zones {
 
 fn reply(zones: &Zones, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
     Counters::add(&zones.state.counters.dns_queries);
-    let zone = zones.zone.borrow().clone();
-    answer(zone.as_deref(), request, transport)
+    answer(zones.zone.borrow().as_ref(), request, transport)
 }
 
 async fn serve_udp(socket: &UdpSocket, zone: &Zones) {

@@ -8,12 +8,18 @@
 //! A node's own word, over mutual TLS, always counts: where its stamp does not come after the one held, it is moved
 //! there. Of what the file says the later stamp wins, and of a third node's word only that the node lives, with a
 //! stamp that is no further on than the time which has passed.
+//!
+//! Judging looks at those to whom something happened and at those whose silence may have become too long, so that what
+//! it costs depends on what changed and not on how many there are.
 
 pub mod admission;
 pub mod amend;
+mod deadlines;
 mod rivals;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_shared::NodeName;
@@ -21,6 +27,7 @@ use mesh_shared::event::Kind;
 use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
 use admission::Refusal;
+use deadlines::{Deadline, Deadlines};
 pub use rivals::Duplicate;
 use rivals::{Endpoint, Flips, OwnRival};
 
@@ -62,6 +69,16 @@ pub struct Membership {
     announcing: bool,
     /// Another host of this node's name.
     rival: OwnRival,
+    /// To whom something happened since the last judgement.
+    touched: BTreeSet<NodeName>,
+    /// Until when everybody else's status holds.
+    deadlines: Deadlines,
+    /// How many there are of each status, in the order of [`Status`].
+    counts: [usize; 4],
+    /// Whose endpoint went back to a former one lately.
+    flipping: BTreeSet<NodeName>,
+    /// Who registered a literal address.
+    at: HashMap<(IpAddr, u16), BTreeSet<NodeName>>,
 }
 
 /// Until when this reader could see whether `lastSeen` moves.
@@ -75,11 +92,24 @@ struct Watch {
     heard_at: Instant,
 }
 
+impl Watch {
+    /// Until when it was seen whether a member moves.
+    fn watched_to(&self, heard: bool) -> Instant {
+        if heard { self.looked_at.max(self.heard_at) } else { self.looked_at }
+    }
+
+    /// For how long nobody could see whether a member moves.
+    fn blind(&self, heard: bool, now: Now) -> Duration {
+        let until = if heard { self.next_look.max(self.heard_at) } else { self.next_look };
+        now.instant.saturating_duration_since(until)
+    }
+}
+
 /// One node.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// The newest accepted claims. `name` is normalized; `status` is what the node or a writer of the file said.
-    pub node: Node,
+    pub node: Arc<Node>,
     /// The judged state.
     pub status: Status,
     /// When `lastSeen` last moved here, or when the entry was first read.
@@ -103,7 +133,12 @@ pub struct Member {
     forgotten: bool,
     below: Option<(u64, u8)>,
     skews_ms: Vec<i64>,
-    announced: Option<(Status, Node)>,
+    announced: Option<(Status, Arc<Node>)>,
+    /// The entry that was taken in last, as it stands in the registry.
+    entry: Option<Arc<Node>>,
+    deadline: Option<Deadline>,
+    /// Where it can be dialled, if that is a literal address.
+    at: Option<(IpAddr, u16)>,
 }
 
 /// What a third node's word about a node leads to.
@@ -139,13 +174,42 @@ impl Membership {
             updating: None,
             announcing: false,
             rival: OwnRival::default(),
+            touched: BTreeSet::new(),
+            deadlines: Deadlines::default(),
+            counts: [0; 4],
+            flipping: BTreeSet::new(),
+            at: HashMap::new(),
         };
         membership.rival.is_here(Endpoint::of(&own));
-        let mut member = Member::new(&local, own, now);
-        member.node.status = Status::Online;
-        member.status = Status::Online;
-        membership.members.insert(local, member);
+        let own = Node { status: Status::Online, ..own };
+        membership.enter(&local, Member::new(&local, own.into(), now));
         membership
+    }
+
+    fn enter(&mut self, name: &NodeName, member: Member) {
+        self.counts[member.status as usize] += 1;
+        self.members.insert(name.clone(), member);
+        self.touched.insert(name.clone());
+    }
+
+    /// A member to whom something happens.
+    fn touch(&mut self, name: &NodeName) -> Option<&mut Member> {
+        let member = self.members.get_mut(name)?;
+        self.touched.insert(name.clone());
+        Some(member)
+    }
+
+    /// How many members have this status.
+    pub fn count(&self, status: Status) -> usize {
+        self.counts[status as usize]
+    }
+
+    /// Which member that is not offline registered this address and port.
+    pub fn lives_at(&self, address: IpAddr, port: u16) -> Option<&NodeName> {
+        let names = self.at.get(&(address.to_canonical(), port))?;
+        let alive =
+            |name: &&NodeName| self.members.get(*name).is_some_and(|member| member.status != Status::Offline);
+        names.iter().find(alive)
     }
 
     /// All members by name, the local one among them.
@@ -167,31 +231,39 @@ impl Membership {
     }
 
     /// Nodes of whose name there are two hosts.
-    pub fn duplicates(&self, now: Now) -> Vec<Duplicate> {
-        let own = self.members.get(&self.local).map(|member| &member.node);
-        let own = own.and_then(|own| self.rival.duplicate(&self.local, own, self.threshold, now));
-        let others = self.members.iter().filter(|(name, _)| **name != self.local);
-        let others = others.filter_map(|(name, member)| {
-            member.flips.duplicate(name, &member.node, self.ttl(&member.node), now)
+    pub fn duplicates(&mut self, now: Now) -> Vec<Duplicate> {
+        let mut duplicates: Vec<Duplicate> = self.own_duplicate(now).into_iter().collect();
+        let (members, threshold) = (&self.members, self.threshold);
+        self.flipping.retain(|name| {
+            let Some(member) = members.get(name) else { return false };
+            let ttl = member.node.ttl().unwrap_or(threshold);
+            duplicates.extend(member.flips.duplicate(name, &member.node, ttl, now));
+            member.flips.is_recent(ttl, now)
         });
-        own.into_iter().chain(others).collect()
+        duplicates
+    }
+
+    fn own_duplicate(&self, now: Now) -> Option<Duplicate> {
+        self.rival.duplicate(&self.local, self.local()?, self.threshold, now)
     }
 
     /// Whether another host of this node's name was seen lately.
     pub fn has_rival(&self, now: Now) -> bool {
-        self.duplicates(now).iter().any(|duplicate| duplicate.name == self.local)
+        self.own_duplicate(now).is_some()
     }
 
     /// The local node's claims, to look at.
     pub fn local(&self) -> Option<&Node> {
-        self.members.get(&self.local).map(|member| &member.node)
+        self.members.get(&self.local).map(|member| &*member.node)
     }
 
     /// The local node's claims. It is always a member.
     pub fn own(&mut self) -> &mut Node {
         let local = self.local.clone();
+        self.touched.insert(local.clone());
         // `new` inserts the entry and nothing removes it; the closure only keeps this total.
-        &mut self.members.entry(local.clone()).or_insert_with(|| Member::absent(&local)).node
+        let own = self.members.entry(local.clone()).or_insert_with(|| Member::absent(&local));
+        Arc::make_mut(&mut own.node)
     }
 
     /// Sets the own status. Returns whether it is another one.
@@ -199,7 +271,11 @@ impl Membership {
         let local = self.local.clone();
         let Some(member) = self.members.get_mut(&local) else { return false };
         member.said_goodbye = status == Status::Offline;
-        std::mem::replace(&mut member.node.status, status) != status
+        if member.node.status == status {
+            return false;
+        }
+        self.own().status = status;
+        true
     }
 
     /// Whether the operator updates this node.
@@ -234,33 +310,45 @@ impl Membership {
     }
 
     fn watched_until(&mut self, now: Now, next_look: Instant, longest_gap: Duration) {
-        for member in self.members.values_mut() {
-            member.skip_blind(self.watch, now, longest_gap);
-        }
+        self.skip_blind(now, longest_gap, true);
         self.watch.looked_at = now.instant;
         self.watch.next_look = self.watch.next_look.max(next_look);
     }
 
     /// Notes that the network brought the beat of a node.
     fn heard(&mut self, now: Now) {
-        let longest_gap = self.threshold / 2;
-        for member in self.members.values_mut().filter(|member| member.heard) {
-            member.skip_blind(self.watch, now, longest_gap);
-        }
+        self.skip_blind(now, self.threshold / 2, false);
         self.watch.heard_at = now.instant;
     }
 
-    /// Takes in the whole content of the registry file. Returns whether it shows the beat of another node.
+    /// Takes the time in which nobody could see members move off their silence, if it is longer than `longest_gap`.
+    /// That is rare, so it may look at everybody.
+    fn skip_blind(&mut self, now: Now, longest_gap: Duration, of_all: bool) {
+        let blind = |heard| Some(self.watch.blind(heard, now)).filter(|blind| *blind > longest_gap);
+        let (unheard, heard) = (blind(false).filter(|_| of_all), blind(true));
+        if unheard.or(heard).is_none() {
+            return;
+        }
+        for member in self.members.values_mut() {
+            if let Some(blind) = if member.heard { heard } else { unheard } {
+                member.moved_at = (member.moved_at + blind).min(now.instant);
+            }
+        }
+    }
+
+    /// Takes in the whole content of the registry file. Returns whether it shows the beat of another node. Entries
+    /// that are shared with what was read before cost little.
     pub fn read(&mut self, registry: &Registry, now: Now) -> bool {
         let newest = registry.by_name();
+        let mut unlisted = Vec::new();
         for (name, member) in &mut self.members {
-            member.listed = newest.contains_key(name);
-            // Nobody heartbeats for such a node, so there is no silence to wait for: the file alone tells.
-            let by_file_alone = !member.node.heartbeats() && !member.by_network && *name != self.local;
-            if by_file_alone && !member.listed {
-                member.node.status = Status::Offline;
-                member.said_goodbye = true;
+            if newest.contains_key(name) == member.listed && (member.listed || !member.is_by_file_alone()) {
+                continue;
             }
+            unlisted.push(name.clone());
+        }
+        for name in unlisted {
+            self.list(&name, newest.contains_key(&name));
         }
         if self.updating.is_none() {
             self.updating = Some(newest.get(&self.local).is_some_and(|(_, own)| amend::says_updating(own)));
@@ -274,31 +362,59 @@ impl Membership {
         let mut beats = false;
         for (name, (id, node)) in newest {
             if name == self.local {
-                let own = self.own().last_seen;
+                let own = self.local().map_or(0, |own| own.last_seen);
                 self.rival.seen(node, own, self.threshold, now);
             } else {
-                beats |= self.read_one(&name, Node { id: id.clone(), ..node.clone() }, now);
+                beats |= self.read_one(&name, id, node, now);
             }
         }
-        self.loaded = true;
+        if !self.loaded {
+            self.loaded = true;
+            // Until now nobody was dropped.
+            self.touched.extend(self.members.keys().cloned());
+        }
         beats
     }
 
+    /// Notes whether the registry has an entry of this member.
+    fn list(&mut self, name: &NodeName, listed: bool) {
+        let local = *name == self.local;
+        let Some(member) = self.touch(name) else { return };
+        member.listed = listed;
+        if listed {
+            return;
+        }
+        member.entry = None;
+        // Nobody heartbeats for such a node, so there is no silence to wait for: the file alone tells.
+        if member.is_by_file_alone() && !local {
+            Arc::make_mut(&mut member.node).status = Status::Offline;
+            member.said_goodbye = true;
+        }
+    }
+
     /// Whether the entry shows a beat of its node.
-    fn read_one(&mut self, name: &NodeName, mut node: Node, now: Now) -> bool {
-        let Some(member) = self.members.get_mut(name) else {
+    fn read_one(&mut self, name: &NodeName, id: &String, entry: &Arc<Node>, now: Now) -> bool {
+        if self.members.get(name).is_some_and(|member| member.is_as_read(entry)) {
+            return false;
+        }
+        let mut node = entry.clone();
+        if node.id != *id {
+            Arc::make_mut(&mut node).id.clone_from(id);
+        }
+        let Some(member) = self.touch(name) else {
             // An old copy of an entry whose node had left is not a node that came back.
             let old = self.departed.get(name).is_some_and(|&last| node.last_seen <= last);
             if old && node.heartbeats() {
-                node.status = Status::Offline;
+                Arc::make_mut(&mut node).status = Status::Offline;
             } else {
                 self.departed.remove(name);
             }
             let mut member = Member::new(name, node, now);
-            member.listed = true;
-            self.members.insert(name.clone(), member);
+            (member.listed, member.entry) = (true, Some(entry.clone()));
+            self.enter(name, member);
             return false;
         };
+        member.entry = Some(entry.clone());
         let held = &member.node;
         let before = held.last_seen;
         if node.last_seen > before || !node.heartbeats() {
@@ -306,8 +422,9 @@ impl Membership {
         } else if node.last_seen == held.last_seen {
             // Whoever marked the node offline at this beat is right until its next one, except where it says itself
             // after which time it counts as that. A goodbye moves the stamp.
-            if held.status == Status::Offline || (node.status == Status::Offline && node.ttl().is_some()) {
-                node.status = held.status;
+            let marked = node.status == Status::Offline && node.ttl().is_some();
+            if (held.status == Status::Offline || marked) && node.status != held.status {
+                Arc::make_mut(&mut node).status = held.status;
             }
             member.node = normalized(name, node);
         } else if member.node.status != Status::Offline && member.rose_below(node.last_seen) {
@@ -328,7 +445,7 @@ impl Membership {
     /// With the fields that other programs or earlier words of the node added, its entry would be too large.
     pub fn hear_itself(&mut self, name: &NodeName, mut node: Node, now: Now) -> Result<bool, Refusal> {
         if *name == self.local {
-            let own = self.own().last_seen;
+            let own = self.local().map_or(0, |own| own.last_seen);
             self.rival.seen(&node, own, self.threshold, now);
             return Ok(false);
         }
@@ -349,10 +466,10 @@ impl Membership {
             if reads_as_other || self.members.values().any(|member| member.node.id == node.id) {
                 node.id = name.to_string();
             }
-            let mut member = Member::new(name, node, now);
+            let mut member = Member::new(name, node.into(), now);
             (member.by_network, member.heard, member.moved) = (true, true, true);
             self.departed.remove(name);
-            self.members.insert(name.clone(), member);
+            self.enter(name, member);
             self.heard(now);
             return Ok(true);
         };
@@ -373,14 +490,16 @@ impl Membership {
             node.last_seen = node.last_seen.max(after(held.last_seen));
         }
         self.departed.remove(name);
-        self.hear(name, node, now);
+        self.hear(name, node.into(), now);
         Ok(news)
     }
 
     /// Notes that a node answered over verified mutual TLS: it lives, whatever its stamp says.
     pub fn answered(&mut self, name: &NodeName, now: Now) {
         self.heard(now);
-        if let Some(member) = self.members.get_mut(name).filter(|_| *name != self.local) {
+        if *name != self.local
+            && let Some(member) = self.touch(name)
+        {
             (member.moved_at, member.moved, member.heard) = (now.instant, true, true);
             member.lives(now);
         }
@@ -389,16 +508,16 @@ impl Membership {
     /// Notes that a node could not be reached over the network. Where nothing else shows that it lives, it goes stale
     /// by that, although the file may be blind.
     pub fn unanswered(&mut self, name: &NodeName, now: Now) {
-        if let Some(member) = self.members.get_mut(name) {
+        if let Some(member) = self.touch(name) {
             let failures = member.unanswered.map_or(0, |(_, failures)| failures);
             member.unanswered = Some((now.instant, failures.saturating_add(1)));
         }
     }
 
     /// Takes in a node's newer entry from the network.
-    fn hear(&mut self, name: &NodeName, node: Node, now: Now) {
+    fn hear(&mut self, name: &NodeName, node: Arc<Node>, now: Now) {
         self.heard(now);
-        if let Some(member) = self.members.get_mut(name) {
+        if let Some(member) = self.touch(name) {
             member.accept(name, node, now);
             (member.by_network, member.heard) = (true, true);
         }
@@ -408,7 +527,7 @@ impl Membership {
     /// anything else the node itself has to be asked, so that nobody can change, remove or freeze another's entry.
     pub fn hear_of(&mut self, name: &NodeName, node: &Node, now: Now) -> Hearsay {
         if *name == self.local {
-            let own = self.own().last_seen;
+            let own = self.local().map_or(0, |own| own.last_seen);
             self.rival.seen(node, own, self.threshold, now);
             return Hearsay::Settled;
         }
@@ -432,8 +551,8 @@ impl Membership {
         if node.status != held.status || !possible || !same_claims(held, node) {
             return Hearsay::Ask;
         }
-        let heard = Node { last_seen: node.last_seen, ..held.clone() };
-        self.hear(name, heard, now);
+        let heard = Node { last_seen: node.last_seen, ..Node::clone(held) };
+        self.hear(name, heard.into(), now);
         if let Some(member) = self.members.get_mut(name) {
             // Or many words that are each a little ahead would go any way.
             member.told = told;
@@ -443,8 +562,10 @@ impl Membership {
 
     /// Takes a goodbye for granted that another node or mDNS reported and that the node did not refute when asked.
     pub fn gone(&mut self, name: &NodeName) {
-        if let Some(member) = self.members.get_mut(name).filter(|_| *name != self.local) {
-            member.node.status = Status::Offline;
+        if *name != self.local
+            && let Some(member) = self.touch(name)
+        {
+            Arc::make_mut(&mut member.node).status = Status::Offline;
             member.said_goodbye = true;
         }
     }
@@ -469,9 +590,10 @@ impl Membership {
     /// its next beat.
     pub fn forget(&mut self, name: &NodeName) {
         if *name != self.local
-            && let Some(member) = self.members.get_mut(name)
+            && let Some(member) = self.touch(name)
         {
-            member.node.status = Status::Offline;
+            Arc::make_mut(&mut member.node).status = Status::Offline;
+            member.entry = None;
             (member.said_goodbye, member.listed, member.by_network) = (true, false, false);
             member.forgotten = true;
         }
@@ -491,47 +613,95 @@ impl Membership {
             .collect()
     }
 
-    /// Judges everybody anew. Returns what changed since the last time; nothing for the first reading.
+    /// Judges those to whom something happened and those whose silence has become too long. Returns what changed since
+    /// the last time; nothing for the first reading.
     pub fn judge(&mut self) -> Judgement {
         let mut judgement = Judgement::default();
         self.judge_status();
-        for (name, member) in &mut self.members {
-            if let Some(kind) = member.news(self.announcing) {
-                judgement.changed = true;
-                judgement.changes.extend(kind.map(|kind| Change {
-                    kind,
-                    name: name.clone(),
-                    status: member.status,
-                }));
+        // What the first reading shows is no news, but whom it drops is.
+        let announcing = std::mem::replace(&mut self.announcing, self.loaded);
+        for name in std::mem::take(&mut self.touched) {
+            let Some(member) = self.members.get_mut(&name) else { continue };
+            let mut change =
+                |kind, status| judgement.changes.push(Change { kind, name: name.clone(), status });
+            let (news, status) = (member.news(announcing), member.status);
+            let told = news.flatten();
+            if let Some(kind) = told {
+                change(kind, status);
             }
-        }
-        self.announcing = self.loaded;
-        let (local, departed) = (&self.local, &mut self.departed);
-        self.members.retain(|name, member| {
-            let keep = member.listed || *name == *local || member.status != Status::Offline || !self.loaded;
-            if !keep {
-                judgement.changed = true;
-                let told = judgement.changes.iter().any(|change| change.name == *name);
-                if member.announced.is_some() && self.announcing && (!told || member.forgotten) {
-                    let (name, status) = (name.clone(), member.status);
-                    judgement.changes.push(Change { kind: Kind::Removed, name, status });
-                }
-                departed.insert(name.clone(), member.node.last_seen);
+            let stays = member.listed || name == self.local || status != Status::Offline || !self.loaded;
+            if !stays && member.announced.is_some() && self.announcing && (told.is_none() || member.forgotten)
+            {
+                change(Kind::Removed, status);
             }
-            keep
-        });
-        if departed.len() > MAX_DEPARTED {
-            departed.clear();
+            if !stays {
+                self.drop_member(&name);
+            }
+            if !stays || news.is_some() {
+                judgement.changed.push(name);
+            }
         }
         judgement
     }
 
+    fn drop_member(&mut self, name: &NodeName) {
+        let Some(mut member) = self.members.remove(name) else { return };
+        self.counts[member.status as usize] -= 1;
+        self.deadlines.set(name, &mut member.deadline, None);
+        self.dials(name, member.at, None);
+        self.departed.insert(name.clone(), member.node.last_seen);
+        if self.departed.len() > MAX_DEPARTED {
+            self.departed.clear();
+        }
+    }
+
     fn judge_status(&mut self) {
-        for (name, member) in &mut self.members {
+        let (looked_to, heard_to) = (self.watch.watched_to(false), self.watch.watched_to(true));
+        while let Some(name) = self.deadlines.pop(looked_to, heard_to) {
+            if let Some(member) = self.touch(&name) {
+                member.deadline = None;
+            }
+        }
+        let touched = std::mem::take(&mut self.touched);
+        for name in &touched {
+            let Some(member) = self.members.get_mut(name) else { continue };
             let ttl = member.node.ttl().unwrap_or(self.threshold);
-            let silent = member.silence(self.watch) > ttl || member.is_unreachable(ttl);
-            let stale = silent && *name != self.local && member.node.heartbeats();
-            member.status = if stale { Status::Offline } else { member.node.status };
+            let can_fall_silent = *name != self.local && member.node.heartbeats();
+            let silent = member.silence(self.watch) > ttl;
+            let stale = can_fall_silent && (silent || member.is_unreachable(ttl));
+            let status = if stale { Status::Offline } else { member.node.status };
+            self.counts[member.status as usize] -= 1;
+            self.counts[status as usize] += 1;
+            member.status = status;
+            let deadline = Deadline { heard: member.heard, at: member.moved_at + ttl };
+            let deadline = (can_fall_silent && !silent).then_some(deadline);
+            self.deadlines.set(name, &mut member.deadline, deadline);
+            if member.flips.is_back() {
+                self.flipping.insert(name.clone());
+            }
+            let at =
+                member.node.host.parse().ok().map(|host: IpAddr| (host.to_canonical(), member.node.port));
+            let before = std::mem::replace(&mut member.at, at);
+            self.dials(name, before, at);
+        }
+        self.touched = touched;
+    }
+
+    /// Keeps account of who registered which address.
+    fn dials(&mut self, name: &NodeName, before: Option<(IpAddr, u16)>, now: Option<(IpAddr, u16)>) {
+        if before == now {
+            return;
+        }
+        if let Some(before) = before
+            && let Some(there) = self.at.get_mut(&before)
+        {
+            there.remove(name);
+            if there.is_empty() {
+                self.at.remove(&before);
+            }
+        }
+        if let Some(now) = now {
+            self.at.entry(now).or_default().insert(name.clone());
         }
     }
 }
@@ -539,14 +709,14 @@ impl Membership {
 /// The outcome of [`Membership::judge`].
 #[derive(Debug, Default)]
 pub struct Judgement {
-    /// Whether anything but a mere `lastSeen` changed.
-    pub changed: bool,
+    /// Those of whom anything but a mere `lastSeen` changed, in the order of their names.
+    pub changed: Vec<NodeName>,
     /// The changes worth an event.
     pub changes: Vec<Change>,
 }
 
 impl Member {
-    fn new(name: &NodeName, node: Node, now: Now) -> Self {
+    fn new(name: &NodeName, node: Arc<Node>, now: Now) -> Self {
         Self {
             status: node.status,
             told: (node.last_seen, now.instant),
@@ -564,11 +734,14 @@ impl Member {
             below: None,
             skews_ms: Vec::new(),
             announced: None,
+            entry: None,
+            deadline: None,
+            at: None,
         }
     }
 
     fn absent(name: &NodeName) -> Self {
-        Self::new(name, Node::default(), Now { instant: Instant::now(), epoch_ms: 0 })
+        Self::new(name, Arc::default(), Now { instant: Instant::now(), epoch_ms: 0 })
     }
 
     /// Notes a sign of life.
@@ -583,7 +756,22 @@ impl Member {
         })
     }
 
-    fn accept(&mut self, name: &NodeName, node: Node, now: Now) {
+    /// Whether only the file tells of it.
+    fn is_by_file_alone(&self) -> bool {
+        !self.node.heartbeats() && !self.by_network
+    }
+
+    /// Whether taking in this entry would change nothing, because it was the last one that was taken in. Who does not
+    /// heartbeat is seen anew at each look.
+    fn is_as_read(&self, entry: &Arc<Node>) -> bool {
+        self.listed
+            && !self.by_network
+            && self.node.heartbeats()
+            && self.node.last_seen == entry.last_seen
+            && self.entry.as_ref().is_some_and(|held| Arc::ptr_eq(held, entry))
+    }
+
+    fn accept(&mut self, name: &NodeName, node: Arc<Node>, now: Now) {
         self.flips.moved(&self.node, &node, now);
         if node.last_seen != self.node.last_seen {
             self.lives(now);
@@ -602,17 +790,7 @@ impl Member {
 
     /// For how long this reader has watched and seen no sign of life.
     fn silence(&self, watch: Watch) -> Duration {
-        let watched_to = if self.heard { watch.looked_at.max(watch.heard_at) } else { watch.looked_at };
-        watched_to.saturating_duration_since(self.moved_at)
-    }
-
-    /// Takes the time in which nobody could see this node move off its silence, if it is longer than `longest_gap`.
-    fn skip_blind(&mut self, watch: Watch, now: Now, longest_gap: Duration) {
-        let watched_to = if self.heard { watch.next_look.max(watch.heard_at) } else { watch.next_look };
-        let blind = now.instant.saturating_duration_since(watched_to);
-        if blind > longest_gap {
-            self.moved_at = (self.moved_at + blind).min(now.instant);
-        }
+        watch.watched_to(self.heard).saturating_duration_since(self.moved_at)
     }
 
     /// Whether a `lastSeen` below the highest one has risen often enough to mean a clock that was set back, and
@@ -645,7 +823,11 @@ impl Member {
                 _ => Kind::Updated,
             }),
             Some((_, node)) if !same_claims(node, &self.node) => Some(Kind::Updated),
-            Some(_) => return None,
+            Some(_) => {
+                // Of two that say the same, one is enough to keep.
+                self.announced = Some((self.status, self.node.clone()));
+                return None;
+            }
         };
         self.announced = Some((self.status, self.node.clone()));
         Some(kind)
@@ -654,10 +836,11 @@ impl Member {
 
 /// Whether two entries say the same of a node, apart from how it is and when it was last seen.
 pub fn same_claims(a: &Node, b: &Node) -> bool {
-    a.name.eq_ignore_ascii_case(&b.name)
-        && (&a.role, &a.agents, &a.host, a.port) == (&b.role, &b.agents, &b.host, b.port)
-        && (&a.providers, &a.models, &a.capabilities) == (&b.providers, &b.models, &b.capabilities)
-        && (&a.version, &a.metadata) == (&b.version, &b.metadata)
+    std::ptr::eq(a, b)
+        || a.name.eq_ignore_ascii_case(&b.name)
+            && (&a.role, &a.agents, &a.host, a.port) == (&b.role, &b.agents, &b.host, b.port)
+            && (&a.providers, &a.models, &a.capabilities) == (&b.providers, &b.models, &b.capabilities)
+            && (&a.version, &a.metadata) == (&b.version, &b.metadata)
 }
 
 /// The stamp that comes after this one.
@@ -674,8 +857,11 @@ fn successor(node: Node, held: &Node) -> Node {
     node
 }
 
-fn normalized(name: &NodeName, node: Node) -> Node {
-    Node { name: name.to_string(), ..node }
+fn normalized(name: &NodeName, mut node: Arc<Node>) -> Arc<Node> {
+    if node.name != name.as_str() {
+        Arc::make_mut(&mut node).name = name.to_string();
+    }
+    node
 }
 
 #[cfg(test)]

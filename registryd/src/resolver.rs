@@ -82,22 +82,20 @@ impl Resolver {
     pub async fn resolve(&self, name: &NodeName, fallback_host: &str, loopback: bool) -> Resolution {
         let host = name.mesh_host();
         let snapshot = self.system.snapshot().await;
-        let by_host = snapshot.mesh_hosts().map(|hosts| hosts.addresses(&absolute(&host)));
-        let literal = fallback_host.parse::<IpAddr>().ok();
-        let literal = literal.filter(|address| by_host.is_some() && nobodys(*address, loopback).is_none());
-        let from_name = match (by_host, literal) {
-            (Some(addresses), _) if !addresses.is_empty() => Answer::Addresses(addresses, PROVISIONAL),
-            (_, Some(literal)) => return found(vec![literal], PROVISIONAL, None),
-            (by_host, None) => {
-                let answer = ask(snapshot.mesh_servers(), absolute(&host)).await;
-                let elsewhere = NodeName::from_mesh_host(fallback_host).is_none();
-                match by_host.is_some() && elsewhere && self.answers_for_every_name(&snapshot, &answer).await
-                {
-                    true => Answer::Nothing(NEGATIVE_DEFAULT),
-                    false => answer,
-                }
-            }
-        };
+        let hosts_count = snapshot.mesh_hosts().is_some();
+        if let Some(addresses) = by_hosts_file(&snapshot, &host) {
+            return found(addresses, VALID_MAX, None);
+        }
+        if let Some(literal) = literal(fallback_host, loopback).filter(|_| hosts_count) {
+            return found(vec![literal], VALID_MAX, None);
+        }
+        let answer = ask(snapshot.mesh_servers(), absolute(&host)).await;
+        let elsewhere = NodeName::from_mesh_host(fallback_host).is_none();
+        let from_name =
+            match hosts_count && elsewhere && self.answers_for_every_name(&snapshot, &answer).await {
+                true => Answer::Nothing(NEGATIVE_DEFAULT),
+                false => answer,
+            };
         let (retry, reason, failed) = match from_name {
             Answer::Addresses(addresses, ttl) => return found(addresses, ttl, None),
             Answer::Nothing(ttl) => (ttl, format!("{host} does not exist in DNS"), false),
@@ -111,6 +109,20 @@ impl Resolver {
             }
             Err(why) => found(Vec::new(), RETRY, Some(format!("{reason}, and {why}"))),
         }
+    }
+
+    /// As [`Self::resolve`], without a question to any server, so that the literal address that a node registered counts
+    /// more than what configured servers say; `None` where it registered none.
+    pub async fn unasked(&self, name: &NodeName, host: &str, loopback: bool) -> Option<Resolution> {
+        let literal = literal(host, loopback)?;
+        let snapshot = self.system.snapshot().await;
+        let addresses = by_hosts_file(&snapshot, &name.mesh_host()).unwrap_or_else(|| vec![literal]);
+        Some(found(addresses, VALID_MAX, None))
+    }
+
+    /// Which state of `/etc/resolv.conf` and `/etc/hosts` answers come from; another number after they changed.
+    pub async fn sources(&self) -> u64 {
+        self.system.snapshot().await.generation
     }
 
     /// The addresses of a host that is no mesh name, as registered by a node. Cached like everything else.
@@ -160,6 +172,17 @@ impl Resolver {
             _ => false,
         }
     }
+}
+
+/// The addresses of a mesh name in the hosts file, where that counts and has any.
+fn by_hosts_file(snapshot: &Snapshot, host: &str) -> Option<Vec<IpAddr>> {
+    let addresses = snapshot.mesh_hosts()?.addresses(&absolute(host));
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+/// The address that a registered host gives literally, if a node can be there.
+fn literal(host: &str, loopback: bool) -> Option<IpAddr> {
+    host.parse().ok().filter(|address| nobodys(*address, loopback).is_none())
 }
 
 fn found(addresses: Vec<IpAddr>, ttl: Duration, problem: Option<String>) -> Resolution {

@@ -1,19 +1,21 @@
 //! What this node knows, in one place: the only owner of a [`Membership`], and the publisher of what follows from
 //! it. Every change goes through [`State::with`], which judges anew and publishes once; [`State::read`] only looks.
 
+mod changes;
 mod own;
 pub mod problems;
 mod publish;
+mod roster;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_shared::NodeName;
 use mesh_shared::config::{Config, Registryd};
-use mesh_shared::local_api::{Roster, SidecarReport};
+use mesh_shared::local_api::{RosterUpdate, SidecarReport};
 use mesh_shared::logging::{Excerpt, Quoted};
 use mesh_shared::registry::{Node, Registry, Status};
 use tokio::sync::{Notify, watch};
@@ -22,10 +24,11 @@ use crate::backend::{Failure, Ledger, Look, Observation, Wish};
 use crate::discovery::Candidate;
 use crate::events::EventLog;
 use crate::membership::admission::Surroundings;
-use crate::membership::{Member, Membership, Now};
-
+use crate::membership::{Membership, Now};
 use crate::view::View;
+use changes::Changes;
 use problems::{About, Problems};
+use roster::RosterRows;
 
 pub use own::{follow_host, own_claims};
 
@@ -41,7 +44,7 @@ pub struct State {
     /// The configuration it was started with.
     pub config: Arc<Config>,
     /// What this node publishes of itself; may be read again while it runs.
-    published: RwLock<Arc<Registryd>>,
+    published: watch::Sender<Arc<Registryd>>,
     /// Connections on which the sidecar follows the roster.
     followers: AtomicUsize,
     was_followed: AtomicBool,
@@ -54,8 +57,9 @@ pub struct State {
     pub write_wanted: Notify,
     inner: Mutex<Inner>,
     looked: watch::Sender<bool>,
-    view: watch::Sender<Arc<View>>,
-    roster: watch::Sender<Arc<Roster>>,
+    view: watch::Sender<View>,
+    /// The revision of the roster.
+    roster: watch::Sender<u64>,
 }
 
 /// Everything behind the lock.
@@ -79,8 +83,13 @@ pub struct Inner {
     last_good: Option<Arc<Registry>>,
     writable: bool,
     last_heartbeat: Option<Instant>,
-    /// Something outside `members` changed that the roster or view shows.
-    touched: bool,
+    /// Whose row or view changed for a reason outside `members`.
+    touched: BTreeSet<NodeName>,
+    /// Whether everybody's may have.
+    all_touched: bool,
+    /// Who changed when.
+    pub changes: Changes,
+    roster: RosterRows,
 }
 
 /// What a node's name resolved to last.
@@ -137,14 +146,14 @@ impl State {
     pub fn new(config: Arc<Config>, own: Node) -> Self {
         let now = Self::now();
         let local = config.mesh.node_name.clone();
-        let members = Membership::new(local.clone(), own, config.mesh.stale_threshold, now);
+        let members = Membership::new(local, own, config.mesh.stale_threshold, now);
         let state = Self {
             events: EventLog::new(now.epoch_ms),
             counters: Counters::default(),
             write_wanted: Notify::new(),
             looked: watch::channel(false).0,
-            view: watch::channel(Arc::new(View::empty(local, now.epoch_ms.saturating_mul(1000)))).0,
-            roster: watch::channel(Arc::new(Roster::default())).0,
+            view: watch::channel(View { revision: 0, have_view: false }).0,
+            roster: watch::channel(0).0,
             inner: Mutex::new(Inner {
                 members,
                 addresses: HashMap::new(),
@@ -158,9 +167,12 @@ impl State {
                 last_good: None,
                 writable: true,
                 last_heartbeat: None,
-                touched: true,
+                touched: BTreeSet::new(),
+                all_touched: true,
+                changes: Changes::new(now.epoch_ms),
+                roster: RosterRows::new(now.epoch_ms),
             }),
-            published: RwLock::new(Arc::new(config.registryd.clone())),
+            published: watch::channel(Arc::new(config.registryd.clone())).0,
             followers: AtomicUsize::new(0),
             was_followed: AtomicBool::new(false),
             started: now.instant,
@@ -182,7 +194,7 @@ impl State {
         Now { instant: Instant::now(), epoch_ms }
     }
 
-    /// Looks at or changes the state, then judges and publishes.
+    /// Looks at or changes the state, then judges and publishes what changed.
     pub fn with<R>(&self, act: impl FnOnce(&mut Inner, Now) -> R) -> R {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Self::now();
@@ -191,14 +203,19 @@ impl State {
         result
     }
 
-    /// The snapshots as they are published.
-    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+    /// Tells when the mesh changes.
+    pub fn views(&self) -> watch::Receiver<View> {
         self.view.subscribe()
     }
 
-    /// The rosters as they are published.
-    pub fn rosters(&self) -> watch::Receiver<Arc<Roster>> {
+    /// Tells when the roster changes, by its revision.
+    pub fn rosters(&self) -> watch::Receiver<u64> {
         self.roster.subscribe()
+    }
+
+    /// What brings a sidecar that has this revision of the roster up to date; all of it where that one is unknown.
+    pub fn roster_since(&self, known: Option<u64>) -> RosterUpdate {
+        self.read(|inner, _| inner.roster.since(known))
     }
 
     /// Looks at the state as it was judged last; changes and publishes nothing.
@@ -219,13 +236,18 @@ impl State {
 
     /// What this node publishes of itself.
     pub fn published(&self) -> Arc<Registryd> {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.published.borrow().clone()
+    }
+
+    /// Tells when this node publishes something else of itself.
+    pub fn publications(&self) -> watch::Receiver<Arc<Registryd>> {
+        self.published.subscribe()
     }
 
     /// Publishes other agents, providers, models, capabilities, metadata and role from now on.
     pub fn publish_anew(&self, registryd: Registryd) {
         let registryd = Arc::new(registryd);
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = registryd.clone();
+        self.published.send_replace(registryd.clone());
         self.with(|inner, _| own::claim(inner.members.own(), &registryd, self.config.mesh.stale_threshold));
         self.write_wanted.notify_one();
     }
@@ -299,7 +321,10 @@ impl State {
             if registered {
                 tracing::info!(target: "Registry", "this node's address is {host} now, it was {before}");
             }
+            let on_loopback = inner.is_on_loopback();
             inner.members.set_own_host(host);
+            // Who may be there decides which addresses of others count.
+            inner.all_touched |= inner.is_on_loopback() != on_loopback;
             self.write_wanted.notify_one();
         });
     }
@@ -466,9 +491,9 @@ impl Inner {
         (now.instant.saturating_duration_since(*at) < REPORT_LIFETIME).then_some(report)
     }
 
-    /// Marks the roster and view as to be published anew.
-    pub fn touch(&mut self) {
-        self.touched = true;
+    /// Marks the row and view of a node as to be published anew.
+    pub fn touch(&mut self, name: &NodeName) {
+        self.touched.insert(name.clone());
     }
 
     /// Whether this node writes heartbeats; only agents do.
@@ -480,18 +505,7 @@ impl Inner {
     pub fn among_others<R>(&self, loopback: bool, judge: impl FnOnce(&Surroundings<'_>) -> R) -> R {
         let members = self.members.members();
         let is_node = |name: &NodeName| members.contains_key(name);
-        let lives_at = |address: IpAddr, port: u16| {
-            let there = |member: &Member| {
-                member.node.port == port
-                    && member.status != Status::Offline
-                    && member
-                        .node
-                        .host
-                        .parse::<IpAddr>()
-                        .is_ok_and(|host| host.to_canonical() == address.to_canonical())
-            };
-            members.iter().find(|(_, member)| there(member)).map(|(name, _)| name.clone())
-        };
+        let lives_at = |address: IpAddr, port: u16| self.members.lives_at(address, port).cloned();
         judge(&Surroundings { is_node: &is_node, lives_at: &lives_at, loopback })
     }
 
@@ -504,7 +518,7 @@ impl Inner {
                 continue;
             }
             self.members.forget(name);
-            let of_it = |node: &Node| node.name.eq_ignore_ascii_case(name.as_str());
+            let of_it = |node: &Arc<Node>| node.name.eq_ignore_ascii_case(name.as_str());
             let before = registry.nodes.len();
             registry.nodes.retain(|_, entry| !entry.node().is_some_and(of_it));
             forgotten |= registry.nodes.len() < before;
@@ -514,9 +528,7 @@ impl Inner {
     }
 
     fn take_in(&mut self, registry: &Registry, writes_pass: bool, now: Now) {
-        if self.last_good.is_none() {
-            self.touched = true;
-        }
+        self.all_touched |= self.last_good.is_none();
         self.tell_of_odd_entries(registry);
         let others_beat = self.members.read(registry, now);
         if others_beat && !(writes_pass && self.writable) {

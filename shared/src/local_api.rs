@@ -2,7 +2,7 @@
 //!
 //! | Method, path | For | Body |
 //! |---|---|---|
-//! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`Roster`] per line: at once, then after every change |
+//! | GET [`ROSTER_WATCH`] | mesh-proxy | one [`RosterUpdate`] per line: at once, then after every change. With `?since=<revision>` (0: none), differences where they can be had; without, as older sidecars ask, each line is whole |
 //! | PUT [`SIDECAR`] | mesh-proxy | [`SidecarReport`] |
 //! | GET [`STATUS`], PUT [`STATUS`] | meshctl | [`DaemonStatus`], [`StatusChange`] |
 //! | POST [`FORGET`] | meshctl | [`Forget`] |
@@ -13,6 +13,7 @@
 //! sidecar's user, root and its own user only (SO_PEERCRED). Other users of the socket's group may read.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,7 +21,7 @@ use serde_json::Value;
 use crate::name::NodeName;
 use crate::registry::{Node, Status};
 
-/// Stream of [`Roster`]s, one JSON document a line.
+/// Stream of [`RosterUpdate`]s, one JSON document a line.
 pub const ROSTER_WATCH: &str = "/v1/roster/watch";
 /// What the sidecar tells registryd about itself.
 pub const SIDECAR: &str = "/v1/sidecar";
@@ -59,8 +60,27 @@ pub struct Roster {
     /// Rises with every change while registryd runs.
     pub revision: u64,
     /// All nodes with valid names, the own one among them, ordered by name.
-    pub nodes: Vec<RosterNode>,
+    pub nodes: Vec<Arc<RosterNode>>,
     /// Whether registryd has not seen its registry yet, so that a node that is not in here may exist all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+/// A roster, or how it differs from an earlier one. A whole one reads as a [`Roster`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RosterUpdate {
+    /// The revision after it.
+    pub revision: u64,
+    /// The revision that it starts from; `None`: `nodes` are all that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// The rows that are new or another one.
+    pub nodes: Vec<Arc<RosterNode>>,
+    /// Nodes that are no longer there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<NodeName>,
+    /// As in [`Roster`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
 }

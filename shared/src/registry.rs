@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -43,14 +44,18 @@ pub struct Registry {
 
 /// One entry: a node, or something that another program put there.
 ///
-/// What is not changed is written back exactly as it was read.
+/// What is not changed is written back exactly as it was read. Cloning is cheap (a reference count).
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct Entry(Arc<Held>);
+
+#[derive(Debug, Clone)]
+struct Held {
     /// The entry as it stands in the file.
     raw: String,
     /// Its key as it stands there, where that says more than a text can hold.
     key: Option<String>,
-    node: Option<Node>,
+    name: Option<NodeName>,
+    node: Option<Arc<Node>>,
     problem: Option<String>,
 }
 
@@ -58,7 +63,7 @@ pub struct Entry {
 const ENTRY_INDENT: usize = 4;
 
 impl Entry {
-    fn read(raw: &str) -> Self {
+    fn read(raw: &str, key: Option<String>) -> Self {
         let (node, problem) = match json::read::<Node>(raw) {
             Ok(node) => (Some(node), None),
             // Without a name it is not meant to be one.
@@ -67,39 +72,43 @@ impl Entry {
                 (None, named.then(|| error.to_string()))
             }
         };
-        Self { raw: raw.into(), key: None, node, problem }
+        let name = node.as_ref().and_then(Node::node_name);
+        Self(Arc::new(Held { raw: raw.into(), key, name, node: node.map(Arc::new), problem }))
     }
 
     /// The node, if this entry has at least a name and a host.
-    pub fn node(&self) -> Option<&Node> {
-        self.node.as_ref()
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.0.node.as_ref()
     }
 
     /// Why the entry does not count as a node although it has a name.
     pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+        self.0.problem.as_deref()
     }
 
     /// The entry as it stands in the file.
     pub fn text(&self) -> &str {
-        &self.raw
+        &self.0.raw
     }
 
     /// Makes the entry say what `node` says. What it says already stays as another program wrote it.
     pub fn update(&mut self, node: Node) {
         let wanted = serde_json::to_value(&node).unwrap_or_default();
-        self.raw = json::updated(&self.raw, &wanted, ENTRY_INDENT);
-        (self.node, self.problem) = (Some(node), None);
+        let held = Arc::make_mut(&mut self.0);
+        held.raw = json::updated(&held.raw, &wanted, ENTRY_INDENT);
+        (held.name, held.problem) = (node.node_name(), None);
+        held.node = Some(Arc::new(node));
     }
 
     /// Marks the node offline, as of `last_seen` if given, and leaves everything else as another program wrote it.
     pub fn mark_offline(&mut self, last_seen: Option<u64>) {
-        let Some(node) = &mut self.node else { return };
+        let held = Arc::make_mut(&mut self.0);
+        let Some(node) = held.node.as_mut().map(Arc::make_mut) else { return };
         node.status = Status::Offline;
-        self.raw = json::with(&self.raw, "status", &Status::Offline.as_str().into(), ENTRY_INDENT);
+        held.raw = json::with(&held.raw, "status", &Status::Offline.as_str().into(), ENTRY_INDENT);
         if let Some(last_seen) = last_seen {
             node.last_seen = last_seen;
-            self.raw = json::with(&self.raw, "lastSeen", &last_seen.into(), ENTRY_INDENT);
+            held.raw = json::with(&held.raw, "lastSeen", &last_seen.into(), ENTRY_INDENT);
         }
     }
 }
@@ -108,16 +117,19 @@ impl From<Node> for Entry {
     fn from(node: Node) -> Self {
         // A struct of texts and numbers cannot fail to serialize.
         let value = serde_json::to_value(&node).unwrap_or_default();
-        Self { raw: json::pretty(&value, ENTRY_INDENT), key: None, node: Some(node), problem: None }
+        let raw = json::pretty(&value, ENTRY_INDENT);
+        let name = node.node_name();
+        Self(Arc::new(Held { raw, key: None, name, node: Some(Arc::new(node)), problem: None }))
     }
 }
 
 /// Whether both say the same, however they are written.
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
-        self.raw == other.raw
-            || (self.node == other.node
-                && json::read::<Value>(&self.raw).ok() == json::read::<Value>(&other.raw).ok())
+        Arc::ptr_eq(&self.0, &other.0)
+            || self.text() == other.text()
+            || (self.node() == other.node()
+                && json::read::<Value>(self.text()).ok() == json::read::<Value>(other.text()).ok())
     }
 }
 
@@ -288,6 +300,14 @@ impl Registry {
     /// # Errors
     /// Whatever is not wholly a version 1 registry is an error; nothing is ever read as empty.
     pub fn parse(content: &[u8]) -> Result<Self, RegistryError> {
+        Self::parse_after(content, &Self::empty())
+    }
+
+    /// As [`Self::parse`]. Entries that stand there as they do in `before` are shared with it and cost little.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_after(content: &[u8], before: &Self) -> Result<Self, RegistryError> {
         if content.len() as u64 > MAX_BYTES {
             return Err(RegistryError::TooLarge(content.len() as u64));
         }
@@ -333,8 +353,9 @@ impl Registry {
         };
         for (key, raw) in entries {
             let id = json::key_text(key);
-            let plain = quoted(&id) == key;
-            let entry = Entry { key: (!plain).then(|| key.into()), ..Entry::read(raw) };
+            let key = (quoted(&id) != key).then(|| key.to_owned());
+            let known = before.nodes.get(&id).filter(|known| known.text() == raw && known.0.key == key);
+            let entry = known.cloned().unwrap_or_else(|| Entry::read(raw, key));
             registry.nodes.insert(id, entry);
         }
         Ok(registry)
@@ -343,9 +364,8 @@ impl Registry {
     /// The content to write: indented, with a final newline, so that people can read it.
     pub fn to_json(&self) -> Vec<u8> {
         let keys: Vec<String> =
-            self.nodes.iter().map(|(id, entry)| entry.key.clone().unwrap_or_else(|| quoted(id))).collect();
-        let entries =
-            keys.iter().zip(self.nodes.values()).map(|(key, entry)| (key.as_str(), entry.raw.as_str()));
+            self.nodes.iter().map(|(id, entry)| entry.0.key.clone().unwrap_or_else(|| quoted(id))).collect();
+        let entries = keys.iter().zip(self.nodes.values()).map(|(key, entry)| (key.as_str(), entry.text()));
         let nodes = json::object(entries, 2);
         let (version, updated_at) = (self.version.to_string(), self.updated_at.to_string());
         let ours = [("\"version\"", &version), ("\"nodes\"", &nodes), ("\"updatedAt\"", &updated_at)];
@@ -362,30 +382,42 @@ impl Registry {
         json::read(&found.1).ok()
     }
 
+    /// The entries that are not shared with `before`: those that were written or read since.
+    pub fn entries_since<'r>(&'r self, before: &Self) -> impl Iterator<Item = &'r Entry> {
+        let shared = |(id, entry): &(&String, &Entry)| {
+            before.nodes.get(*id).is_some_and(|other| Arc::ptr_eq(&other.0, &entry.0))
+        };
+        self.nodes.iter().filter(move |entry| !shared(entry)).map(|(_, entry)| entry)
+    }
+
     /// All entries that are nodes, with their ids.
-    pub fn iter_nodes(&self) -> impl Iterator<Item = (&String, &Node)> {
+    pub fn iter_nodes(&self) -> impl Iterator<Item = (&String, &Arc<Node>)> {
         self.nodes.iter().filter_map(|(id, entry)| Some((id, entry.node()?)))
     }
 
     /// The nodes by name, each with its id. Of several entries of one name the one seen last counts, the first of
     /// equals.
-    pub fn by_name(&self) -> BTreeMap<NodeName, (&String, &Node)> {
-        let mut by_name: BTreeMap<NodeName, (&String, &Node)> = BTreeMap::new();
-        for (id, node) in self.iter_nodes() {
-            let Some(name) = node.node_name() else { continue };
-            let held = by_name.entry(name).or_insert((id, node));
+    pub fn by_name(&self) -> BTreeMap<NodeName, (&String, &Arc<Node>)> {
+        let mut by_name: BTreeMap<NodeName, (&String, &Arc<Node>)> = BTreeMap::new();
+        for (id, entry) in &self.nodes {
+            let Some((name, node)) = entry.0.name.as_ref().zip(entry.node()) else { continue };
+            let held = by_name.entry(name.clone()).or_insert((id, node));
             *held = later(*held, (id, node));
         }
         by_name
     }
 
     /// The node of this name with its id; the same of several as [`Self::by_name`] has.
-    pub fn named(&self, name: &NodeName) -> Option<(&String, &Node)> {
-        self.iter_nodes().filter(|(_, node)| node.name.eq_ignore_ascii_case(name.as_str())).reduce(later)
+    pub fn named(&self, name: &NodeName) -> Option<(&String, &Arc<Node>)> {
+        let entries = self.nodes.iter().filter(|(_, entry)| entry.0.name.as_ref() == Some(name));
+        entries.filter_map(|(id, entry)| Some((id, entry.node()?))).reduce(later)
     }
 }
 
-fn later<'a>(held: (&'a String, &'a Node), next: (&'a String, &'a Node)) -> (&'a String, &'a Node) {
+fn later<'a>(
+    held: (&'a String, &'a Arc<Node>),
+    next: (&'a String, &'a Arc<Node>),
+) -> (&'a String, &'a Arc<Node>) {
     if next.1.last_seen > held.1.last_seen { next } else { held }
 }
 
@@ -539,6 +571,37 @@ mod tests {
             assert!(written.contains(kept), "{kept} in {written}");
         }
         assert_eq!(Registry::parse(written.as_bytes()).unwrap(), registry);
+    }
+
+    #[test]
+    fn what_stands_there_as_before_is_shared() {
+        let node = |id: &str, port: u16| Node {
+            id: id.into(),
+            name: id.into(),
+            host: "h".into(),
+            port,
+            ..Node::default()
+        };
+        let file = |port| {
+            let mut registry = Registry::empty();
+            for node in [node("a", 3000), node("b", port)] {
+                registry.nodes.insert(node.id.clone(), node.into());
+            }
+            registry.to_json()
+        };
+        let before = Registry::parse(&file(3000)).unwrap();
+        let after = Registry::parse_after(&file(3001), &before).unwrap();
+        assert_eq!(after, Registry::parse(&file(3001)).unwrap());
+        let shared =
+            |id: &str| Arc::ptr_eq(before.nodes[id].node().unwrap(), after.nodes[id].node().unwrap());
+        assert!(shared("a") && !shared("b"));
+        let since: Vec<_> = after.entries_since(&before).filter_map(Entry::node).collect();
+        assert_eq!(since.iter().map(|node| node.port).collect::<Vec<_>>(), [3001]);
+        // A copy that is changed leaves the other as it was.
+        let mut copy = after.clone();
+        copy.nodes.get_mut("a").unwrap().mark_offline(Some(7));
+        assert_eq!(after, Registry::parse(&file(3001)).unwrap());
+        assert_eq!(copy.nodes["a"].node().unwrap().last_seen, 7);
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! How far one shared `mesh.json` goes: registryd's own store and state, written from several processes.
+//! How far one shared `mesh.json` goes: registryd's own store and state, written from several processes; and what one
+//! node costs in meshes of several sizes.
 //!
 //! Each writer is a thread that does what registryd's storage thread does for one heartbeat, with a lock and a view
 //! of its own; where there are more nodes than writers, each beats for several. One more process is a node that
 //! only reads, as every node does between its heartbeats. `tests/bench/README.md` says what the columns mean.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench fails by panicking")]
+
+mod one_node;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +19,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use mesh_shared::config::Config;
 use mesh_shared::registry::{Node, Status};
+use one_node::Cost;
 use registryd::backend::file::{Store, StoreError, worker};
 use registryd::backend::{Ledger, Look, Observation, Wish};
 use registryd::jitter;
@@ -41,6 +45,9 @@ struct Cli {
     /// How long each of the two loads takes
     #[arg(long, default_value_t = 25)]
     seconds: u64,
+    /// Measure instead what one node costs in a mesh of each size
+    #[arg(long)]
+    one_node: bool,
     /// How many processes write
     #[arg(long, default_value_t = 4)]
     processes: usize,
@@ -68,18 +75,41 @@ enum Part {
     /// A node that looks at the file.
     #[command(hide = true)]
     Read { folder: PathBuf, node: usize, seconds: f64 },
+    /// One node in the mesh that the folder's file holds.
+    #[command(hide = true)]
+    OneNode { folder: PathBuf, nodes: usize, seconds: f64 },
 }
 
 fn main() {
     let cli = Cli::parse();
     let outcome = match &cli.part {
+        None if cli.one_node => return measure_one_node(&cli),
         None => return measure(&cli),
+        Some(Part::OneNode { folder, nodes, seconds }) => {
+            let others: Vec<Node> = (1..*nodes).map(|i| registered(folder, i)).collect();
+            let cost = one_node::measure(config(folder, 0), &others, *seconds);
+            return println!("{}", serde_json::to_string(&cost).unwrap());
+        }
         Some(Part::Write { folder, first, step, end, seconds, pause_s }) => {
             write(folder, (*first..*end).step_by(*step), *seconds, *pause_s)
         }
         Some(Part::Read { folder, node, seconds }) => read(folder, *node, *seconds),
     };
     println!("{}", serde_json::to_string(&outcome).unwrap());
+}
+
+/// Measures one node in a mesh of each size, in a process of its own, and prints its line.
+fn measure_one_node(cli: &Cli) {
+    println!("{}", Cost::HEAD);
+    for &nodes in &cli.nodes {
+        let folder = tempfile::Builder::new().prefix("registry-scale-").tempdir().unwrap();
+        seed(folder.path(), nodes);
+        let part = Part::OneNode { folder: folder.path().into(), nodes, seconds: cli.seconds as f64 };
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let told = command.args(arguments(&part)).stderr(Stdio::inherit()).output().unwrap().stdout;
+        let cost: Cost = serde_json::from_slice(&told).expect("an outcome");
+        println!("{}", cost.line());
+    }
 }
 
 /// Measures each size and prints its line.
@@ -220,6 +250,9 @@ fn arguments(part: &Part) -> Vec<String> {
         Part::Read { folder, node, seconds } => {
             vec!["read".into(), folder.display().to_string(), node.to_string(), seconds.to_string()]
         }
+        Part::OneNode { folder, nodes, seconds } => {
+            vec!["one-node".into(), folder.display().to_string(), nodes.to_string(), seconds.to_string()]
+        }
     }
 }
 
@@ -324,17 +357,20 @@ fn prepared(folder: &Path, i: usize) -> (Store, Arc<State>) {
 /// A file in which all nodes are registered.
 fn seed(folder: &Path, nodes: usize) {
     let first = config(folder, 0);
-    let now = State::now().epoch_ms;
     let written = Store::new(first.mesh.registry_path(), &first.mesh.node_name).change(None, |registry| {
         for i in 0..nodes {
-            let own = own_claims(&config(folder, i));
-            let id = own.name.clone();
-            let node = Node { id, status: Status::Online, last_seen: now, registered_at: now, ..own };
+            let node = registered(folder, i);
             registry.nodes.insert(node.id.clone(), node.into());
         }
         true
     });
     written.unwrap();
+}
+
+fn registered(folder: &Path, i: usize) -> Node {
+    let now = State::now().epoch_ms;
+    let own = own_claims(&config(folder, i));
+    Node { id: own.name.clone(), status: Status::Online, last_seen: now, registered_at: now, ..own }
 }
 
 /// Two agents and what else a node usually says; an entry takes about 600 bytes.
@@ -348,13 +384,18 @@ fn config(folder: &Path, i: usize) -> Config {
   # Writers that stand for several nodes leave the entries of the others as they are.
   stale_threshold_ms: 86400000
   advertise_host: 10.1.{}.{}
+proxy:
+  state_dir: {}
 registryd:
+  socket: {}/registryd.sock
   agents: [{{name: opus-{i}, provider: anthropic, model: claude-opus}}, {{name: grok-{i}, provider: xai, model: grok}}]
   capabilities: [code, research]
 ",
         folder.display(),
         i / 250,
-        i % 250 + 1
+        i % 250 + 1,
+        folder.display(),
+        folder.display(),
     );
     Config::parse(&yaml).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
 }

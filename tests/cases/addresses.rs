@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use mesh_tests::eventually;
 use mesh_tests::loopback::Loopback;
-use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::mesh::{Mesh, Node, entry};
 use mesh_tests::tls::{Peer, PeerOptions};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -88,4 +88,38 @@ async fn when_none_works_each_is_named() {
     for address in [one.port(3000), two.port(3000)] {
         assert!(detail.contains(&format!("{address}: Connection refused")), "{detail}");
     }
+}
+
+/// Servers that the configuration names count for the names of a few nodes; of many, only for those that have no address
+/// of their own in the registry.
+#[tokio::test]
+async fn in_a_large_mesh_no_server_is_asked_for_a_node_that_registered_an_address() {
+    let mesh = Mesh::new();
+    mesh.edit_registry(|registry| {
+        for i in 0..60 {
+            let name = format!("ct2{i:02}");
+            let node = entry(&name, &format!("10.0.2.{}", i + 1), 3000, &[]);
+            registry["nodes"][format!("id-{name}")] = node;
+        }
+        registry["nodes"]["id-ct300"] = entry("ct300", "ct300.mesh", 3000, &[]);
+    });
+    mesh.dns.set("ct300.mesh", [10, 0, 3, 0]);
+    mesh.dns.set("ct200.mesh", [10, 0, 9, 9]);
+    let mut node = mesh.node("ct110").prepare().await;
+    node.start_registryd().await;
+    let addresses = async |name: &str| {
+        let nodes = node.local(&format!("/mesh/nodes?node={name}")).await?.json();
+        Some(nodes.get(0)?["addresses"].clone())
+    };
+    eventually("the name is resolved", async || {
+        (addresses("ct300").await? == json!(["10.0.3.0"])).then_some(())
+    })
+    .await;
+    let of = |name: &str| mesh.dns.asked().iter().filter(|asked| *asked == name).count();
+    // A lookup again after its time: by then all others would have been asked for, too.
+    eventually("the name is asked for again", async || (of("ct300.mesh") > 2).then_some(())).await;
+    assert_eq!(addresses("ct200").await, Some(json!(["10.0.2.1"])));
+    let asked = mesh.dns.asked();
+    let literal: Vec<&String> = asked.iter().filter(|name| name.starts_with("ct2")).collect();
+    assert!(literal.is_empty(), "{literal:?}");
 }

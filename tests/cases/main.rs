@@ -48,6 +48,7 @@ mod refusals;
 mod resilience;
 mod restarts;
 mod retries;
+mod roster_feed;
 mod socket_limits;
 mod stopping;
 mod storage;

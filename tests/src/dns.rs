@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+/// The length of a message before its question.
+const HEADER: usize = 12;
+
 type Names = HashMap<String, Vec<IpAddr>>;
 
 /// Answers A and AAAA queries from a table, everything else with NXDOMAIN (or no data for known names).
 pub struct Dns {
     addr: SocketAddr,
     names: Arc<Mutex<Names>>,
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Dns {
@@ -19,16 +23,25 @@ impl Dns {
         let socket = UdpSocket::bind(addr).unwrap();
         let names: Arc<Mutex<Names>> = Arc::default();
         let table = Arc::downgrade(&names);
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let questions = asked.clone();
         thread::spawn(move || {
             let mut buffer = [0; 1500];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
                 let Some(table) = table.upgrade() else { return };
-                if let Some(answer) = answer(&buffer[..length], &table.lock().unwrap()) {
+                let query = &buffer[..length];
+                questions.lock().unwrap().extend(name_asked(query).map(|(name, _)| name));
+                if let Some(answer) = answer(query, &table.lock().unwrap()) {
                     let _ = socket.send_to(&answer, from);
                 }
             }
         });
-        Self { addr, names }
+        Self { addr, names, asked }
+    }
+
+    /// The names that were asked for, each as often as it was.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 
     /// Where it listens.
@@ -57,26 +70,30 @@ impl Drop for Dns {
     }
 }
 
-/// RFC 1035, section 4: the question comes back with a header of ours and the addresses.
-fn answer(query: &[u8], names: &Names) -> Option<Vec<u8>> {
-    const HEADER: usize = 12;
-    const A: u16 = 1;
-    const AAAA: u16 = 28;
-    const NXDOMAIN: u8 = 3;
+/// The name in a question, in lower case, and where it ends.
+fn name_asked(query: &[u8]) -> Option<(String, usize)> {
     let mut labels = Vec::new();
     let mut at = HEADER;
     loop {
         let length = usize::from(*query.get(at)?);
         at += 1;
         if length == 0 {
-            break;
+            return Some((labels.join("."), at));
         }
         labels.push(String::from_utf8_lossy(query.get(at..at + length)?).to_ascii_lowercase());
         at += length;
     }
+}
+
+/// RFC 1035, section 4: the question comes back with a header of ours and the addresses.
+fn answer(query: &[u8], names: &Names) -> Option<Vec<u8>> {
+    const A: u16 = 1;
+    const AAAA: u16 = 28;
+    const NXDOMAIN: u8 = 3;
+    let (name, at) = name_asked(query)?;
     let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
     let question = query.get(HEADER..at + 4)?;
-    let known = names.get(&labels.join("."));
+    let known = names.get(&name);
     let asked = |ip: &&IpAddr| kind == if ip.is_ipv4() { A } else { AAAA };
     let addresses: Vec<&IpAddr> = known.into_iter().flatten().filter(asked).collect();
     let code = if known.is_some() { 0 } else { NXDOMAIN };

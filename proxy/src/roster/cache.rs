@@ -37,16 +37,17 @@ impl Cache {
         }
     }
 
-    /// Saves `roster` for the next start; a reader never sees half of it.
+    /// Saves `roster` for the next start; a reader never sees half of it. Returns how many bytes it has.
     ///
     /// # Errors
     /// The folder cannot be written to.
-    pub fn write(&self, roster: &Roster) -> io::Result<()> {
+    pub fn write(&self, roster: &Roster) -> io::Result<usize> {
         let json = serde_json::to_vec(roster)?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
         // Two processes of this node run at the same time during an upgrade.
-        atomic_file::replace(&self.path, &std::process::id().to_string(), &json, 0o600)
+        atomic_file::replace(&self.path, &std::process::id().to_string(), &json, 0o600)?;
+        Ok(json.len())
     }
 }
 

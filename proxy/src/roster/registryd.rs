@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
@@ -126,10 +126,10 @@ impl RegistryLink {
 ///
 /// # Errors
 /// None with a valid path.
-pub fn request(method: Method, path: &'static str, body: Bytes) -> Result<Request<Full<Bytes>>, http::Error> {
+pub fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, http::Error> {
     Request::builder()
         .method(method)
-        .uri(Uri::from_static(path))
+        .uri(path)
         .header(HOST, "registryd")
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(body))

@@ -1,11 +1,11 @@
-//! The current view of the mesh. Requests read one immutable snapshot; each new view replaces it whole.
+//! The current view of the mesh. Whoever looks something up holds its lock for that long; registryd's changes are
+//! entered node by node.
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use arc_swap::ArcSwap;
-use mesh_shared::local_api::Roster;
+use mesh_shared::local_api::{Roster, RosterNode, RosterUpdate};
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
@@ -14,35 +14,57 @@ use crate::roster::table::{Route, Table, merged};
 
 /// The current view, and its copy on disk.
 pub struct RosterStore {
-    table: ArcSwap<Table>,
+    view: RwLock<View>,
     own_node: NodeName,
-    own_inbound: SocketAddr,
     cache: Cache,
-    state: Mutex<State>,
+    /// One at a time, so that the last to end has written the newest.
+    saving: Mutex<()>,
 }
 
-struct State {
-    last: Option<Roster>,
+struct View {
+    table: Table,
+    /// The revision of registryd's that this is, where it is exactly that.
+    revision: Option<u64>,
+    /// Whether any view was ever had.
+    known: bool,
+    /// Whether there may be nodes that are not in it.
+    partial: bool,
+    /// Whether the copy on disk is an older one.
+    unsaved: bool,
     /// Why there is no view, in words.
     missing: String,
 }
+
+/// A difference to another view than the one that is here.
+#[derive(Debug, thiserror::Error)]
+#[error("it tells what changed since revision {0} of its roster, which is not the one here")]
+pub struct OutOfStep(u64);
 
 impl RosterStore {
     /// Starts with the view saved in `state_dir`, if there is one. `own_inbound` is where this node's own
     /// inbound side can be dialled.
     pub fn open(state_dir: &Path, own_node: NodeName, own_inbound: SocketAddr) -> Self {
+        let view = View {
+            table: Table::new(own_node.clone(), own_inbound),
+            revision: None,
+            known: false,
+            partial: false,
+            unsaved: false,
+            missing: "not connected yet".into(),
+        };
         let store = Self {
-            table: ArcSwap::default(),
+            view: RwLock::new(view),
             own_node,
-            own_inbound,
             cache: Cache::new(state_dir),
-            state: Mutex::new(State { last: None, missing: "not connected yet".into() }),
+            saving: Mutex::default(),
         };
         let path = store.path().display();
         match store.cache.read() {
             Ok(Some(saved)) => {
                 tracing::info!(target: "Mesh", "starting with the roster of {} nodes saved in {path}", saved.nodes.len());
-                store.publish(saved);
+                let revision = Some(saved.revision).filter(|revision| *revision > 0);
+                store.publish_whole(saved.nodes, revision, saved.partial);
+                store.write().unsaved = false;
             }
             Ok(None) => {}
             Err(error) => {
@@ -52,37 +74,100 @@ impl RosterStore {
         store
     }
 
-    /// Makes `roster` the current view; a partial one only adds to it. True if it differs from the one before.
-    pub fn publish(&self, roster: Roster) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if roster.partial {
-            state.missing = "registryd could not read its registry yet, see meshctl status".into();
-        }
-        let roster = match &state.last {
-            Some(last) if roster.partial => merged(last, roster),
-            _ => roster,
+    /// Brings the view up to date; a partial roster only adds to it. True if it differs from before.
+    ///
+    /// # Errors
+    /// A difference to a view that is not here. Nothing is changed; the next update has to be a whole one.
+    pub fn publish(&self, update: RosterUpdate) -> Result<bool, OutOfStep> {
+        let Some(since) = update.since else {
+            return Ok(match update.partial && self.is_known() {
+                true => self.add_partial(&update.nodes),
+                false => {
+                    let revision = Some(update.revision).filter(|_| !update.partial);
+                    self.publish_whole(update.nodes, revision, update.partial)
+                }
+            });
         };
-        let same = |last: &Roster| last.nodes == roster.nodes && last.partial == roster.partial;
-        if state.last.as_ref().is_some_and(same) {
-            return false;
+        let mut view = self.write();
+        if view.revision != Some(since) {
+            view.revision = None;
+            return Err(OutOfStep(since));
         }
-        self.table.store(Arc::new(Table::new(&roster, &self.own_node, self.own_inbound)));
-        state.last = Some(roster);
-        true
+        view.revision = Some(update.revision);
+        let mut news = false;
+        for name in &update.removed {
+            news |= view.table.remove(name);
+        }
+        for row in update.nodes {
+            news |= view.table.set(row);
+        }
+        view.unsaved |= news;
+        Ok(news)
+    }
+
+    /// The table is made before the lock is taken: nobody waits for all of it.
+    fn publish_whole(&self, rows: Vec<Arc<RosterNode>>, revision: Option<u64>, partial: bool) -> bool {
+        let mut table = self.read().table.of(rows);
+        let mut view = self.write();
+        let same = view.known && view.partial == partial && view.table.rows() == table.rows();
+        (view.revision, view.known, view.partial) = (revision, true, partial);
+        if partial {
+            view.missing = "registryd could not read its registry yet, see meshctl status".into();
+        }
+        if !same {
+            std::mem::swap(&mut view.table, &mut table);
+            view.unsaved = true;
+        }
+        // What it replaces is dropped when nobody waits any more.
+        drop(view);
+        !same
+    }
+
+    fn add_partial(&self, rows: &[Arc<RosterNode>]) -> bool {
+        let mut view = self.write();
+        // What comes of it is no view of registryd's.
+        view.revision = None;
+        view.missing = "registryd could not read its registry yet, see meshctl status".into();
+        let mut news = false;
+        for row in rows {
+            let row = match view.table.rows().get(&row.name) {
+                Some(known) => merged(known, row).into(),
+                None => row.clone(),
+            };
+            news |= view.table.set(row);
+        }
+        view.unsaved |= news;
+        news
+    }
+
+    /// The revision that registryd can tell the differences to; 0 where there is none.
+    pub fn revision(&self) -> u64 {
+        self.read().revision.unwrap_or(0)
     }
 
     /// Notes why no view arrives.
     pub fn unavailable(&self, reason: String) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).missing = reason;
+        self.write().missing = reason;
     }
 
-    /// Writes the current view for the next start.
+    /// Writes the current view for the next start, unless it was already. Returns how many bytes that took. Waits for
+    /// another one that is at it.
     ///
     /// # Errors
     /// The folder cannot be written to.
-    pub fn save(&self) -> std::io::Result<()> {
-        let last = self.state.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
-        last.map_or(Ok(()), |roster| self.cache.write(&roster))
+    pub fn save(&self) -> std::io::Result<usize> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let roster = {
+            let mut view = self.write();
+            if !std::mem::take(&mut view.unsaved) {
+                return Ok(0);
+            }
+            let nodes = view.table.rows().values().cloned().collect();
+            Roster { revision: view.revision.unwrap_or(0), nodes, partial: view.partial }
+        };
+        let saved = self.cache.write(&roster);
+        self.write().unsaved |= saved.is_err();
+        saved
     }
 
     /// Where the view is kept.
@@ -92,7 +177,7 @@ impl RosterStore {
 
     /// Whether any view was ever had.
     pub fn is_known(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).last.is_some()
+        self.read().known
     }
 
     /// Whether `node` is the one on this host.
@@ -105,8 +190,9 @@ impl RosterStore {
     /// # Errors
     /// An unknown node.
     pub fn node(&self, name: &NodeName) -> Result<Arc<Route>, ProxyError> {
-        let route = self.table.load().node(name).cloned();
-        route.ok_or_else(|| self.unknown(|| ProxyError::UnknownNode(name.clone())))
+        let view = self.read();
+        let route = view.table.node(name).cloned();
+        route.ok_or_else(|| view.unknown(|| ProxyError::UnknownNode(name.clone())))
     }
 
     /// The ways to all nodes that host `agent`, whatever their state.
@@ -114,16 +200,26 @@ impl RosterStore {
     /// # Errors
     /// No node hosts the agent.
     pub fn agent(&self, agent: &AgentName) -> Result<Vec<Arc<Route>>, ProxyError> {
-        let routes = self.table.load().agent(agent).map(<[_]>::to_vec);
-        routes.ok_or_else(|| self.unknown(|| ProxyError::UnknownAgent(agent.clone())))
+        let view = self.read();
+        let routes = view.table.agent(agent).map(<[_]>::to_vec);
+        routes.ok_or_else(|| view.unknown(|| ProxyError::UnknownAgent(agent.clone())))
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl View {
     /// Without any view, nothing can be said to be unknown.
     fn unknown(&self, error: impl FnOnce() -> ProxyError) -> ProxyError {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match &state.last {
-            Some(last) if !last.partial => error(),
-            _ => ProxyError::NoRoster(state.missing.clone()),
+        match self.known && !self.partial {
+            true => error(),
+            false => ProxyError::NoRoster(self.missing.clone()),
         }
     }
 }
@@ -135,15 +231,20 @@ mod tests {
 
     use super::*;
 
-    fn node(name: &str, agents: &[&str]) -> RosterNode {
-        RosterNode {
+    fn node(name: &str, agents: &[&str]) -> Arc<RosterNode> {
+        let row = RosterNode {
             name: name.parse().unwrap(),
             status: Status::Online,
             agents: agents.iter().map(|agent| (*agent).into()).collect(),
             addresses: vec!["127.0.0.9".parse().unwrap()],
             port: 3000,
             unresolved: None,
-        }
+        };
+        row.into()
+    }
+
+    fn whole(revision: u64, nodes: Vec<Arc<RosterNode>>) -> RosterUpdate {
+        RosterUpdate { revision, since: None, nodes, removed: Vec::new(), partial: false }
     }
 
     fn store(folder: &Path) -> RosterStore {
@@ -166,12 +267,12 @@ mod tests {
         let store = store(folder.path());
         assert_eq!(agent(&store, "grok"), Err("no_roster"));
         let mut nodes = vec![node("ct111", &["grok"])];
-        assert!(store.publish(Roster { revision: 1, nodes: nodes.clone(), partial: false }));
-        assert!(!store.publish(Roster { revision: 2, nodes: nodes.clone(), partial: false }));
+        assert!(store.publish(whole(1, nodes.clone())).unwrap());
+        assert!(!store.publish(whole(2, nodes.clone())).unwrap());
         assert_eq!(agent(&store, "grok").as_deref(), Ok("127.0.0.9:3000"));
         assert_eq!(agent(&store, "none"), Err("unknown_agent"));
         nodes.insert(0, node("ct110", &["grok"]));
-        assert!(store.publish(Roster { revision: 3, nodes, partial: false }));
+        assert!(store.publish(whole(3, nodes)).unwrap());
         assert_eq!(agent(&store, "grok").as_deref(), Ok("127.0.0.1:3000"), "this node's own address");
     }
 
@@ -179,22 +280,23 @@ mod tests {
     fn a_partial_view_forgets_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        let partial = |nodes| Roster { revision: 1, nodes, partial: true };
+        let partial = |nodes| RosterUpdate { partial: true, ..whole(1, nodes) };
         // With nothing else known, it says where to dial, but not who is missing.
-        store.publish(partial(vec![node("ct111", &[])]));
+        store.publish(partial(vec![node("ct111", &[])])).unwrap();
         assert_eq!(node_code(&store, "ct111"), None);
         assert_eq!(node_code(&store, "ct112"), Some("no_roster"));
 
         let nodes = vec![node("ct111", &["grok"]), node("ct112", &["scout"])];
-        store.publish(Roster { revision: 2, nodes, partial: false });
-        let mut moved = node("ct111", &[]);
-        moved.addresses = vec!["127.0.0.10".parse().unwrap()];
-        assert!(store.publish(partial(vec![moved, node("ct113", &[])])));
+        store.publish(whole(2, nodes)).unwrap();
+        let addresses = vec!["127.0.0.10".parse().unwrap()];
+        let moved = RosterNode { addresses, ..RosterNode::clone(&node("ct111", &[])) };
+        assert!(store.publish(partial(vec![moved.into(), node("ct113", &[])])).unwrap());
+        assert_eq!(store.revision(), 0, "no difference to it can be had");
         assert_eq!(agent(&store, "grok").as_deref(), Ok("127.0.0.10:3000"));
         assert!(agent(&store, "scout").is_ok());
         assert_eq!(node_code(&store, "ct113"), None);
         assert_eq!(node_code(&store, "ct114"), Some("unknown_node"));
-        store.publish(Roster { revision: 3, nodes: Vec::new(), partial: false });
+        store.publish(whole(3, Vec::new())).unwrap();
         assert_eq!(node_code(&store, "ct112"), Some("unknown_node"));
     }
 
@@ -202,10 +304,37 @@ mod tests {
     fn the_view_survives_a_restart_and_a_bad_file_is_no_view() {
         let folder = tempfile::tempdir().unwrap();
         let first = store(folder.path());
-        first.publish(Roster { revision: 1, nodes: vec![node("ct111", &[])], partial: false });
+        first.publish(whole(7, vec![node("ct111", &[])])).unwrap();
         first.save().unwrap();
-        assert_eq!(node_code(&store(folder.path()), "ct111"), None);
+        let again = store(folder.path());
+        assert_eq!((node_code(&again, "ct111"), again.revision()), (None, 7));
         std::fs::write(first.path(), "{\"revision\":").unwrap();
         assert!(!store(folder.path()).is_known());
+    }
+
+    #[test]
+    fn a_difference_counts_only_for_the_view_that_it_continues() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let change = |since, revision, nodes, removed: &[&str]| RosterUpdate {
+            revision,
+            since: Some(since),
+            nodes,
+            removed: removed.iter().map(|name| name.parse().unwrap()).collect(),
+            partial: false,
+        };
+        assert!(store.publish(change(0, 1, vec![node("ct111", &[])], &[])).is_err());
+        assert!(!store.is_known());
+        store.publish(whole(5, vec![node("ct111", &["grok"]), node("ct112", &[])])).unwrap();
+        let news = change(5, 7, vec![node("ct112", &["grok"]), node("ct113", &[])], &["ct111", "ct119"]);
+        assert!(store.publish(news).unwrap());
+        assert_eq!(store.revision(), 7);
+        assert_eq!((node_code(&store, "ct111"), node_code(&store, "ct113")), (Some("unknown_node"), None));
+        let hosts = store.agent(&"grok".parse().unwrap()).unwrap();
+        assert_eq!(hosts.iter().map(|route| route.node.as_str()).collect::<Vec<_>>(), ["ct112"]);
+        assert!(!store.publish(change(7, 8, vec![node("ct113", &[])], &[])).unwrap(), "nothing new");
+        // Of another line of revisions: asked for anew from the beginning.
+        assert!(store.publish(change(7, 9, Vec::new(), &["ct112"])).is_err());
+        assert_eq!((node_code(&store, "ct112"), store.revision()), (None, 0));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Method;
 use http_body_util::BodyExt;
-use mesh_shared::local_api::{ROSTER_WATCH, Roster};
+use mesh_shared::local_api::{ROSTER_WATCH, RosterUpdate};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -21,16 +21,22 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_millis(500);
 /// A roster of 10,000 nodes is far smaller.
 const MAX_LINE_BYTES: usize = 64 << 20;
+/// How much of the roster is written for the next start in a second, on the mean: in a large mesh something changes all
+/// the time. One of a few nodes is saved at once.
+const SAVE_BYTES_PER_S: usize = 128 * 1024;
 
-/// Keeps `roster` at registryd's view for ever; each change arrives as soon as registryd knows it.
+/// Keeps `roster` at registryd's view, and saved, for ever; each change arrives as soon as registryd knows it.
 pub async fn follow(registry: Arc<RegistryLink>, roster: Arc<RosterStore>) {
+    let unsaved = Notify::new();
+    tokio::join!(keep_current(&registry, &roster, &unsaved), keep_saved(&roster, &unsaved));
+}
+
+async fn keep_current(registry: &RegistryLink, roster: &RosterStore, unsaved: &Notify) {
     let mut away = false;
     let mut retry = FIRST_RETRY;
-    let unsaved = Arc::new(Notify::new());
-    tokio::spawn(keep_saved(roster.clone(), unsaved.clone()));
     loop {
         let mut received = false;
-        let ended = follow_once(&registry, &roster, &unsaved, &mut received, &mut away).await;
+        let ended = follow_once(registry, roster, unsaved, &mut received, &mut away).await;
         let reason = ended
             .err()
             .map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
@@ -53,31 +59,33 @@ async fn follow_once(
     received: &mut bool,
     away: &mut bool,
 ) -> Result<(), BoxError> {
-    let request = request(Method::GET, ROSTER_WATCH, Bytes::new())?;
+    let path = format!("{ROSTER_WATCH}?since={}", roster.revision());
+    let request = request(Method::GET, &path, Bytes::new())?;
     let response = timeout(ANSWER, registry.exchange(request)).await??;
     if !response.status().is_success() {
         return Err(format!("it answered {}", response.status()).into());
     }
     let mut body = response.into_body();
-    let mut pending = BytesMut::new();
+    let (mut pending, mut searched) = (BytesMut::new(), 0);
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| "it sends nothing any more")? {
         let Ok(data) = frame?.into_data() else { continue };
         METRICS.roster_heard();
         pending.extend_from_slice(&data);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line = pending.split_to(end + 1);
+        while let Some(end) = memchr::memchr(b'\n', &pending[searched..]) {
+            let line = pending.split_to(std::mem::take(&mut searched) + end + 1);
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let view: Roster = serde_json::from_slice(&line)?;
+            let update: RosterUpdate = serde_json::from_slice(&line)?;
             if std::mem::take(away) {
                 tracing::info!(target: "Mesh", "registryd is back");
             }
             *received = true;
-            if roster.publish(view) {
+            if roster.publish(update)? {
                 unsaved.notify_one();
             }
         }
+        searched = pending.len();
         if pending.len() > MAX_LINE_BYTES {
             return Err("its roster is larger than any mesh".into());
         }
@@ -87,17 +95,21 @@ async fn follow_once(
 
 /// Saves what is `unsaved`, for ever. A view that cannot be saved is used all the same, and no view waits for the
 /// one before to be saved.
-async fn keep_saved(roster: Arc<RosterStore>, unsaved: Arc<Notify>) {
+async fn keep_saved(roster: &Arc<RosterStore>, unsaved: &Notify) {
     loop {
         unsaved.notified().await;
         let store = roster.clone();
-        let saved = tokio::task::spawn_blocking(move || store.save()).await;
-        if let Ok(Err(error)) = saved {
-            tracing::warn!(
+        match tokio::task::spawn_blocking(move || store.save()).await {
+            Ok(Ok(bytes)) => {
+                sleep(Duration::from_millis((bytes * 1000 / SAVE_BYTES_PER_S) as u64)).await;
+            }
+            Ok(Err(error)) => tracing::warn!(
                 target: "Mesh",
                 "cannot save the roster to {}: {error}; it would be missing after a restart without registryd (proxy.state_dir)",
                 roster.path().display()
-            );
+            ),
+            // While the runtime shuts down.
+            Err(_) => {}
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::state::State;
 pub(super) fn registry_nodes(state: &State) -> Vec<Node> {
     state.read(|inner, _| {
         let members = inner.members.members().values();
-        members.map(|member| Node { status: member.status, ..member.node.clone() }).collect()
+        members.map(|member| Node { status: member.status, ..Node::clone(&member.node) }).collect()
     })
 }
 
@@ -142,7 +142,7 @@ pub(super) fn daemon_status(state: &State) -> DaemonStatus {
         }
         .into(),
         nodes: inner.members.members().len(),
-        online: inner.members.members().values().filter(|member| member.status == Status::Online).count(),
+        online: inner.members.count(Status::Online),
         problems: inner.problems.sentences().cloned().collect(),
         sidecar: inner.sidecar(now).cloned(),
         last_heartbeat_age_ms: inner
@@ -182,14 +182,8 @@ pub(crate) fn metrics(state: &State) -> String {
         let _ = write!(text, "# HELP mesh_{name} {help}\n# TYPE mesh_{name} counter\nmesh_{name} {value}\n");
     }
     let (by_status, problems, age) = state.read(|inner, now| {
-        let mut by_status =
-            [Status::Online, Status::Degraded, Status::Updating, Status::Offline].map(|status| (status, 0));
-        for member in inner.members.members().values() {
-            by_status
-                .iter_mut()
-                .filter(|(status, _)| *status == member.status)
-                .for_each(|(_, count)| *count += 1);
-        }
+        let by_status = [Status::Online, Status::Degraded, Status::Updating, Status::Offline]
+            .map(|status| (status, inner.members.count(status)));
         let age = inner.last_heartbeat().map(|at| now.instant.saturating_duration_since(at).as_secs_f64());
         (by_status, inner.problems.sentences().count(), age)
     });

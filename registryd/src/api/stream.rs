@@ -12,9 +12,9 @@ use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use mesh_shared::event::Event;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
 use super::answer::{Answer, keeping};
@@ -27,30 +27,55 @@ const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Says that the reader's last event is too old, or of an earlier run of registryd.
 const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes anew\"}\n\n";
 
-/// The roster now, then each one that differs for routing; a line each.
+/// What a sidecar follows the roster from: `None` if it takes whole ones only, as older sidecars do; else
+/// the revision that it has, or one that nobody knows.
+pub(super) fn roster_revision(query: &str) -> Option<u64> {
+    let since = query.split('&').find_map(|pair| pair.strip_prefix("since="))?;
+    Some(since.parse().unwrap_or(0))
+}
+
+/// The roster now, or what it lacks that `since` has, then whatever differs for routing; a line each.
 pub(super) fn rosters(
-    state: &State,
+    state: &Arc<State>,
+    since: Option<u64>,
     follower: Option<Follower>,
     permit: Option<OwnedSemaphorePermit>,
 ) -> Answer {
     let mut rosters = state.rosters();
     rosters.mark_changed();
+    let reader = RosterReader { state: state.clone(), rosters, since };
     endless(
         (follower, permit),
         "application/x-ndjson",
-        stream::unfold(rosters, |mut rosters| async {
-            let line = match timeout(ROSTER_KEEP_ALIVE, rosters.changed()).await {
-                Err(_) => Bytes::from_static(b"\n"),
-                Ok(Err(_)) => return None,
-                Ok(Ok(())) => {
-                    let mut line = serde_json::to_vec(&**rosters.borrow_and_update()).ok()?;
-                    line.push(b'\n');
-                    line.into()
-                }
-            };
-            Some((line, rosters))
+        stream::unfold(reader, |mut reader| async {
+            let line = reader.next().await?;
+            Some((line, reader))
         }),
     )
+}
+
+/// One reader of the roster.
+struct RosterReader {
+    state: Arc<State>,
+    rosters: watch::Receiver<u64>,
+    since: Option<u64>,
+}
+
+impl RosterReader {
+    async fn next(&mut self) -> Option<Bytes> {
+        match timeout(ROSTER_KEEP_ALIVE, self.rosters.changed()).await {
+            Err(_) => Some(Bytes::from_static(b"\n")),
+            Ok(Err(_)) => None,
+            Ok(Ok(())) => {
+                self.rosters.mark_unchanged();
+                let update = self.state.roster_since(self.since);
+                let mut line = serde_json::to_vec(&update).ok()?;
+                line.push(b'\n');
+                self.since = self.since.map(|_| update.revision);
+                Some(line.into())
+            }
+        }
+    }
 }
 
 /// What happened after `last_id`, then what happens. Where that is not known any more, the reader is told so by an

@@ -150,6 +150,14 @@ impl Store {
     /// # Errors
     /// A missing or unreachable file; content that is not wholly a registry, which may be half-written.
     pub fn read(&self) -> Result<(Registry, Stamp), StoreError> {
+        self.read_after(&Registry::empty())
+    }
+
+    /// As [`Self::read`]. Entries that stand there as they do in `before` are shared with it and cost little.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_after(&self, before: &Registry) -> Result<(Registry, Stamp), StoreError> {
         let failed = |source| self.failed("read", source);
         let bad = |source| StoreError::Content { path: self.path.clone(), source };
         let file = File::open(&self.path).map_err(failed)?;
@@ -160,7 +168,7 @@ impl Store {
         let mut content = Vec::with_capacity(stamp.length as usize + 1);
         // It may grow meanwhile.
         file.take(MAX_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
-        Ok((Registry::parse(&content).map_err(bad)?, stamp))
+        Ok((Registry::parse_after(&content, before).map_err(bad)?, stamp))
     }
 
     /// Changes the file under the lock: `change` gets the content as it is now and says whether to write it back.
@@ -201,22 +209,24 @@ impl Store {
         let _held = self.lock.acquire()?;
         let mut retries = 0;
         loop {
-            let (mut registry, read, broken) = match self.read_settled() {
-                Ok((registry, stamp)) => (registry, Some(stamp), false),
-                Err(error) if error.is_missing() || error.is_empty() => {
-                    (last_good.cloned().unwrap_or_else(Registry::empty), self.stamp().ok(), false)
-                }
-                Err(error) => match last_good {
-                    Some(last_good) if error.is_corrupt() => (last_good.clone(), self.stamp().ok(), true),
-                    _ => return Err(error),
-                },
-            };
+            let (mut registry, read, broken) =
+                match self.read_settled(last_good.unwrap_or(&Registry::empty())) {
+                    Ok((registry, stamp)) => (registry, Some(stamp), false),
+                    Err(error) if error.is_missing() || error.is_empty() => {
+                        (last_good.cloned().unwrap_or_else(Registry::empty), self.stamp().ok(), false)
+                    }
+                    Err(error) => match last_good {
+                        Some(last_good) if error.is_corrupt() => (last_good.clone(), self.stamp().ok(), true),
+                        _ => return Err(error),
+                    },
+                };
             let fresh = read.is_none_or(|read| read.length == 0);
+            let before = registry.clone();
             let wanted = change(&mut registry) || broken || fresh;
             if !wanted {
                 return Ok(Written::default());
             }
-            let draft = self.draft(&registry)?;
+            let draft = self.draft(&registry, &before)?;
             // Programs that take no lock may have written since.
             if self.stamp().ok() != read && retries < RETRIES {
                 retries += 1;
@@ -233,10 +243,10 @@ impl Store {
     }
 
     /// Reads until the content is whole: a program that writes in place may be in the middle of it.
-    fn read_settled(&self) -> Result<(Registry, Stamp), StoreError> {
+    fn read_settled(&self, before: &Registry) -> Result<(Registry, Stamp), StoreError> {
         let mut rereads = 0;
         loop {
-            match self.read() {
+            match self.read_after(before) {
                 Ok(read) => return Ok(read),
                 Err(error) if error.is_corrupt() && rereads < REREADS => rereads += 1,
                 Err(error) => return Err(error),
@@ -291,17 +301,17 @@ impl Store {
     }
 
     /// The content, complete and on disk. Nothing is written that could not be read: one such file would stop the
-    /// whole mesh.
-    fn draft(&self, registry: &Registry) -> Result<Draft, StoreError> {
+    /// whole mesh. What it was `before` could be.
+    fn draft(&self, registry: &Registry, before: &Registry) -> Result<Draft, StoreError> {
         let content = registry.to_json();
         let unreadable = |reason: String| StoreError::Unreadable { path: self.path.clone(), reason };
-        Registry::parse(&content).map_err(|error| {
+        Registry::parse_after(&content, registry).map_err(|error| {
             unreadable(match error {
                 RegistryError::Json(error) => error.to_string(),
                 other => other.to_string(),
             })
         })?;
-        for (_, entry) in registry.nodes.iter().filter(|(_, entry)| entry.node().is_some()) {
+        for entry in registry.entries_since(before).filter(|entry| entry.node().is_some()) {
             // As deep as in the file: other readers have limits that ours does not.
             let deep = json::read::<serde_json::Value>(&format!("[[{}]]", entry.text()));
             deep.map_err(|error| unreadable(error.to_string()))?;

@@ -303,13 +303,13 @@ impl Engine {
     fn publish(&self, candidate: &Candidate, configured: bool, asking: bool, by_claim: bool) {
         self.state.with(|inner, _| {
             let wanted = Wanted { candidate: candidate.clone(), configured, asking, by_claim };
-            let name = candidate.name.clone();
+            let name = &candidate.name;
             let held = match asking || configured {
-                true => inner.candidates.insert(name, wanted.clone()),
-                false => inner.candidates.remove(&name),
+                true => inner.candidates.insert(name.clone(), wanted.clone()),
+                false => inner.candidates.remove(name),
             };
             if held.as_ref() != Some(&wanted) {
-                inner.touch();
+                inner.touch(name);
             }
         });
     }
@@ -432,7 +432,7 @@ impl Engine {
                 false => inner.announced.insert(name.clone(), addresses.clone()),
             };
             if before.unwrap_or_default() != addresses {
-                inner.touch();
+                inner.touch(name);
             }
         });
     }

@@ -6,13 +6,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mdns_sd::{IfKind, Receiver, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
 use mesh_shared::NodeName;
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Registryd};
 use mesh_shared::logging::{Excerpt, Quoted};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
 use super::{Candidate, Sighting};
@@ -53,7 +54,7 @@ impl Announcement {
         Self {
             node: config.mesh.node_name.clone(),
             port: config.mesh.agent_channel_port,
-            agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
+            agents: agents_of(&config.registryd),
             inbound: config.proxy.inbound.address,
             advertised: config.mesh.advertise_host.as_ref().and_then(|host| host.parse().ok()),
         }
@@ -105,6 +106,10 @@ impl Announcement {
     }
 }
 
+fn agents_of(registryd: &Registryd) -> Vec<String> {
+    registryd.agents.iter().map(|agent| agent.name.clone()).collect()
+}
+
 /// As many whole names as fit one TXT string.
 fn agents_text(agents: &[String]) -> String {
     let mut text = String::new();
@@ -127,6 +132,16 @@ struct Announced {
 }
 
 impl Announced {
+    /// Announces the same service with what is said of it now.
+    fn update(&self, announcement: &Announcement) {
+        match announcement.service().and_then(|service| self.daemon.register(service)) {
+            Ok(()) => tracing::info!(target: "Discovery", "announcing {} anew by mDNS", self.fullname),
+            Err(error) => {
+                tracing::warn!(target: "Discovery", "the new agents cannot be announced by mDNS: {error}");
+            }
+        }
+    }
+
     async fn end(self) {
         if let Ok(done) = self.daemon.unregister(&self.fullname) {
             let _ = timeout(GOODBYE_TIME, done.recv_async()).await;
@@ -138,9 +153,11 @@ impl Announced {
     }
 }
 
-/// Announces and reports until `stop` is sent or dropped, then says goodbye.
+/// Announces and reports until `stop` is sent or dropped, then says goodbye. Announces anew when this node has other
+/// agents than before.
 pub async fn run(
-    announcement: Announcement,
+    mut announcement: Announcement,
+    mut published: watch::Receiver<Arc<Registryd>>,
     sightings: mpsc::Sender<Sighting>,
     mut stop: oneshot::Receiver<()>,
 ) {
@@ -172,6 +189,15 @@ pub async fn run(
                     return;
                 }
             },
+            // The sender lives as long as the daemon.
+            Ok(()) = published.changed() => {
+                let agents = agents_of(&published.borrow_and_update());
+                if agents != announcement.agents {
+                    announcement.agents = agents;
+                    announced.update(&announcement);
+                }
+                continue;
+            }
             _ = remind.tick() => seen.nodes.values().cloned().map(Sighting::Found).collect(),
             _ = &mut stop => break,
         };
@@ -348,6 +374,35 @@ mod tests {
         }
         // Announced by a program that says less.
         assert!(seen.take(resolved("ct112", "192.168.1.9", &[])).is_some());
+    }
+
+    /// On the loopback, with the real engine on both sides.
+    #[tokio::test]
+    async fn other_agents_are_announced_anew() {
+        let yaml =
+            "{mesh: {enabled: true, node_name: mdns-here, tls: true}, registryd: {agents: [grok, scout]}}";
+        let other = Config::parse(yaml).unwrap().registryd;
+        let (publish, published) =
+            watch::channel(Arc::new(Registryd { agents: Vec::new(), ..other.clone() }));
+        let ((sightings, _sighted), (stop, stopped)) = (mpsc::channel(64), oneshot::channel());
+        let here = announcement("mdns-here", "127.0.0.1");
+        let running = tokio::spawn(run(here, published, sightings, stopped));
+        let there = announcement("mdns-there", "127.0.0.1").start().unwrap();
+        let told = async |wanted: &str| loop {
+            if let Ok(ServiceEvent::ServiceResolved(service)) = there.events.recv_async().await
+                && service.get_fullname().starts_with("mdns-here.")
+                && service.get_property_val_str("agents") == Some(wanted)
+            {
+                return;
+            }
+        };
+        let limit = Duration::from_secs(20);
+        timeout(limit, told("opus")).await.expect("the first agents are announced");
+        publish.send_replace(Arc::new(other));
+        timeout(limit, told("grok,scout")).await.expect("the new agents are announced");
+        drop(stop);
+        running.await.unwrap();
+        there.end().await;
     }
 
     #[test]

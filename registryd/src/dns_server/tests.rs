@@ -8,7 +8,7 @@ use mesh_shared::config::Config;
 use super::*;
 use crate::state::own_claims;
 
-fn zone(agents: usize) -> Arc<Zone> {
+fn zone(agents: usize) -> Zone {
     let own: NodeName = "ct110".parse().unwrap();
     let node = ZoneNode {
         name: own.clone(),
@@ -18,7 +18,7 @@ fn zone(agents: usize) -> Arc<Zone> {
         agents: (0..agents).map(|i| format!("agent-number-{i}")).collect(),
         healthy: true,
     };
-    Arc::new(Zone::new(own, 1, [node]))
+    Zone::new(own, 1, [node])
 }
 
 fn query(kind: RecordType) -> Vec<u8> {

@@ -12,7 +12,7 @@
 //! Anything else below `mesh.` does not exist (NXDOMAIN); anything outside is REFUSED, so that a resolver which
 //! asks several servers in parallel goes on with the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
@@ -67,15 +67,15 @@ impl ZoneNode {
     }
 }
 
-/// One immutable snapshot of everything the DNS server can say.
+/// Everything the DNS server can say.
 #[derive(Debug)]
 pub struct Zone {
     serial: u32,
     own: NodeName,
     nodes: BTreeMap<NodeName, ZoneNode>,
-    reverse: HashMap<Name, Vec<NodeName>>,
+    reverse: HashMap<Name, BTreeSet<NodeName>>,
     /// The nodes of each agent, by its name in lower case.
-    agents: HashMap<String, Vec<NodeName>>,
+    agents: HashMap<String, BTreeSet<NodeName>>,
 }
 
 impl Zone {
@@ -84,17 +84,44 @@ impl Zone {
         let mut zone =
             Self { serial, own, nodes: BTreeMap::new(), reverse: HashMap::new(), agents: HashMap::new() };
         for node in nodes {
-            zone.nodes.entry(node.name.clone()).or_insert(node);
+            let name = node.name.clone();
+            if !zone.nodes.contains_key(&name) {
+                zone.set(&name, Some(node));
+            }
         }
-        for node in zone.nodes.values() {
+        zone.serial = serial;
+        zone
+    }
+
+    /// Makes this what is said of a node, or takes it out. Returns whether that is news; then the serial rises.
+    pub fn set(&mut self, name: &NodeName, node: Option<ZoneNode>) -> bool {
+        if self.nodes.get(name) == node.as_ref() {
+            return false;
+        }
+        self.serial = self.serial.wrapping_add(1);
+        if let Some(before) = self.nodes.remove(name) {
+            for address in before.addresses.iter().flatten() {
+                remove(&mut self.reverse, &arpa_name(*address), name);
+            }
+            for agent in &before.agents {
+                remove(&mut self.agents, &agent.to_ascii_lowercase(), name);
+            }
+        }
+        if let Some(node) = node {
             for address in node.addresses.iter().flatten() {
-                zone.reverse.entry(arpa_name(*address)).or_default().push(node.name.clone());
+                self.reverse.entry(arpa_name(*address)).or_default().insert(name.clone());
             }
             for agent in &node.agents {
-                zone.agents.entry(agent.to_ascii_lowercase()).or_default().push(node.name.clone());
+                self.agents.entry(agent.to_ascii_lowercase()).or_default().insert(name.clone());
             }
+            self.nodes.insert(name.clone(), node);
         }
-        zone
+        true
+    }
+
+    /// The names of all nodes.
+    pub fn names(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.keys()
     }
 
     /// The node of this name, if it is in the zone.
@@ -121,6 +148,15 @@ impl Zone {
             NEGATIVE_TTL,
         );
         Record::from_rdata(name_of(&[MESH_ZONE]), NEGATIVE_TTL, RData::SOA(soa))
+    }
+}
+
+fn remove<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<NodeName>>, key: &K, name: &NodeName) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
     }
 }
 
@@ -181,7 +217,7 @@ enum Owner<'z> {
     /// An agent, with the nodes that take its tasks.
     Agent(Vec<&'z ZoneNode>),
     AgentService(Vec<&'z ZoneNode>),
-    Reverse(&'z [NodeName]),
+    Reverse(&'z BTreeSet<NodeName>),
     /// A node that has not answered for itself yet, and what is below it.
     Unknown,
     Missing,

@@ -44,7 +44,7 @@ impl Membership {
             let Some((id, entry)) = listed else {
                 if member.by_network && member.status != Status::Offline {
                     let id = free_id(registry, ours);
-                    let node = Node { id: id.clone(), ..ours.clone() };
+                    let node = Node { id: id.clone(), ..Node::clone(ours) };
                     registry.nodes.insert(id, node.into());
                     changed = true;
                 }
@@ -54,7 +54,7 @@ impl Membership {
             if member.by_network && ours.last_seen > held.last_seen {
                 // A file that only lags behind what was heard is brought up to date at the next heartbeat.
                 if due || !same_claims(ours, held) || ours.status != held.status {
-                    let node = Node { id: id.clone(), ..successor(ours.clone(), held) };
+                    let node = Node { id: id.clone(), ..successor(Node::clone(ours), held) };
                     entry.update(node);
                     changed = true;
                 }

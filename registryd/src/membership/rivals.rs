@@ -75,6 +75,16 @@ impl Flips {
         self.former = Some((before, now.instant));
     }
 
+    /// Whether the endpoint went back to the former one when it moved last.
+    pub(super) fn is_back(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Whether that was lately.
+    pub(super) fn is_recent(&self, ttl: Duration, now: Now) -> bool {
+        self.last.is_some_and(|last| now.instant.saturating_duration_since(last) < ttl * THRESHOLDS)
+    }
+
     pub(super) fn duplicate(
         &self,
         name: &NodeName,
@@ -83,8 +93,8 @@ impl Flips {
         now: Now,
     ) -> Option<Duplicate> {
         let (former, _) = self.former.as_ref()?;
-        let recent = now.instant.saturating_duration_since(self.last?) < ttl * THRESHOLDS;
-        (recent && self.count >= FLIPS).then(|| Duplicate::new(name, Endpoint::of(node), former.clone()))
+        (self.is_recent(ttl, now) && self.count >= FLIPS)
+            .then(|| Duplicate::new(name, Endpoint::of(node), former.clone()))
     }
 }
 

@@ -450,3 +450,103 @@ fn a_sidecar_that_stops_makes_no_update_that_lasts() {
     again.mesh.read(&file, again.now);
     assert!(!again.mesh.updating(), "registryd was restarted at the same time");
 }
+
+#[test]
+fn judging_looks_at_whom_something_happened_to_and_at_who_is_due() {
+    let mut reader = Reader::new();
+    reader.reads(&[node("ct111", 1), node("ct112", 1)]);
+    reader.after(60).reads(&[node("ct111", 2), node("ct112", 1)]);
+    assert!(reader.mesh.touched.is_empty());
+    reader.after(29).reads(&[node("ct111", 2), node("ct112", 1)]);
+    // Nobody is due, so nobody is looked at: not even one whose status is wrong.
+    reader.mesh.members.get_mut("ct111").unwrap().status = Status::Degraded;
+    assert!(reader.judged().is_empty());
+    reader.mesh.members.get_mut("ct111").unwrap().status = Status::Online;
+    assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct112".into())]);
+    assert_eq!((reader.mesh.count(Status::Online), reader.mesh.count(Status::Offline)), (2, 1));
+    // The deadline of the first reading passes; the node has moved since, and gets a later one.
+    assert!(reader.after(58).judged().is_empty());
+    assert_eq!(reader.after(2).judged(), [(Kind::Stale, "ct111".into())]);
+    let far = reader.now.instant + Duration::from_secs(1_000_000);
+    assert_eq!(reader.mesh.deadlines.pop(far, far), None, "who is stale has no deadline");
+}
+
+/// Whatever happened, judging everybody anew finds nothing that judging the touched and the due has missed; and a
+/// registry of which most is shared with the one before is taken in as one that was read anew.
+#[test]
+fn nobody_is_missed_by_looking_at_few() {
+    let names = ["ct111", "ct112", "ct113", "ct114", "ct115"];
+    for seed in 1..=60_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut reader, mut anew) = (Reader::new(), Reader::new());
+        anew.now = reader.now;
+        anew.mesh.watch = reader.mesh.watch;
+        let mut stamps = [10_u64; 5];
+        let mut last = Registry::empty();
+        for step in 0..200 {
+            reader.after([0, 1, 7, 40, 100][random(5) as usize]);
+            let i = random(5) as usize;
+            let (name, now) = (named(names[i]), reader.now);
+            let mut both = |act: &dyn Fn(&mut Membership)| {
+                act(&mut reader.mesh);
+                act(&mut anew.mesh);
+            };
+            match random(10) {
+                0 | 1 => {
+                    stamps[i] += random(3);
+                    let listed: Vec<Node> = (0..5)
+                        .filter_map(|i| match random(14) {
+                            0 => Some(offline(names[i], stamps[i])),
+                            1 => Some(Node { role: Some("control".into()), ..node(names[i], stamps[i]) }),
+                            2 | 3 => None,
+                            _ => Some(node(names[i], stamps[i])),
+                        })
+                        .collect();
+                    let content = registry(&listed);
+                    last = Registry::parse_after(&content.to_json(), &last).unwrap();
+                    reader.mesh.read(&last, now);
+                    anew.mesh.read(&content, now);
+                }
+                2 => both(&|mesh| drop(mesh.hear_itself(&name, node(names[i], now.epoch_ms), now))),
+                3 => {
+                    let heard = node(names[i], now.epoch_ms - random(90_000));
+                    both(&|mesh| {
+                        mesh.hear_of(&name, &heard, now);
+                    });
+                }
+                4 => both(&|mesh| mesh.answered(&name, now)),
+                5 => both(&|mesh| mesh.unanswered(&name, now)),
+                6 => both(&|mesh| mesh.gone(&name)),
+                7 => both(&|mesh| mesh.forget(&name)),
+                8 => {
+                    let pause = Duration::from_secs(random(3));
+                    both(&|mesh| mesh.looked(now, pause));
+                }
+                _ => both(&|mesh| mesh.others_write(now)),
+            }
+            let told = [reader.mesh.judge(), anew.mesh.judge()].map(|judged| judged.changes);
+            assert_eq!(told[0], told[1], "seed {seed}, step {step}");
+            for (name, member) in &reader.mesh.members {
+                let other = &anew.mesh.members[name];
+                assert_eq!(
+                    (&member.node, member.status),
+                    (&other.node, other.status),
+                    "seed {seed}, step {step}"
+                );
+            }
+            let before: Vec<_> =
+                reader.mesh.members.iter().map(|(name, m)| (name.clone(), m.status)).collect();
+            reader.mesh.touched.extend(before.iter().map(|(name, _)| name.clone()));
+            let again = reader.mesh.judge();
+            assert!(again.changed.is_empty(), "seed {seed}, step {step}: {again:?} after {before:?}");
+            for status in [Status::Online, Status::Degraded, Status::Updating, Status::Offline] {
+                let counted = before.iter().filter(|(_, held)| *held == status).count();
+                assert_eq!(reader.mesh.count(status), counted, "seed {seed}, step {step}: {status:?}");
+            }
+        }
+    }
+}

@@ -64,6 +64,8 @@ pub(super) struct Server {
 
 /// Both files as they were at one moment.
 pub(super) struct Snapshot {
+    /// Rises with every change of them.
+    pub(super) generation: u64,
     stamps: [Option<Stamp>; 2],
     host_servers: Result<Servers, String>,
     /// `None`: the host's are asked for mesh names, too.
@@ -111,6 +113,7 @@ fn load(upstream: &[SocketAddr], sources: &Sources, previous: Option<Arc<Snapsho
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
     });
+    let generation = previous.as_ref().map_or(0, |previous| previous.generation + 1);
     if let Some(previous) = previous
         && previous.stamps == stamps
     {
@@ -127,13 +130,13 @@ fn load(upstream: &[SocketAddr], sources: &Sources, previous: Option<Arc<Snapsho
         }
     };
     let mesh_servers = (!upstream.is_empty()).then(|| configured(upstream));
-    Arc::new(Snapshot { stamps, host_servers: of_host(sources), mesh_servers, hosts })
+    Arc::new(Snapshot { generation, stamps, host_servers: of_host(sources), mesh_servers, hosts })
 }
 
 impl Snapshot {
     fn without_files(why: String) -> Self {
         let hosts = HostsFile(Hosts::default());
-        Self { stamps: [None; 2], host_servers: Err(why), mesh_servers: None, hosts }
+        Self { generation: 0, stamps: [None; 2], host_servers: Err(why), mesh_servers: None, hosts }
     }
 
     /// Whom to ask for mesh names, or why nobody.

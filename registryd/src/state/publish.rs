@@ -1,13 +1,13 @@
 //! From the state to the snapshots that others read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use mesh_shared::NodeName;
 use mesh_shared::address::nobodys;
 use mesh_shared::config::Discovery;
 use mesh_shared::event::{Event, Kind};
-use mesh_shared::local_api::{NodeView, Roster, RosterNode};
+use mesh_shared::local_api::{NodeView, RosterNode};
 use mesh_shared::registry::{Node, Status};
 
 use super::problems::About;
@@ -23,38 +23,27 @@ impl State {
         }
         let judgement = inner.members.judge();
         inner.tell_of_duplicates(now);
-        if judgement.changed {
-            inner.drop_unknown_names();
-        }
         for change in judgement.changes {
             self.announce(inner, change, now);
         }
-        if !judgement.changed && !inner.touched {
+        let mut names: BTreeSet<NodeName> = std::mem::take(&mut inner.touched);
+        names.extend(judgement.changed);
+        if std::mem::take(&mut inner.all_touched) {
+            names.extend(inner.members.members().keys().chain(inner.candidates.keys()).cloned());
+            names.extend(inner.roster.names().cloned());
+        }
+        if names.is_empty() {
             return;
         }
-        inner.touched = false;
-        let revision = self.view.borrow().revision + 1;
-        let members = inner.members.members();
+        inner.publish_rows(&names);
         let seeded = match &self.config.mesh.discovery {
-            Some(Discovery::Seed(seed)) => seed.node == *self.local() || members.len() > 1,
+            Some(Discovery::Seed(seed)) => seed.node == *self.local() || inner.members.members().len() > 1,
             Some(Discovery::Static | Discovery::Mdns) | None => true,
         };
-        let wanted = inner.candidates.keys().filter(|name| !members.contains_key(*name));
-        self.view.send_replace(Arc::new(View {
-            revision,
-            have_view: inner.has_view() && seeded,
-            local: self.local().clone(),
-            wanted: wanted.cloned().collect(),
-            nodes: inner.node_views(self.local(), now),
-        }));
-        let (nodes, partial) = (inner.roster_nodes(), !inner.has_view());
-        self.roster.send_if_modified(|roster| {
-            let news = roster.revision == 0 || roster.nodes != nodes || roster.partial != partial;
-            if news {
-                *roster = Arc::new(Roster { revision: roster.revision + 1, nodes, partial });
-            }
-            news
-        });
+        let have_view = inner.has_view() && seeded;
+        self.view.send_replace(View { revision: inner.changes.revision(), have_view });
+        let revision = inner.roster.revision();
+        self.roster.send_if_modified(|published| std::mem::replace(published, revision) != revision);
     }
 
     fn announce(&self, inner: &Inner, change: Change, now: Now) {
@@ -99,10 +88,17 @@ impl Inner {
         });
     }
 
-    /// Addresses of names that are neither members nor asked for are not kept.
-    fn drop_unknown_names(&mut self) {
-        let (members, candidates) = (self.members.members(), &self.candidates);
-        self.addresses.retain(|name, _| members.contains_key(name) || candidates.contains_key(name));
+    fn publish_rows(&mut self, names: &BTreeSet<NodeName>) {
+        for name in names {
+            let row = self.roster_node(name);
+            if row.is_none() {
+                // Of names that are neither members nor asked for nothing is kept.
+                self.addresses.remove(name);
+            }
+            self.roster.set(name, row);
+            self.changes.note(name);
+        }
+        self.roster.set_partial(!self.has_view());
     }
 
     /// All members as shown to people and programs.
@@ -117,37 +113,30 @@ impl Inner {
                 skew_ms: if own { Some(0) } else { member.skew_ms() },
                 addresses: self.addresses_of(name, &member.node.host),
                 local: own,
-                ..NodeView::of(Node { status: member.status, ..member.node.clone() })
+                ..NodeView::of(Node { status: member.status, ..Node::clone(&member.node) })
             }
         };
         self.members.members().iter().map(view).collect()
     }
 
-    /// All nodes as the sidecar routes to them: the members, and candidates that may have to be asked.
-    fn roster_nodes(&self) -> Vec<RosterNode> {
-        let members = self.members.members();
-        let mut rows: Vec<RosterNode> = members
-            .iter()
-            .map(|(name, member)| {
-                let mut row = self.row(name, &member.node.host, member.node.port, member.status);
-                row.agents = member.node.agents.clone();
-                if let Some(wanted) = self.candidates.get(name).filter(|wanted| wanted.asking) {
-                    self.let_through(&mut row, wanted);
-                }
-                row
-            })
-            .collect();
-        for (name, wanted) in self.candidates.iter().filter(|(name, _)| !members.contains_key(*name)) {
-            let claim = &wanted.candidate;
-            let mut row = self.row(name, &claim.host, claim.port, Status::Online);
-            if row.addresses.is_empty() {
-                let usable = |address: &&IpAddr| nobodys(**address, self.is_on_loopback()).is_none();
-                row.addresses = claim.addresses.iter().filter(usable).copied().collect();
+    /// A node as the sidecar routes to it: a member, or a candidate that may have to be asked.
+    fn roster_node(&self, name: &NodeName) -> Option<RosterNode> {
+        let wanted = self.candidates.get(name);
+        if let Some(member) = self.members.members().get(name) {
+            let mut row = self.row(name, &member.node.host, member.node.port, member.status);
+            row.agents.clone_from(&member.node.agents);
+            if let Some(wanted) = wanted.filter(|wanted| wanted.asking) {
+                self.let_through(&mut row, wanted);
             }
-            rows.push(row);
+            return Some(row);
         }
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        rows
+        let claim = &wanted?.candidate;
+        let mut row = self.row(name, &claim.host, claim.port, Status::Online);
+        if row.addresses.is_empty() {
+            let usable = |address: &&IpAddr| nobodys(**address, self.is_on_loopback()).is_none();
+            row.addresses = claim.addresses.iter().filter(usable).copied().collect();
+        }
+        Some(row)
     }
 
     /// A node that counts as offline can be asked, and at the place that it is said to be. It gets no tasks
@@ -188,7 +177,7 @@ impl Inner {
     }
 
     /// What the name resolved to. While a node's host is being looked up, the address that it gives comes first.
-    fn addresses_of(&self, name: &NodeName, host: &str) -> Vec<IpAddr> {
+    pub fn addresses_of(&self, name: &NodeName, host: &str) -> Vec<IpAddr> {
         let resolved = self.addresses.get(name);
         let current = resolved.filter(|resolved| resolved.host == host && !resolved.addresses.is_empty());
         if let Some(resolved) = current {
@@ -212,6 +201,7 @@ fn add_new(addresses: &mut Vec<IpAddr>, more: impl Iterator<Item = IpAddr>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use mesh_shared::config::Config;
@@ -236,8 +226,8 @@ mod tests {
     }
 
     fn dialled(state: &State) -> Vec<String> {
-        state.with(|inner, _| inner.touch());
-        let roster = state.rosters().borrow().clone();
+        state.with(|inner, _| inner.touch(&ct111()));
+        let roster = state.roster_since(None);
         let row = roster.nodes.iter().find(|row| row.name == ct111()).unwrap();
         row.addresses.iter().map(ToString::to_string).collect()
     }
@@ -270,9 +260,9 @@ mod tests {
     #[test]
     fn a_roster_is_partial_until_the_registry_was_seen() {
         let state = state("10.0.0.111");
-        assert!(state.rosters().borrow().partial);
+        assert!(state.roster_since(None).partial);
         let look = Look { writes_pass: true, pause: Duration::ZERO };
         state.observed(Observation::Read { registry: Registry::empty(), look });
-        assert!(!state.rosters().borrow().partial);
+        assert!(!state.roster_since(None).partial);
     }
 }

@@ -96,13 +96,18 @@ fn read_loop(store: &Store, ledger: &impl Ledger, activity: &Activity) {
             if before.is_some() && before == Some(store.stamp()?) {
                 return Ok(None);
             }
-            let mut outcome = store.read();
+            let last_good = ledger.last_good();
+            let read = || match &last_good {
+                Some(last_good) => store.read_after(last_good),
+                None => store.read(),
+            };
+            let mut outcome = read();
             for _ in 0..REREADS {
                 if !matches!(outcome, Err(StoreError::Content { .. })) {
                     break;
                 }
                 thread::sleep(REREAD_PAUSE);
-                outcome = store.read();
+                outcome = read();
             }
             outcome.map(Some)
         };
