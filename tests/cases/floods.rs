@@ -462,6 +462,31 @@ async fn answers_that_nobody_reads() {
     target.settles().await;
 }
 
+/// Each is answered with a reset, and all of these wait for a peer that does not read.
+#[tokio::test]
+async fn frames_of_streams_that_are_over() {
+    let mesh = Mesh::new();
+    let target = Target::start(&mesh, json!({})).await;
+    let worker = Worker::start(&mesh, &target);
+    let mut stream = target.connect(&mesh, "ct150", "h2").await;
+    // The streams before it are over with it (RFC 9113, section 5.1.1).
+    stream.write_all(&[frames::opening(), frames::get(0x3fff_fff1, "/x")].concat()).await.unwrap();
+    let flood = async {
+        for first in (1..4_000_000).step_by(2_000) {
+            let frames =
+                (first..first + 2_000).step_by(2).flat_map(|number| frames::frame(0, 0, number, b"x"));
+            if stream.write_all(&frames.collect::<Vec<_>>()).await.is_err() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(within("the end of the connection", flood).await, "two million of them are taken");
+    drop(stream);
+    worker.was_served().await;
+    target.settles().await;
+}
+
 #[tokio::test]
 async fn bodies_that_the_agent_does_not_read() {
     let mesh = Mesh::new();

@@ -109,6 +109,32 @@ async fn a_stream_of_http2_may_be_a_tunnel_as_well() {
 }
 
 #[tokio::test]
+async fn a_tunnel_of_http2_that_stalls_is_given_up() {
+    let mesh = Mesh::new();
+    let soon = |config: &mut serde_json::Value| config["proxy"]["timeouts"] = json!({"unread_ms": 2000});
+    let (mut one, _two) =
+        tokio::join!(mesh.node("ct110").with(soon).agent("opus").start(), mesh.start("ct111", "grok"));
+    one.reaches("ct111").await;
+    let stream = TcpStream::connect(one.outbound()).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut sender = within("room for a request", sender.ready()).await.unwrap();
+    let ask = Request::connect("ct111.mesh:80").body(()).unwrap();
+    let (answer, mut inside) = sender.send_request(ask, false).unwrap();
+    let answer = within("an answer", answer).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    // Nobody takes the answer, which is larger than the window.
+    inside.send_data("GET /large HTTP/1.1\r\nhost: ct111.mesh\r\n\r\n".into(), false).unwrap();
+    one.proxy().wait_log(&["[Outbound] Request GET /large", "ended=cut_by_caller"]).await;
+    // The connection is well.
+    let mut sender = within("room for a request", sender.ready()).await.unwrap();
+    let ask = Request::get("http://ct111.mesh/x").body(()).unwrap();
+    let (next, _) = sender.send_request(ask, true).unwrap();
+    assert_eq!(within("an answer", next).await.unwrap().status(), 200);
+    drop(answer);
+}
+
+#[tokio::test]
 async fn what_could_be_a_body_or_a_tunnels_first_bytes_is_refused() {
     let mesh = Mesh::new();
     let (one, two) = mesh.pair().await;

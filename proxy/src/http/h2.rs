@@ -46,6 +46,13 @@ pub const CALLER_PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// rate instead, see [`crate::downstream::watch`]; this is more than it lets pass at once.
 pub const MAX_PENDING_RESET_STREAMS: usize = 5_000;
 
+/// Streams that were reset from here are remembered for a while, so that what is still under way for them costs nothing.
+pub const REMEMBERED_RESETS: usize = 1_000;
+/// So many frames that belong to no stream, or break a stream's rules, end the connection: each makes a reset that waits
+/// to be sent, and who does not read could have any number of them wait. Much more than a good client or server causes
+/// in a connection's life.
+pub const MAX_LOCAL_ERRORS: usize = 4_000;
+
 const PREFACE_BYTES: u32 = 24;
 const HEADER_BYTES: usize = 9;
 const DATA: u8 = 0;

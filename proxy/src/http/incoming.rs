@@ -57,9 +57,11 @@ impl Received {
     }
 }
 
-/// A stream that is reset with NO_ERROR just ends (RFC 9113, section 8.1).
-fn failed(error: h2::Error) -> Option<Result<Frame<Bytes>, BoxError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
+/// A stream that is reset with NO_ERROR just ends, once all has come (RFC 9113, section 8.1). Where no length was
+/// announced, h2 does not tell.
+fn failed(error: h2::Error, left_bytes: Option<u64>) -> Option<Result<Frame<Bytes>, BoxError>> {
+    let complete = error.reason() == Some(Reason::NO_ERROR) && left_bytes.is_none_or(|left| left == 0);
+    (!complete).then(|| Err(error.into()))
 }
 
 impl Body for Received {
@@ -82,13 +84,13 @@ impl Body for Received {
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(failed(error)),
+                Some(Err(error)) => return Poll::Ready(failed(error, this.left_bytes)),
                 None => this.data_ended = true,
             }
         }
         match ready!(stream.poll_trailers(context)) {
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-            Err(error) => Poll::Ready(failed(error)),
+            Err(error) => Poll::Ready(failed(error, this.left_bytes)),
         }
     }
 

@@ -24,6 +24,8 @@ use crate::http::headers::{self, Writer};
 
 /// Answers that wait for the caller at most, and in all to one request; more are dropped.
 const MOST: (usize, u32) = (8, 64);
+/// The bytes of their headers in all.
+const MOST_BYTES: usize = 64 << 10;
 /// How long a body is held back. Not every server gives the sign (RFC 9110, section 10.1.1).
 const PATIENCE: Duration = Duration::from_secs(5);
 /// When a body that was never asked for is read after the answer has begun. Before, hyper would tell the caller to go on.
@@ -47,6 +49,7 @@ struct State {
     waiting: VecDeque<Response<()>>,
     /// How many there have been.
     taken: u32,
+    bytes: usize,
     stage: Stage,
 }
 
@@ -100,7 +103,9 @@ impl Interim {
         headers::remove_forged(answer.headers_mut(), writer);
         {
             let state = &mut *self.state.lock();
-            if state.waiting.len() >= MOST.0 || state.taken >= MOST.1 {
+            state.bytes +=
+                answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+            if state.waiting.len() >= MOST.0 || state.taken >= MOST.1 || state.bytes > MOST_BYTES {
                 return;
             }
             state.taken += 1;

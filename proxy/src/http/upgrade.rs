@@ -33,7 +33,10 @@ impl Tunnel {
 
     /// Carries something more.
     pub fn carry(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+        let carried = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // On HTTP/2 there may be any number of them.
+        while carried.try_join_next().is_some() {}
+        carried.spawn(task);
     }
 }
 

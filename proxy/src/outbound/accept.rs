@@ -166,7 +166,11 @@ impl OutboundListener {
             from.tunnel.carry(async move {
                 match http2 {
                     Some(tunnel) => match tunnel.await {
-                        Some(tunnel) => inside.serve(tunnel, &through).await,
+                        Some(tunnel) => {
+                            // One stream of many: the connection's own socket does not notice that it stalls.
+                            let socket = Socket::new(tunnel, inside.outbound.unread);
+                            inside.serve(socket, &through).await;
+                        }
                         None => return,
                     },
                     None => match http1.await {

@@ -61,11 +61,9 @@ pub fn builder(most_streams: usize, limits: &Limits) -> ::h2::client::Builder {
         .max_send_buffer_size(h2::SEND_BUFFER_BYTES)
         // Until the server has said how many, one is safe (RFC 9113, section 6.5.2).
         .initial_max_send_streams(1)
-        // What is still under way for streams that were reset is expected for a while, and never counted against
-        // the connection.
-        .max_concurrent_reset_streams(RESETS as usize * 2)
+        .max_concurrent_reset_streams(h2::REMEMBERED_RESETS)
         .reset_stream_duration(Duration::from_secs(30))
-        .max_local_error_reset_streams(None);
+        .max_local_error_reset_streams(Some(h2::MAX_LOCAL_ERRORS));
     http2
 }
 

@@ -11,7 +11,7 @@ use ::h2::server::{Connection as Http2, Handshake, SendResponse};
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, DATE, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use mesh_shared::config::Limits;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -67,7 +67,8 @@ impl Server {
             .max_frame_size(h2::FRAME_BYTES)
             .max_send_buffer_size(h2::SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(h2::MAX_PENDING_RESET_STREAMS)
-            .max_local_error_reset_streams(None);
+            .max_concurrent_reset_streams(h2::REMEMBERED_RESETS)
+            .max_local_error_reset_streams(Some(h2::MAX_LOCAL_ERRORS));
         Self { http2, unread, writer }
     }
 
@@ -187,12 +188,15 @@ impl<F, B: Body<Data = Bytes, Error = BoxError> + Unpin> Stream<F, B> {
         // As HTTP/1.1 answers have it (RFC 9110, section 6.6.1).
         head.headers.entry(DATE).or_insert_with(date);
         let tunnel = self.tunnel.take().filter(|_| head.status.is_success());
+        let bodiless =
+            self.head_only || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if !body.is_end_stream()
+            && !bodiless
             && let Some(length) = body.size_hint().exact()
         {
             head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
-        let ends = tunnel.is_none() && (self.head_only || body.is_end_stream());
+        let ends = tunnel.is_none() && (bodiless || body.is_end_stream());
         let stream = match self.reply.send_response(Response::from_parts(head, ()), ends) {
             Ok(stream) => stream,
             // The stream is over, or the head cannot be said in HTTP/2.
