@@ -11,19 +11,21 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
-use x509_parser::parse_x509_crl;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
 use crate::name::NodeName;
+use crate::pem::{self, Mistake};
+use crate::revocation::{self, InForce};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +33,28 @@ use crate::name::NodeName;
 pub enum MaterialError {
     #[error("{what} {}: {source}", path.display())]
     Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{what} {}: not valid PEM ({reason})", path.display())]
-    Pem { what: &'static str, path: PathBuf, reason: String },
+    #[error("{what} {}: {mistake}", path.display())]
+    Pem { what: &'static str, path: PathBuf, mistake: Mistake },
     #[error("{what} {}: holds no {expected}", path.display())]
     Empty { what: &'static str, path: PathBuf, expected: &'static str },
+    #[error(
+        "private key {}: the key at line {line} is encrypted; decrypt it with `openssl pkey -in {} -out <file>` and \
+         let only the owner read that file",
+        path.display(), path.display()
+    )]
+    EncryptedKey { path: PathBuf, line: usize },
+    #[error(
+        "private key {}: holds {} private keys (lines {}); leave only the one that belongs to the certificate",
+        path.display(), lines.len(), listed(lines)
+    )]
+    SeveralKeys { path: PathBuf, lines: Vec<usize> },
     #[error("{}: {source}", path.display())]
     Parse { path: PathBuf, source: LeafError },
-    #[error("trust bundle {}: certificate {position} cannot be a trust anchor: {reason}", path.display())]
-    Anchor { path: PathBuf, position: usize, reason: String },
+    #[error(
+        "trust bundle {}: line {line}: the certificate of {name} {reason}, so it must not be trusted to sign; take it out",
+        path.display()
+    )]
+    Anchor { path: PathBuf, line: usize, name: String, reason: String },
     #[error("revocation list {}: {reason}", path.display())]
     Crl { path: PathBuf, reason: String },
     #[error(
@@ -59,6 +75,10 @@ pub enum MaterialError {
     KeyMismatch { path: PathBuf, certificate: PathBuf },
     #[error("private key {}: {reason}", path.display())]
     Key { path: PathBuf, reason: String },
+}
+
+fn listed(lines: &[usize]) -> String {
+    lines.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Why a leaf certificate names nobody in the mesh. In words that follow `certificate …:`.
@@ -173,8 +193,8 @@ pub struct Material {
     pub leaf: Leaf,
     /// Every certificate of the trust bundle as an anchor.
     pub roots: Arc<RootCertStore>,
-    /// Revocation lists; empty where none are configured.
-    pub crls: Vec<CertificateRevocationListDer<'static>>,
+    /// The revocation lists that count; none where none are configured.
+    pub crls: InForce,
 }
 
 impl Material {
@@ -190,7 +210,10 @@ impl Material {
             chain,
             leaf,
             roots: Arc::new(read_trust_bundle(&tls.ca_path)?),
-            crls: config.proxy.crl_path.as_deref().map(read_crls).transpose()?.unwrap_or_default(),
+            crls: match &config.proxy.crl_path {
+                Some(path) => revocation::in_force(revocation::read(path)?, UnixTime::now()),
+                None => InForce::default(),
+            },
         })
     }
 
@@ -209,7 +232,7 @@ impl Material {
     /// A bundle or list that is not understood.
     pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
         WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
+            .with_crls(self.crls.as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
@@ -221,7 +244,7 @@ impl Material {
     /// A bundle or list that is not understood.
     pub fn server_verifier(&self) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
         WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
+            .with_crls(self.crls.as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
@@ -333,7 +356,44 @@ pub fn read_certificates(
     what: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
-    read_pem(what, path, "-----BEGIN CERTIFICATE-----")
+    let located = read_located(what, path)?;
+    Ok(located.into_iter().map(|located| located.der).collect())
+}
+
+/// A certificate and where it stands in its file.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// The first line of its block, counted from 1.
+    pub line: usize,
+    /// Its block by itself, with a final newline.
+    pub pem: String,
+}
+
+/// Reads all certificates of a PEM file, at least one, each with its place.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read_located(what: &'static str, path: &Path) -> Result<Vec<Located>, MaterialError> {
+    let text = read(what, path)?;
+    let located = || {
+        let mut located = Vec::new();
+        for block in pem::blocks(&text)? {
+            if block.is_certificate()? {
+                let der = CertificateDer::from(block.der()?.to_vec());
+                located.push(Located { der, line: block.line, pem: block.text().to_string() });
+            }
+        }
+        Ok(located)
+    };
+    let located = located().map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
+    match located.is_empty() {
+        true => {
+            Err(MaterialError::Empty { what, path: path.into(), expected: "-----BEGIN CERTIFICATE-----" })
+        }
+        false => Ok(located),
+    }
 }
 
 /// Reads a certificate with its chain, and what the leaf, which is the first, says.
@@ -349,40 +409,35 @@ pub fn read_leaf(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Leaf), Ma
 /// Reads the trust bundle; every certificate in it is an anchor, so a peer may send its leaf alone.
 ///
 /// # Errors
-/// An unreadable or malformed file, or none in it.
+/// An unreadable or malformed file, none in it, or a certificate that is not a CA's: with it, the holder of its key could
+/// issue for the whole mesh.
 pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
     let mut roots = RootCertStore::empty();
-    for (i, certificate) in read_certificates("trust bundle", path)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|error| MaterialError::Anchor {
-            path: path.into(),
-            position: i + 1,
-            reason: error.to_string(),
-        })?;
+    for Located { der, line, .. } in read_located("trust bundle", path)? {
+        let fail =
+            |name: String, reason: String| MaterialError::Anchor { path: path.into(), line, name, reason };
+        let (_, parsed) = X509Certificate::from_der(&der)
+            .map_err(|error| fail("?".into(), format!("cannot be parsed ({error})")))?;
+        if let Some(reason) = why_not_a_ca(&parsed) {
+            return Err(fail(parsed.subject().to_string(), reason.into()));
+        }
+        let name = parsed.subject().to_string();
+        roots.add(der.clone()).map_err(|error| fail(name, format!("cannot be an anchor ({error})")))?;
     }
     Ok(roots)
 }
 
-/// Reads all revocation lists of a PEM file, at least one.
-///
-/// # Errors
-/// An unreadable or malformed file, or none in it.
-pub fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
-    read_pem("revocation list", path, "-----BEGIN X509 CRL-----")
-}
-
-/// How many certificates the lists revoke, and when the first of them ends, in epoch seconds.
-pub fn revoked(lists: &[CertificateRevocationListDer<'_>]) -> (usize, Option<i64>) {
-    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
-    parsed.fold((0, None), |(count, first), (_, list)| {
-        let ends = list.next_update().map(|end| end.timestamp());
-        (count + list.iter_revoked_certificates().count(), first.into_iter().chain(ends).min())
-    })
-}
-
-/// When each of the lists ends, in epoch seconds; those without an end are left out.
-pub fn next_updates(lists: &[CertificateRevocationListDer<'_>]) -> Vec<i64> {
-    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
-    parsed.filter_map(|(_, list)| Some(list.next_update()?.timestamp())).collect()
+/// Why a certificate may not sign others, in words that follow "the certificate of …"; `None`: it may.
+pub fn why_not_a_ca(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    match (certificate.basic_constraints(), certificate.key_usage()) {
+        (Err(_), _) | (_, Err(_)) => Some("has extensions that cannot be read"),
+        (Ok(Some(constraints)), _) if !constraints.value.ca => Some("is not a CA's (CA:FALSE)"),
+        (Ok(None), _) => Some("is not a CA's (it has no basic constraints CA:TRUE)"),
+        (_, Ok(Some(usage))) if !usage.value.key_cert_sign() => {
+            Some("is not for signing certificates (its key usage lacks keyCertSign)")
+        }
+        _ => None,
+    }
 }
 
 /// When a certificate's validity ends, in epoch seconds; `None` for what is no certificate.
@@ -391,27 +446,34 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// Reads a private key: PKCS#8, PKCS#1 or SEC1 in PEM.
+/// Reads the only private key of a file: PKCS#8, PKCS#1 or SEC1 in PEM.
 ///
 /// # Errors
-/// An unreadable or malformed file, an encrypted key, or none in it.
+/// An unreadable or malformed file, an encrypted key, several, or none in it.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
     let what = "private key";
-    let pem = read(what, path)?;
-    match PrivateKeyDer::from_pem_slice(&pem) {
-        Ok(key) => Ok(key),
-        Err(pem::Error::NoItemsFound) => {
-            let encrypted = String::from_utf8_lossy(&pem).contains("ENCRYPTED");
-            let expected = match encrypted {
-                true => {
-                    "usable private key; it is encrypted, so write it out without a passphrase and protect the file"
-                }
-                false => "-----BEGIN PRIVATE KEY-----",
-            };
-            Err(MaterialError::Empty { what, path: path.into(), expected })
+    let text = read(what, path)?;
+    let fail = |mistake| MaterialError::Pem { what, path: path.into(), mistake };
+    let mut blocks = pem::blocks(&text).map_err(fail)?;
+    blocks.retain(pem::Block::is_private_key);
+    let block = match blocks.as_slice() {
+        [one] => one,
+        [] => {
+            let expected = "-----BEGIN PRIVATE KEY-----";
+            return Err(MaterialError::Empty { what, path: path.into(), expected });
         }
-        Err(error) => Err(MaterialError::Pem { what, path: path.into(), reason: error.to_string() }),
+        several => {
+            let lines = several.iter().map(|block| block.line).collect();
+            return Err(MaterialError::SeveralKeys { path: path.into(), lines });
+        }
+    };
+    if block.is_encrypted() {
+        return Err(MaterialError::EncryptedKey { path: path.into(), line: block.line });
     }
+    // Names the line that is wrong, which the reader below does not.
+    block.der().map_err(fail)?;
+    PrivateKeyDer::from_pem_slice(block.text().as_bytes())
+        .map_err(|_| fail(block.mistake(format!("a {} is no kind of key that can be used", block.label))))
 }
 
 /// Joins a certificate's chain with its private key; both files are named in messages.
@@ -450,23 +512,20 @@ pub fn exposure(key: &Path) -> Option<String> {
     Some(format!("key {} can be {open} (mode {mode:04o}); chmod 600 it", key.display()))
 }
 
-fn read_pem<T: PemObject>(
-    what: &'static str,
-    path: &Path,
-    expected: &'static str,
-) -> Result<Vec<T>, MaterialError> {
-    let pem = read(what, path)?;
-    let items: Vec<T> = T::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| MaterialError::Pem { what, path: path.into(), reason: error.to_string() })?;
-    match items.is_empty() {
-        true => Err(MaterialError::Empty { what, path: path.into(), expected }),
-        false => Ok(items),
+/// A file's text. What is not UTF-8 in it lies outside the PEM blocks, or is named as a mistake in one.
+pub(crate) fn read(what: &'static str, path: &Path) -> Result<Zeroizing<String>, MaterialError> {
+    let bytes = std::fs::read(path).map_err(|source| MaterialError::Unreadable {
+        what,
+        path: path.into(),
+        source,
+    })?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            let bytes = Zeroizing::new(error.into_bytes());
+            Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+        }
     }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError> {
-    std::fs::read(path).map_err(|source| MaterialError::Unreadable { what, path: path.into(), source })
 }
 
 /// Who, beside the owners, could replace the file at `path` by replacing it or a folder above it; a sentence that says

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 
 use crate::certificate::{self, Leaf, Material, MaterialError};
 use crate::config::{Config, TlsFiles};
+use crate::revocation::{self, InForce};
 
 /// A certificate that ends within so many days deserves a warning.
 const SOON_DAYS: u64 = 14;
@@ -168,8 +169,8 @@ impl<'c> Report<'c> {
         let config = self.config;
         let (tls, node, now) = (&config.mesh.tls, &config.mesh.node_name, UnixTime::now());
         let roots = self.keep(certificate::read_trust_bundle(&tls.ca_path));
-        let crls = config.proxy.crl_path.as_deref().map(certificate::read_crls).transpose();
-        let crls = self.keep(crls);
+        let crls = config.proxy.crl_path.as_deref().map(revocation::read).transpose();
+        let crls = self.keep(crls).map(|lists| lists.map(|lists| revocation::in_force(lists, now)));
         if let (Some(path), Some(Some(lists))) = (&config.proxy.crl_path, &crls) {
             self.revocations(path, lists, now);
         }
@@ -231,10 +232,21 @@ impl<'c> Report<'c> {
         self.tell(outcome, format!("certificate {path}: {when}"));
     }
 
-    fn revocations(&mut self, path: &Path, lists: &[CertificateRevocationListDer<'_>], now: UnixTime) {
-        let (revoked, ends) = certificate::revoked(lists);
-        let (outcome, when) = ends.map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
-        self.tell(outcome, format!("revocation lists {}: {revoked} revoked, {when}", path.display()));
+    fn revocations(&mut self, path: &Path, lists: &InForce, now: UnixTime) {
+        let path = path.display();
+        let (outcome, when) =
+            lists.first_end().map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
+        self.tell(outcome, format!("revocation lists {path}: {} revoked, {when}", lists.revoked()));
+        for list in &lists.coming {
+            let issuer = &list.issuer_name;
+            self.tell(
+                Outcome::Warning,
+                format!(
+                    "revocation lists {path}: the list of {issuer} says that it was made in the future, so it does not \
+                     count yet (is a clock wrong?)"
+                ),
+            );
+        }
     }
 
     /// registryd never makes this folder: a mount that is missing must not be taken for an empty one.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Material, MaterialError, next_updates, provider};
+use mesh_shared::certificate::{Material, MaterialError, provider};
 use mesh_shared::config::Config;
 use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
@@ -91,7 +91,7 @@ impl Credentials {
             client_http1: Arc::new(client_http1),
             clients,
             servers,
-            crl_ends: next_updates(&material.crls),
+            crl_ends: material.crls.lists.iter().filter_map(|list| list.next_update).collect(),
             not_after: material.leaf.not_after,
         })
     }

@@ -3,15 +3,14 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::MaterialError;
+use mesh_shared::certificate::{self, MaterialError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SerialNumber};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
-use crate::files::{self, pem_blocks};
+use crate::files;
 use crate::key::{random, read_pair};
 use crate::model::Ca;
 
@@ -44,30 +43,17 @@ impl Ca {
     /// The certificates of `ca-chain.pem`, as they stand there.
     pub(crate) fn authorities(&self) -> Result<Vec<Authority>, CaError> {
         let path = self.chain_path();
-        let what = "trust bundle";
-        let text = match files::read(&path) {
-            Ok(text) => text,
-            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+        let missing = |error: &MaterialError| matches!(error, MaterialError::Unreadable { source, .. } if source.kind() == ErrorKind::NotFound);
+        match certificate::read_located("trust bundle", &path) {
+            Ok(located) => Ok(located.into_iter().map(|each| Authority::new(each.pem, &each.der)).collect()),
+            Err(error) if missing(&error) => {
                 let key = self.dir.join("intermediate/intermediate.key");
-                return Err(match key.exists() {
+                Err(match key.exists() {
                     true => CaError::HalfMade { found: key, missing: path },
                     false => CaError::NoCa { dir: self.dir.clone(), missing: path },
-                });
+                })
             }
-            Err(error) => return Err(error),
-        };
-        let mut authorities = Vec::new();
-        for pem in pem_blocks(&text, "CERTIFICATE") {
-            let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| MaterialError::Pem {
-                what,
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-            authorities.push(Authority::new(pem, &der));
-        }
-        match authorities.is_empty() {
-            true => Err(MaterialError::Empty { what, path, expected: "-----BEGIN CERTIFICATE-----" }.into()),
-            false => Ok(authorities),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
 use mesh_shared::identity::Identity;
+use mesh_shared::revocation::InForce;
 use rustls::pki_types::UnixTime;
 use serde::Serialize;
 
@@ -215,7 +216,13 @@ impl Ca {
             let leaf = Leaf::parse(&chain[0])
                 .map_err(|source| MaterialError::Parse { path: path.into(), source })?;
             let roots = certificate::read_trust_bundle(&self.chain_path())?.into();
-            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, roots, crls: Vec::new() })
+            Ok::<_, MaterialError>(Material {
+                cert_path: path.into(),
+                chain,
+                leaf,
+                roots,
+                crls: InForce::default(),
+            })
         };
         let material = match loaded() {
             Ok(material) => material,

@@ -6,6 +6,7 @@ use std::path::Path;
 use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
+use mesh_shared::revocation::InForce;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::{ServerName, UnixTime};
 use time::{Duration, OffsetDateTime};
@@ -129,7 +130,7 @@ impl Ca {
             chain: vec![signed.der().clone()],
             leaf: leaf.clone(),
             roots: roots.into(),
-            crls: Vec::new(),
+            crls: InForce::default(),
         };
         accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
         // A peer that trusts the root alone needs the intermediate too.

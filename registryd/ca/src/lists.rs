@@ -8,12 +8,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use mesh_shared::certificate::MaterialError;
+use mesh_shared::revocation;
 use rcgen::{
     CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
     SerialNumber,
 };
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 use x509_parser::revocation_list::RevokedCertificate;
@@ -21,7 +20,6 @@ use x509_parser::revocation_list::RevokedCertificate;
 use crate::authority::Authority;
 use crate::certificate::unpadded;
 use crate::error::{CaError, make};
-use crate::files::{self, pem_blocks};
 
 /// The revocation lists of a file.
 #[derive(Debug, Default)]
@@ -41,26 +39,21 @@ impl Lists {
     /// # Errors
     /// It cannot be read: what is in it must not get lost.
     pub(crate) fn read(path: &Path) -> Result<Self, CaError> {
-        let text = match files::read(path) {
-            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+        let lists = match revocation::read(path) {
+            Err(MaterialError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Ok(Self::default());
             }
-            text => text?,
+            lists => lists?,
         };
         let bad = |reason: String| MaterialError::Crl { path: path.into(), reason };
-        let mut lists = Vec::new();
-        for pem in pem_blocks(&text, "X509 CRL") {
-            let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes())
-                .map_err(|error| bad(format!("not valid PEM ({error})")))?;
-            let (_, parsed) = CertificateRevocationList::from_der(&der)
+        let mut found = Vec::new();
+        for list in lists {
+            let (_, parsed) = CertificateRevocationList::from_der(&list.der)
                 .map_err(|error| bad(format!("not a revocation list ({error})")))?;
-            lists.push(List {
-                issuer: parsed.issuer().as_raw().to_vec(),
-                entries: parsed.iter_revoked_certificates().map(entry).collect(),
-                pem,
-            });
+            let entries = parsed.iter_revoked_certificates().map(entry).collect();
+            found.push(List { issuer: list.issuer, entries, pem: list.pem });
         }
-        Ok(Self(lists))
+        Ok(Self(found))
     }
 
     /// Since when the certificate with this issuer and serial number is revoked, epoch seconds.

@@ -1,0 +1,167 @@
+//! Revocation lists as files, and which of several counts.
+//!
+//! Of all lists of one issuer only the newest counts, wherever it comes from and in whatever order they stand: an older
+//! one would take revocations back. A list from the future does not count before its time.
+
+use std::path::Path;
+
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use crate::certificate::{self, MaterialError};
+use crate::pem::{self, Block, Mistake};
+
+const WHAT: &str = "revocation list";
+
+/// A revocation list and what it says. Its signature is checked where it is used, in the handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationList {
+    /// The list itself.
+    pub der: CertificateRevocationListDer<'static>,
+    /// Its block by itself, with a final newline.
+    pub pem: String,
+    /// The issuer's name as DER.
+    pub issuer: Vec<u8>,
+    /// The issuer's name as text.
+    pub issuer_name: String,
+    /// Its number, big-endian without leading zeros; empty where it has none.
+    pub number: Vec<u8>,
+    /// When it was made, epoch seconds.
+    pub this_update: i64,
+    /// When it ends, epoch seconds; `None`: never.
+    pub next_update: Option<i64>,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+}
+
+impl RevocationList {
+    fn parse(block: &Block<'_>) -> Result<Self, Mistake> {
+        let der = CertificateRevocationListDer::from(block.der()?.to_vec());
+        let (rest, list) = CertificateRevocationList::from_der(&der)
+            .map_err(|error| block.mistake(format!("it is not a revocation list ({error})")))?;
+        if !rest.is_empty() {
+            return Err(block.mistake("there is something behind the revocation list in its block"));
+        }
+        let number = list.crl_number().map(|number| number.to_bytes_be()).unwrap_or_default();
+        Ok(Self {
+            issuer: list.issuer().as_raw().to_vec(),
+            issuer_name: list.issuer().to_string(),
+            number: number.into_iter().skip_while(|byte| *byte == 0).collect(),
+            this_update: list.last_update().timestamp(),
+            next_update: list.next_update().map(|end| end.timestamp()),
+            revoked: list.iter_revoked_certificates().count(),
+            pem: block.text().to_string(),
+            der,
+        })
+    }
+
+    /// Whether it counts instead of the other one, which has the same issuer: it was made later or, in the same second,
+    /// has the higher number. Time comes first, since numbers begin anew where a CA's folder is restored.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        let rank = |list: &Self| (list.this_update, list.number.len(), list.number.clone());
+        rank(self) > rank(other)
+    }
+}
+
+/// Reads all revocation lists of a PEM file, at least one.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read(path: &Path) -> Result<Vec<RevocationList>, MaterialError> {
+    let text = certificate::read(WHAT, path)?;
+    let lists =
+        parse(&text).map_err(|mistake| MaterialError::Pem { what: WHAT, path: path.into(), mistake })?;
+    match lists.is_empty() {
+        true => {
+            let expected = "-----BEGIN X509 CRL-----";
+            Err(MaterialError::Empty { what: WHAT, path: path.into(), expected })
+        }
+        false => Ok(lists),
+    }
+}
+
+/// The revocation lists of a PEM text.
+///
+/// # Errors
+/// The first block that cannot be read.
+pub fn parse(text: &str) -> Result<Vec<RevocationList>, Mistake> {
+    let blocks = pem::blocks(text)?;
+    blocks.iter().filter(|block| block.label == "X509 CRL").map(RevocationList::parse).collect()
+}
+
+/// The lists that count, and those that do not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InForce {
+    /// The newest list of each issuer.
+    pub lists: Vec<RevocationList>,
+    /// Lists that say they were made in the future.
+    pub coming: Vec<RevocationList>,
+}
+
+/// Of each issuer, the newest list that was made before `now`.
+pub fn in_force(lists: Vec<RevocationList>, now: UnixTime) -> InForce {
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let mut found = InForce::default();
+    for list in lists {
+        if list.this_update > now {
+            found.coming.push(list);
+            continue;
+        }
+        match found.lists.iter_mut().find(|known| known.issuer == list.issuer) {
+            Some(known) if list.is_newer_than(known) => *known = list,
+            Some(_) => {}
+            None => found.lists.push(list),
+        }
+    }
+    found
+}
+
+impl InForce {
+    /// The lists as verifiers take them.
+    pub fn as_der(&self) -> Vec<CertificateRevocationListDer<'static>> {
+        self.lists.iter().map(|list| list.der.clone()).collect()
+    }
+
+    /// How many certificates they revoke.
+    pub fn revoked(&self) -> usize {
+        self.lists.iter().map(|list| list.revoked).sum()
+    }
+
+    /// When the first of them ends, epoch seconds.
+    pub fn first_end(&self) -> Option<i64> {
+        self.lists.iter().filter_map(|list| list.next_update).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(issuer: &str, this_update: i64, number: &[u8]) -> RevocationList {
+        RevocationList {
+            der: CertificateRevocationListDer::from(vec![]),
+            pem: String::new(),
+            issuer: issuer.into(),
+            issuer_name: issuer.into(),
+            number: number.to_vec(),
+            this_update,
+            next_update: None,
+            revoked: 0,
+        }
+    }
+
+    #[test]
+    fn of_one_issuer_the_newest_counts_in_any_order() {
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(100));
+        let (old, new) = (list("a", 10, &[9]), list("a", 20, &[1]));
+        let same_second = list("a", 20, &[1, 0]);
+        let (other, coming) = (list("b", 5, &[1]), list("a", 101, &[9, 9, 9]));
+        for all in [[&old, &new, &same_second, &other, &coming], [&coming, &other, &same_second, &new, &old]]
+        {
+            let mut found = in_force(all.map(Clone::clone).into(), now);
+            found.lists.sort_by(|one, other| one.issuer.cmp(&other.issuer));
+            assert_eq!(found.lists, [same_second.clone(), other.clone()]);
+            assert_eq!(found.coming, [coming.clone()]);
+        }
+    }
+}
