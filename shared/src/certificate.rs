@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -19,13 +19,13 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
 use crate::name::NodeName;
 use crate::pem::{self, Mistake};
-use crate::revocation::{self, InForce};
+use crate::revocation::{self, InForce, RevocationList};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,11 @@ pub enum MaterialError {
         path.display()
     )]
     Anchor { path: PathBuf, line: usize, name: String, reason: String },
+    #[error(
+        "trust bundle {}: none of its CA certificates is valid now: they have ended, or begin later (is the clock right?)",
+        path.display()
+    )]
+    NoneValid { path: PathBuf },
     #[error("revocation list {}: {reason}", path.display())]
     Crl { path: PathBuf, reason: String },
     #[error(
@@ -191,10 +196,10 @@ pub struct Material {
     pub chain: Vec<CertificateDer<'static>>,
     /// What the leaf says.
     pub leaf: Leaf,
-    /// Every certificate of the trust bundle as an anchor.
-    pub roots: Arc<RootCertStore>,
-    /// The revocation lists that count; none where none are configured.
-    pub crls: InForce,
+    /// The CA certificates that are trusted.
+    pub bundle: Arc<TrustBundle>,
+    /// All revocation lists that are known; none where none are configured.
+    pub crls: Vec<RevocationList>,
 }
 
 impl Material {
@@ -209,11 +214,8 @@ impl Material {
             cert_path: tls.cert_path.clone(),
             chain,
             leaf,
-            roots: Arc::new(read_trust_bundle(&tls.ca_path)?),
-            crls: match &config.proxy.crl_path {
-                Some(path) => revocation::in_force(revocation::read(path)?, UnixTime::now()),
-                None => InForce::default(),
-            },
+            bundle: Arc::new(TrustBundle::read(&tls.ca_path)?),
+            crls: config.proxy.crl_path.as_deref().map(revocation::read).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -225,14 +227,19 @@ impl Material {
         self.leaf.names_node(node, &self.cert_path)
     }
 
-    /// What judges clients, by the trust bundle and the revocation lists. A list that has ended tells nothing any
-    /// more, so then all whom it concerns are refused.
+    /// The revocation lists that count at `now`.
+    pub fn revocations(&self, now: UnixTime) -> InForce {
+        revocation::in_force(&self.crls, &self.bundle, now)
+    }
+
+    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. A
+    /// list that has ended tells nothing any more, so then all whom it concerns are refused.
     ///
     /// # Errors
-    /// A bundle or list that is not understood.
-    pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
-        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.as_der())
+    /// A bundle or list that is not understood, or a bundle of which nothing is valid. Fails closed.
+    pub fn client_verifier(&self, now: UnixTime) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
+        WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+            .with_crls(self.revocations(now).as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
@@ -241,13 +248,20 @@ impl Material {
     /// What judges servers, as [`Material::client_verifier`] does clients.
     ///
     /// # Errors
-    /// A bundle or list that is not understood.
-    pub fn server_verifier(&self) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
-        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.as_der())
+    /// As there.
+    pub fn server_verifier(&self, now: UnixTime) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
+        WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+            .with_crls(self.revocations(now).as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
+    }
+
+    /// When, after `now`, other CA certificates or other revocation lists count, epoch seconds.
+    pub fn next_change(&self, now: UnixTime) -> Option<i64> {
+        let coming = self.crls.iter().map(|list| list.this_update);
+        let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.bundle.changes().chain(coming).filter(|change| *change > at).min()
     }
 
     /// Checks that peers will accept the certificate when it dials.
@@ -255,7 +269,7 @@ impl Material {
     /// # Errors
     /// No chain to the trust bundle, not valid now, revoked, or not for clients.
     pub fn accepted_as_client(&self, now: UnixTime) -> Result<(), MaterialError> {
-        self.client_verifier()?
+        self.client_verifier(now)?
             .verify_client_cert(&self.chain[0], &self.chain[1..], now)
             .map_err(|error| self.untrusted(describe(&error, Role::Client)))?;
         Ok(())
@@ -267,7 +281,7 @@ impl Material {
     /// No chain to the trust bundle, not valid now, revoked, wrong usage, or without the mesh name.
     pub fn accepted_by_peers(&self, node: &NodeName, now: UnixTime) -> Result<(), MaterialError> {
         self.accepted_as_client(now)?;
-        let server = self.server_verifier()?;
+        let server = self.server_verifier(now)?;
         let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
         let name = ServerName::try_from(node.mesh_host())
             .map_err(|error| self.untrusted(format!("{node}.mesh is no server name: {error}")))?;
@@ -406,25 +420,98 @@ pub fn read_leaf(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Leaf), Ma
     Ok((chain, leaf))
 }
 
-/// Reads the trust bundle; every certificate in it is an anchor, so a peer may send its leaf alone.
-///
-/// # Errors
-/// An unreadable or malformed file, none in it, or a certificate that is not a CA's: with it, the holder of its key could
-/// issue for the whole mesh.
-pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
-    let mut roots = RootCertStore::empty();
-    for Located { der, line, .. } in read_located("trust bundle", path)? {
-        let fail =
-            |name: String, reason: String| MaterialError::Anchor { path: path.into(), line, name, reason };
-        let (_, parsed) = X509Certificate::from_der(&der)
-            .map_err(|error| fail("?".into(), format!("cannot be parsed ({error})")))?;
-        if let Some(reason) = why_not_a_ca(&parsed) {
-            return Err(fail(parsed.subject().to_string(), reason.into()));
-        }
-        let name = parsed.subject().to_string();
-        roots.add(der.clone()).map_err(|error| fail(name, format!("cannot be an anchor ({error})")))?;
+/// The CA certificates of `ca-chain.pem`. Each is an anchor while it is valid, so a peer may send its leaf alone.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    path: PathBuf,
+    anchors: Vec<Anchor>,
+}
+
+/// A CA certificate that is trusted.
+#[derive(Debug, Clone)]
+pub struct Anchor {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// Its subject as text.
+    pub name: String,
+    /// Its subject as DER.
+    pub subject: Vec<u8>,
+    /// Its SubjectPublicKeyInfo as DER.
+    pub public_key: Vec<u8>,
+    /// Start of validity, epoch seconds.
+    pub not_before: i64,
+    /// End of validity, epoch seconds; it is valid in that second.
+    pub not_after: i64,
+}
+
+impl TrustBundle {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file, none in it, or a certificate that is not a CA's: with it, the holder of its key
+    /// could issue for the whole mesh.
+    pub fn read(path: &Path) -> Result<Self, MaterialError> {
+        Self::of(path, &read_located("trust bundle", path)?)
     }
-    Ok(roots)
+
+    /// The bundle with these certificates; `path` is for messages.
+    ///
+    /// # Errors
+    /// One that is not a CA's.
+    pub fn of(path: &Path, certificates: &[Located]) -> Result<Self, MaterialError> {
+        let anchors = certificates.iter().map(|Located { der, line, .. }| {
+            let fail = |name: String, reason: String| MaterialError::Anchor {
+                path: path.into(),
+                line: *line,
+                name,
+                reason,
+            };
+            let (_, parsed) = X509Certificate::from_der(der)
+                .map_err(|error| fail("?".into(), format!("cannot be parsed ({error})")))?;
+            let name = parsed.subject().to_string();
+            if let Some(reason) = why_not_a_ca(&parsed) {
+                return Err(fail(name, reason.into()));
+            }
+            if let Err(error) = RootCertStore::empty().add(der.clone()) {
+                return Err(fail(name, format!("cannot be an anchor ({error})")));
+            }
+            Ok(Anchor {
+                der: der.clone(),
+                name,
+                subject: parsed.subject().as_raw().to_vec(),
+                public_key: parsed.public_key().raw.to_vec(),
+                not_before: parsed.validity().not_before.timestamp(),
+                not_after: parsed.validity().not_after.timestamp(),
+            })
+        });
+        Ok(Self { path: path.into(), anchors: anchors.collect::<Result<_, _>>()? })
+    }
+
+    /// All of them, valid or not.
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    /// Those that are valid at `now`.
+    ///
+    /// # Errors
+    /// None of them is.
+    pub fn valid_at(&self, now: UnixTime) -> Result<RootCertStore, MaterialError> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let mut roots = RootCertStore::empty();
+        let valid =
+            self.anchors.iter().filter(|anchor| (anchor.not_before..=anchor.not_after).contains(&now));
+        roots.add_parsable_certificates(valid.map(|anchor| anchor.der.clone()));
+        match roots.is_empty() {
+            true => Err(MaterialError::NoneValid { path: self.path.clone() }),
+            false => Ok(roots),
+        }
+    }
+
+    /// When one of them begins or ceases to be valid, epoch seconds.
+    fn changes(&self) -> impl Iterator<Item = i64> {
+        self.anchors.iter().flat_map(|anchor| [anchor.not_before, anchor.not_after.saturating_add(1)])
+    }
 }
 
 /// Why a certificate may not sign others, in words that follow "the certificate of …"; `None`: it may.
@@ -446,11 +533,11 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// Reads the only private key of a file: PKCS#8, PKCS#1 or SEC1 in PEM.
+/// Reads the only private key of a file: PKCS#8, PKCS#1 or SEC1 in PEM. It is zeroed once it is dropped.
 ///
 /// # Errors
 /// An unreadable or malformed file, an encrypted key, several, or none in it.
-pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
+pub fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, MaterialError> {
     let what = "private key";
     let text = read(what, path)?;
     let fail = |mistake| MaterialError::Pem { what, path: path.into(), mistake };
@@ -470,10 +557,23 @@ pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
     if block.is_encrypted() {
         return Err(MaterialError::EncryptedKey { path: path.into(), line: block.line });
     }
-    // Names the line that is wrong, which the reader below does not.
-    block.der().map_err(fail)?;
-    PrivateKeyDer::from_pem_slice(block.text().as_bytes())
-        .map_err(|_| fail(block.mistake(format!("a {} is no kind of key that can be used", block.label))))
+    let mut der = block.der().map_err(fail)?;
+    // Moved, not copied: what stays behind is empty.
+    let der = std::mem::take(&mut *der);
+    Ok(Zeroizing::new(match block.label {
+        "PRIVATE KEY" => PrivateKeyDer::Pkcs8(der.into()),
+        "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(der.into()),
+        "EC PRIVATE KEY" => PrivateKeyDer::Sec1(der.into()),
+        label => {
+            let mut der = der;
+            der.zeroize();
+            let reason = format!(
+                "\"{label}\" is not a form of key that can be used; write it out as PKCS#8 (`openssl pkey -in {} -out <file>`)",
+                path.display()
+            );
+            return Err(fail(block.mistake(reason)));
+        }
+    }))
 }
 
 /// Joins a certificate's chain with its private key; both files are named in messages.
@@ -486,9 +586,8 @@ pub fn join_key(
     key: &Path,
 ) -> Result<CertifiedKey, MaterialError> {
     let fail = |reason: String| MaterialError::Key { path: key.into(), reason };
-    let signer = provider()
-        .key_provider
-        .load_private_key(read_key(key)?)
+    // The signer keeps the key in aws-lc's own memory, which is zeroed when it is freed.
+    let signer = any_supported_type(&*read_key(key)?)
         .map_err(|error| fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key")))?;
     let certified = CertifiedKey::new(chain.to_vec(), signer);
     match certified.keys_match() {

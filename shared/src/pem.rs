@@ -3,8 +3,15 @@
 //! Text around blocks, a byte order mark, CRLF and blocks that share a line are all accepted, since editors and `cat` make
 //! them. What looks like a block and cannot be read is an error: nothing is lost silently.
 
-use rustls::pki_types::pem::{PemObject, SectionKind};
+use base64::Engine;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
+
+/// Some tools leave the padding out; bits that belong to no byte are refused.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
@@ -114,10 +121,16 @@ impl Block<'_> {
                 return Err(Mistake { line, reason: format!("{found:?} is not a character of base64") });
             }
         }
-        let text = self.text();
-        match <(SectionKind, Vec<u8>)>::from_pem_slice(text.as_bytes()) {
-            Ok((_, der)) if !der.is_empty() => Ok(Zeroizing::new(der)),
-            Ok(_) => Err(self.mistake("the block is empty")),
+        let mut characters = Zeroizing::new(Vec::with_capacity(self.body.len()));
+        characters.extend(self.body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+        // Long enough at once, so that no part of a key is left behind by growing.
+        let mut der = Zeroizing::new(vec![0; characters.len() / 4 * 3 + 3]);
+        match BASE64.decode_slice(&*characters, &mut der) {
+            Ok(0) => Err(self.mistake("the block is empty")),
+            Ok(length) => {
+                der.truncate(length);
+                Ok(der)
+            }
             Err(_) => {
                 Err(self.mistake("the block is damaged: its base64 has characters missing or too many"))
             }

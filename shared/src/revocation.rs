@@ -8,7 +8,7 @@ use std::path::Path;
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
-use crate::certificate::{self, MaterialError};
+use crate::certificate::{self, MaterialError, TrustBundle};
 use crate::pem::{self, Block, Mistake};
 
 const WHAT: &str = "revocation list";
@@ -55,12 +55,50 @@ impl RevocationList {
         })
     }
 
+    /// Whether it was signed with the key of this SubjectPublicKeyInfo. Fails closed: what cannot be read was not.
+    fn is_signed_with(&self, public_key: &[u8]) -> bool {
+        let verify = || {
+            let (list, _) = element(&self.der)?;
+            let (_, after_content) = element(list)?;
+            let content = &list[..list.len() - after_content.len()];
+            let (algorithm, rest) = element(after_content)?;
+            let (signature, _) = element(rest)?;
+            let (key, _) = element(public_key)?;
+            let (key_algorithm, rest) = element(key)?;
+            let (key, _) = element(rest)?;
+            // Bit strings begin with the number of unused bits.
+            let (signature, key) = (signature.strip_prefix(&[0])?, key.strip_prefix(&[0])?);
+            let provider = certificate::provider();
+            let mut fitting = provider.signature_verification_algorithms.all.iter().filter(|each| {
+                each.public_key_alg_id().as_ref() == key_algorithm
+                    && each.signature_alg_id().as_ref() == algorithm
+            });
+            fitting.any(|each| each.verify_signature(key, content, signature).is_ok()).then_some(())
+        };
+        verify().is_some()
+    }
+
     /// Whether it counts instead of the other one, which has the same issuer: it was made later or, in the same second,
     /// has the higher number. Time comes first, since numbers begin anew where a CA's folder is restored.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let rank = |list: &Self| (list.this_update, list.number.len(), list.number.clone());
         rank(self) > rank(other)
     }
+}
+
+/// The content of the first DER element, and what is behind the element.
+fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = der.get(1..)?.split_first()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(*first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        // Lengths of BER that DER does not have, or too long for any list.
+        _ => return None,
+    };
+    rest.split_at_checked(length)
 }
 
 /// Reads all revocation lists of a PEM file, at least one.
@@ -96,21 +134,27 @@ pub struct InForce {
     pub lists: Vec<RevocationList>,
     /// Lists that say they were made in the future.
     pub coming: Vec<RevocationList>,
+    /// Lists in the name of a trusted CA that this CA did not sign.
+    pub forged: Vec<RevocationList>,
 }
 
-/// Of each issuer, the newest list that was made before `now`.
-pub fn in_force(lists: Vec<RevocationList>, now: UnixTime) -> InForce {
+/// Of each issuer, the newest list that was made before `now`. Of one that is in the bundle, the signature is checked here, so
+/// that a forged list displaces none; of others it is in the handshake.
+pub fn in_force(lists: &[RevocationList], bundle: &TrustBundle, now: UnixTime) -> InForce {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut found = InForce::default();
     for list in lists {
-        if list.this_update > now {
-            found.coming.push(list);
-            continue;
-        }
-        match found.lists.iter_mut().find(|known| known.issuer == list.issuer) {
-            Some(known) if list.is_newer_than(known) => *known = list,
-            Some(_) => {}
-            None => found.lists.push(list),
+        let mut issuers = bundle.anchors().iter().filter(|anchor| anchor.subject == list.issuer).peekable();
+        if issuers.peek().is_some() && !issuers.any(|anchor| list.is_signed_with(&anchor.public_key)) {
+            found.forged.push(list.clone());
+        } else if list.this_update > now {
+            found.coming.push(list.clone());
+        } else {
+            match found.lists.iter_mut().find(|known| known.issuer == list.issuer) {
+                Some(known) if list.is_newer_than(known) => *known = list.clone(),
+                Some(_) => {}
+                None => found.lists.push(list.clone()),
+            }
         }
     }
     found
@@ -153,15 +197,54 @@ mod tests {
     #[test]
     fn of_one_issuer_the_newest_counts_in_any_order() {
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(100));
+        let bundle = TrustBundle::of(Path::new("none"), &[]).unwrap();
         let (old, new) = (list("a", 10, &[9]), list("a", 20, &[1]));
         let same_second = list("a", 20, &[1, 0]);
         let (other, coming) = (list("b", 5, &[1]), list("a", 101, &[9, 9, 9]));
         for all in [[&old, &new, &same_second, &other, &coming], [&coming, &other, &same_second, &new, &old]]
         {
-            let mut found = in_force(all.map(Clone::clone).into(), now);
+            let mut found = in_force(&all.map(Clone::clone), &bundle, now);
             found.lists.sort_by(|one, other| one.issuer.cmp(&other.issuer));
             assert_eq!(found.lists, [same_second.clone(), other.clone()]);
             assert_eq!(found.coming, [coming.clone()]);
+        }
+    }
+
+    #[test]
+    fn a_list_that_another_key_signed_displaces_none() {
+        use rcgen::{
+            BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+            KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
+        };
+        let list_of = |issuer: &Issuer<'_, KeyPair>, year| {
+            let list = CertificateRevocationListParams {
+                this_update: date_time_ymd(year, 1, 1),
+                next_update: date_time_ymd(2090, 1, 1),
+                crl_number: SerialNumber::from(1u64),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            parse(&list.signed_by(issuer).unwrap().pem().unwrap()).unwrap().remove(0)
+        };
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_ED25519,
+            &rcgen::PKCS_RSA_SHA256,
+        ] {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "CA");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let der = params.self_signed(&key).unwrap().der().clone();
+            let located = certificate::Located { der, line: 1, pem: String::new() };
+            let bundle = TrustBundle::of(Path::new("bundle"), &[located]).unwrap();
+            let good = list_of(&Issuer::from_params(&params, &key), 2025);
+            let forged = list_of(&Issuer::new(params, KeyPair::generate_for(algorithm).unwrap()), 2026);
+            let found = in_force(&[good.clone(), forged.clone()], &bundle, UnixTime::now());
+            assert_eq!((found.lists, found.forged), (vec![good], vec![forged]));
         }
     }
 }
