@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::{self, MaterialError};
+use mesh_shared::certificate::{self, Located, MaterialError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SerialNumber};
 use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -15,7 +15,7 @@ use crate::key::{random, read_pair};
 use crate::model::Ca;
 
 /// Certificates begin this much earlier, so that a host whose clock is behind accepts them at once.
-const BACKDATE: Duration = Duration::hours(1);
+pub(crate) const BACKDATE: Duration = Duration::hours(1);
 
 /// A certificate of `ca-chain.pem`.
 #[derive(Debug, Clone)]
@@ -42,19 +42,22 @@ impl Authority {
 impl Ca {
     /// The certificates of `ca-chain.pem`, as they stand there.
     pub(crate) fn authorities(&self) -> Result<Vec<Authority>, CaError> {
+        Ok(self.located()?.into_iter().map(|each| Authority::new(each.pem, &each.der)).collect())
+    }
+
+    /// The certificates of `ca-chain.pem` with their lines.
+    pub(crate) fn located(&self) -> Result<Vec<Located>, CaError> {
         let path = self.chain_path();
         let missing = |error: &MaterialError| matches!(error, MaterialError::Unreadable { source, .. } if source.kind() == ErrorKind::NotFound);
-        match certificate::read_located("trust bundle", &path) {
-            Ok(located) => Ok(located.into_iter().map(|each| Authority::new(each.pem, &each.der)).collect()),
-            Err(error) if missing(&error) => {
-                let key = self.dir.join("intermediate/intermediate.key");
-                Err(match key.exists() {
-                    true => CaError::HalfMade { found: key, missing: path },
-                    false => CaError::NoCa { dir: self.dir.clone(), missing: path },
-                })
-            }
-            Err(error) => Err(error.into()),
-        }
+        certificate::read_located("trust bundle", &path).map_err(|error| match missing(&error) {
+            false => error.into(),
+            true => match self.signing_key_path() {
+                key if key.starts_with(&self.dir) && key.exists() => {
+                    CaError::HalfMade { found: key, missing: path }
+                }
+                _ => CaError::NoCa { dir: self.dir.clone(), missing: path },
+            },
+        })
     }
 
     /// The one of these whose key signs, ready to sign.
@@ -83,26 +86,40 @@ impl Ca {
     /// The key of an authority: the one that signs, or one that was kept beside it or in the CA's folder.
     pub(crate) fn key_of(&self, authority: &Authority) -> Result<KeyPair, CaError> {
         let signing = self.signing_key_path();
-        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
-        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
-            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
-            let paths = entries.flatten().map(|entry| entry.path());
-            paths
-                .filter(|path| {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    name.starts_with(prefix) && name.ends_with(".key")
-                })
-                .collect()
-        };
-        let mut places = vec![signing.clone()];
-        places.extend(keys(signing.parent(), &stem));
-        places.extend(keys(self.chain_path().parent(), ""));
+        let places = self.key_files();
         let mut pairs = places.iter().filter_map(|path| read_pair(path).ok());
         match pairs.find(|pair| authority.certificate.has_key(pair)) {
             Some(pair) => Ok(pair),
             None if !signing.exists() => Err(CaError::NoSigningKey { path: signing }),
             None => Err(CaError::NoFormerKey { cn: authority.certificate.shown(), signing_key: signing }),
         }
+    }
+
+    /// The files that may hold keys which sign: the one that does, and those beside it or in the CA's folder.
+    pub(crate) fn key_files(&self) -> Vec<PathBuf> {
+        let signing = self.signing_key_path();
+        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
+        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
+            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
+            let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            paths.retain(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(prefix) && (name.ends_with(".key") || name.ends_with(".key.new"))
+            });
+            paths.sort();
+            paths
+        };
+        let mut places = vec![signing.clone()];
+        places.extend(keys(signing.parent(), &stem));
+        places.extend(keys(self.chain_path().parent(), ""));
+        let mut known = Vec::new();
+        places.retain(|path| {
+            !known.contains(path) && {
+                known.push(path.clone());
+                true
+            }
+        });
+        places
     }
 
     /// Held while files are changed that another call may change as well.

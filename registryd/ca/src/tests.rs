@@ -287,6 +287,7 @@ fn a_renewal_of_the_intermediate_that_was_interrupted_goes_on() {
     let fresh = folder.ca.signing_key_path().with_file_name("intermediate.key.new");
     std::fs::rename(folder.ca.signing_key_path(), &fresh).unwrap();
     std::fs::write(folder.ca.signing_key_path(), old_key).unwrap();
+    std::fs::set_permissions(folder.ca.signing_key_path(), std::fs::Permissions::from_mode(0o600)).unwrap();
     folder.issue("ct110", &[]).unwrap();
     assert_eq!(folder.problems(), [""; 0]);
     let again = folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();
