@@ -357,9 +357,42 @@ pub fn describe(error: &rustls::Error, role: Role) -> String {
             Role::Client => "certificate is not for TLS clients (extended key usage clientAuth)".into(),
             Role::Server => "certificate is not for TLS servers (extended key usage serverAuth)".into(),
         },
-        E::Other(other) => format!("certificate refused: {}", other.0),
+        E::UnsupportedSignatureAlgorithmContext { .. } | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "certificate is signed in a way that is not accepted (it takes SHA-256 or better, with EC P-256 or P-384, Ed25519, \
+             or RSA of 2048 bits)"
+                .into()
+        }
+        E::Other(other) => {
+            let cause = other.0.to_string();
+            match in_words(&cause) {
+                Some(words) => words.into(),
+                None => format!("certificate refused: {cause}"),
+            }
+        }
         other => format!("certificate refused: {other:?}"),
     }
+}
+
+/// What webpki's errors that rustls passes on as they are mean.
+fn in_words(error: &str) -> Option<&'static str> {
+    Some(match error {
+        "CaUsedAsEndEntity" => "certificate is that of a CA, with which no peer can come",
+        "EndEntityUsedAsCa" => "certificate was signed by one that is not a CA's",
+        "NameConstraintViolation" => "certificate names what its CA may not issue (name constraints)",
+        "PathLenConstraintViolated" => {
+            "certificate has more CAs above it than one of them allows (path length)"
+        }
+        "MaximumPathDepthExceeded" => "certificate has too many CAs above it",
+        "MaximumSignatureChecksExceeded"
+        | "MaximumPathBuildCallsExceeded"
+        | "MaximumNameConstraintComparisonsExceeded" => "certificate's chain takes too much work to verify",
+        "UnsupportedCriticalExtension" => {
+            "certificate has an extension that must be understood and is not (critical)"
+        }
+        "UnsupportedCertVersion" => "certificate is not X.509 version 3",
+        "ExtensionValueInvalid" => "certificate has an extension twice, or one that cannot be read",
+        _ => return None,
+    })
 }
 
 /// Reads all certificates of a PEM file, at least one.

@@ -5,6 +5,7 @@ mod access_line;
 mod addresses;
 mod admin;
 mod agents;
+mod bad_certificates;
 mod certificates;
 mod clocks;
 mod clones;

@@ -141,7 +141,8 @@ impl Ca {
         self.sign(params)
     }
 
-    fn sign(&self, mut params: CertificateParams) -> Issued {
+    /// Issues whatever these say, with a new key and a new serial number.
+    pub fn sign(&self, mut params: CertificateParams) -> Issued {
         let key = KeyPair::generate().unwrap();
         // Positive, whatever the hash.
         let serial = (RandomState::new().hash_one(key.public_key_raw()) >> 1).to_be_bytes().to_vec();

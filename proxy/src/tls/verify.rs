@@ -10,12 +10,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use mesh_shared::Identity;
-use mesh_shared::certificate::{Leaf, LeafError, Material, MaterialError};
+use mesh_shared::certificate::{Leaf, LeafError, Material, MaterialError, why_not_a_ca};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A peer whose certificate was verified in the handshake of the connection it speaks on.
 #[derive(Debug)]
@@ -98,6 +99,45 @@ fn unusable() -> rustls::Error {
 
 fn refused(error: LeafError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+/// A certificate between the leaf and the CA that may not sign.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate of {name} in its chain {reason}")]
+struct MayNotSign {
+    name: String,
+    reason: &'static str,
+}
+
+/// The certificates of a chain that may sign others, and the first that may not. webpki does not look at key usage.
+fn that_may_sign<'c>(chain: &[CertificateDer<'c>]) -> (Vec<CertificateDer<'c>>, Option<MayNotSign>) {
+    let (mut signing, mut other) = (Vec::with_capacity(chain.len()), None);
+    for certificate in chain {
+        match may_not_sign(certificate) {
+            None => signing.push(certificate.clone()),
+            Some(found) => other = other.or(Some(found)),
+        }
+    }
+    (signing, other)
+}
+
+fn may_not_sign(certificate: &CertificateDer<'_>) -> Option<MayNotSign> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => {
+            why_not_a_ca(&parsed).map(|reason| MayNotSign { name: parsed.subject().to_string(), reason })
+        }
+        Err(_) => Some(MayNotSign { name: "?".into(), reason: "cannot be parsed" }),
+    }
+}
+
+/// Where no issuer was found, the certificate that might have been it is the reason.
+fn blame(error: rustls::Error, other: Option<MayNotSign>) -> rustls::Error {
+    match (error, other) {
+        (rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer), Some(other)) => {
+            CertificateError::Other(OtherError(Arc::new(other))).into()
+        }
+        (error, _) => error,
+    }
 }
 
 /// The dialled peer proved to be somebody else: its certificate is valid, but not for the dialled name.
@@ -195,7 +235,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.inner.at(now)?.verify_client_cert(leaf, intermediates, now)?;
+        let (signing, others) = that_may_sign(intermediates);
+        let verified = self.inner.at(now)?.verify_client_cert(leaf, &signing, now);
+        let verified = verified.map_err(|error| blame(error, others))?;
         Leaf::parse(leaf).map_err(refused)?;
         Ok(verified)
     }
@@ -262,7 +304,9 @@ impl ServerCertVerifier for ServerVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.inner.at(now)?.verify_server_cert(leaf, intermediates, dialled, ocsp, now)?;
+        let (signing, others) = that_may_sign(intermediates);
+        let verified = self.inner.at(now)?.verify_server_cert(leaf, &signing, dialled, ocsp, now);
+        let verified = verified.map_err(|error| blame(error, others))?;
         let found = Leaf::parse(leaf).map_err(refused)?.identity;
         match &found {
             Identity::Node(node) if *dialled.to_str() == *node.mesh_host() => Ok(verified),
