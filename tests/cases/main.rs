@@ -56,6 +56,7 @@ mod storage;
 mod streaming;
 mod supervisor;
 mod threads;
+mod trust_files;
 mod trust_while_connected;
 mod tunnels;
 mod unix_sockets;

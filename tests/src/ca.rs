@@ -181,6 +181,11 @@ impl Ca {
         self.list(revoked, |list| list.next_update = (SystemTime::now() + life).into())
     }
 
+    /// A revocation list that was made at a moment.
+    pub fn crl_pem_made(&self, at: SystemTime, revoked: &[&Issued]) -> String {
+        self.list(revoked, |list| list.this_update = at.into())
+    }
+
     fn list(&self, revoked: &[&Issued], change: impl FnOnce(&mut CertificateRevocationListParams)) -> String {
         let revoked_certs = revoked.iter().map(|issued| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&issued.serial),
