@@ -49,6 +49,7 @@ mod refusals;
 mod resilience;
 mod restarts;
 mod retries;
+mod rivetos_ca;
 mod roster_feed;
 mod socket_limits;
 mod stopping;
