@@ -207,7 +207,7 @@ mod tests {
             let mut found = in_force(&all.map(Clone::clone), &bundle, now);
             found.lists.sort_by(|one, other| one.issuer.cmp(&other.issuer));
             assert_eq!(found.lists, [same_second.clone(), other.clone()]);
-            assert_eq!(found.coming, [coming.clone()]);
+            assert_eq!(found.coming, std::slice::from_ref(&coming));
         }
     }
 
@@ -242,7 +242,7 @@ mod tests {
             let der = params.self_signed(&key).unwrap().der().clone();
             let located = certificate::Located { der, line: 1, pem: String::new() };
             let bundle = TrustBundle::of(Path::new("bundle"), &[located]).unwrap();
-            let good = list_of(&Issuer::from_params(&params, &key), 2025);
+            let good = list_of(&Issuer::new(params.clone(), key), 2025);
             let forged = list_of(&Issuer::new(params, KeyPair::generate_for(algorithm).unwrap()), 2026);
             let found = in_force(&[good.clone(), forged.clone()], &bundle, UnixTime::now());
             assert_eq!((found.lists, found.forged), (vec![good], vec![forged]));

@@ -81,5 +81,5 @@ fn stamp(time: OffsetDateTime) -> String {
 
 /// openssl reads whole bytes.
 fn even(digits: String) -> String {
-    if digits.len() % 2 == 0 { digits } else { format!("0{digits}") }
+    if digits.len().is_multiple_of(2) { digits } else { format!("0{digits}") }
 }
