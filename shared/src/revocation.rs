@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use crate::certificate::{self, MaterialError, TrustBundle};
@@ -24,6 +25,8 @@ pub struct RevocationList {
     pub issuer: Vec<u8>,
     /// The issuer's name as text.
     pub issuer_name: String,
+    /// Which of the issuer's certificates it is about, as its extension (RFC 5280, section 5.2.5) has it; empty: all.
+    pub scope: Vec<u8>,
     /// Its number, big-endian without leading zeros; empty where it has none.
     pub number: Vec<u8>,
     /// When it was made, epoch seconds.
@@ -43,7 +46,9 @@ impl RevocationList {
             return Err(block.mistake("there is something behind the revocation list in its block"));
         }
         let number = list.crl_number().map(|number| number.to_bytes_be()).unwrap_or_default();
+        let scope = list.extensions().iter().find(|each| each.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT);
         Ok(Self {
+            scope: scope.map(|scope| scope.value.to_vec()).unwrap_or_default(),
             issuer: list.issuer().as_raw().to_vec(),
             issuer_name: list.issuer().to_string(),
             number: number.into_iter().skip_while(|byte| *byte == 0).collect(),
@@ -76,6 +81,11 @@ impl RevocationList {
             fitting.any(|each| each.verify_signature(key, content, signature).is_ok()).then_some(())
         };
         verify().is_some()
+    }
+
+    /// Whether one of the two is to replace the other one.
+    pub fn is_about_the_same_as(&self, other: &Self) -> bool {
+        (&self.issuer, &self.scope) == (&other.issuer, &other.scope)
     }
 
     /// Whether it counts instead of the other one, which has the same issuer: it was made later or, in the same second,
@@ -131,7 +141,7 @@ pub fn parse(text: &str) -> Result<Vec<RevocationList>, Mistake> {
 /// The lists that count, and those that do not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InForce {
-    /// The newest list of each issuer.
+    /// The newest list of each issuer, and of each scope where lists have one.
     pub lists: Vec<RevocationList>,
     /// Lists that say they were made in the future.
     pub coming: Vec<RevocationList>,
@@ -151,7 +161,7 @@ pub fn in_force(lists: &[RevocationList], bundle: &TrustBundle, now: UnixTime) -
         } else if list.this_update > now {
             found.coming.push(list.clone());
         } else {
-            match found.lists.iter_mut().find(|known| known.issuer == list.issuer) {
+            match found.lists.iter_mut().find(|known| known.is_about_the_same_as(list)) {
                 Some(known) if list.is_newer_than(known) => *known = list.clone(),
                 Some(_) => {}
                 None => found.lists.push(list.clone()),
@@ -188,6 +198,7 @@ mod tests {
             pem: String::new(),
             issuer: issuer.into(),
             issuer_name: issuer.into(),
+            scope: Vec::new(),
             number: number.to_vec(),
             this_update,
             next_update: None,

@@ -76,7 +76,7 @@ pub fn join(material: &mut Material, remembered: Vec<RevocationList>) -> Vec<Str
         );
     }
     for list in &of_files.lists {
-        let newer = |known: &&RevocationList| known.issuer == list.issuer && known.is_newer_than(list);
+        let newer = |known: &&RevocationList| known.is_about_the_same_as(list) && known.is_newer_than(list);
         if remembered.iter().any(|known| newer(&known)) {
             told(
                 list,

@@ -184,6 +184,7 @@ impl Ca {
         if self.crl_paths().iter().any(|path| path.exists()) {
             for (authority, examined) in authorities.iter().zip(&mut all) {
                 if !authority.certificate.is_root()
+                    && authority.certificate.not_a_ca.is_none()
                     && examined.state != State::Expired
                     && !lists.covers(authority)
                 {

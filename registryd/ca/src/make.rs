@@ -152,7 +152,7 @@ impl Ca {
         chain.extend(
             authorities
                 .iter()
-                .filter(|old| old.der() != intermediate.der())
+                .filter(|old| old.der() != intermediate.der() && old.certificate.not_a_ca.is_none())
                 .filter(|old| {
                     let ended = old.certificate.days_left(now) < 0;
                     old.certificate.is_root() || !ended

@@ -71,7 +71,9 @@ impl Ca {
                 let (cn, path) = (each.cn.clone(), each.path.clone());
                 revoked.push(Revoked { cn, serial: each.certificate.serial_text(), path, before });
             }
+            // What is not a CA's has no list, and must keep nobody from being revoked.
             let needed = !authority.certificate.is_root()
+                && authority.certificate.not_a_ca.is_none()
                 && authority.certificate.days_left(now) >= 0
                 && !lists.covers(authority);
             if needed || !new.is_empty() {
