@@ -61,6 +61,7 @@ async fn a_link_that_is_swapped_is_noticed_without_a_signal() {
     symlink("..2", volume.join("..data_tmp")).unwrap();
     fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
     presents(&mesh, &node, &second).await;
+    node.proxy().wait_log(&["certificates reloaded"]).await;
     assert_eq!(node.proxy().lines_with(&["certificates reloaded"]).len(), 1);
     assert!(node.proxy().lines_with(&["WARN", "not reloaded"]).is_empty());
 }
