@@ -1,4 +1,4 @@
-//! Wiring: reads the configuration, opens the sockets, starts, reloads on SIGHUP, hands over to a newer process on
+//! Wiring: reads the configuration, opens the sockets, starts, hands over to a newer process on
 //! SIGUSR2, drains on SIGTERM.
 
 use std::io;
@@ -38,6 +38,7 @@ use crate::roster::sync;
 use crate::sockets::{Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
+use crate::tls::reload;
 use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
@@ -177,7 +178,7 @@ impl Sidecar {
             config.proxy.backend.server.address
         );
         let config = Arc::new(config);
-        tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
+        tokio::spawn(reload::follow(hangup, config.clone(), shared.credentials.clone()));
         Ok(Self {
             config,
             program,
@@ -208,6 +209,8 @@ impl Sidecar {
                 backend_up: Some(backend_up),
                 agents_down,
                 certificate_not_after: credentials.load().not_after,
+                crl_ends: credentials.load().crl_end,
+                trust_problems: credentials.problems(),
                 ..report.clone()
             }
         }));
@@ -221,6 +224,8 @@ impl Sidecar {
             backend_up: None,
             agents_down: Vec::new(),
             certificate_not_after: self.shared.credentials.load().not_after,
+            crl_ends: self.shared.credentials.load().crl_end,
+            trust_problems: self.shared.credentials.problems(),
             pid: Some(std::process::id()),
             draining: self.shared.inbound.has_begun(),
             failed_upgrade: self.failed_upgrade.clone(),
@@ -506,30 +511,6 @@ impl Shared {
             worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
-    }
-}
-
-/// New certificates are used whole or not at all. Their files may lie on a mount that hangs; nothing else waits.
-async fn reload_on(mut hangup: Signal, config: Arc<Config>, credentials: Arc<CredentialStore>) {
-    while hangup.recv().await.is_some() {
-        let config = config.clone();
-        let loaded = tokio::task::spawn_blocking(move || Credentials::load(&config)).await;
-        // A load that panicked has said so already.
-        let Ok(loaded) = loaded else { continue };
-        match loaded {
-            Ok(fresh) => {
-                credentials.replace(fresh);
-                METRICS.reloaded(true);
-                tracing::info!(target: "Mesh", "certificates reloaded");
-            }
-            Err(error) => {
-                METRICS.reloaded(false);
-                tracing::error!(
-                    target: "Mesh",
-                    "certificates not reloaded, going on with the ones in use: {error}"
-                );
-            }
-        }
     }
 }
 

@@ -1,5 +1,8 @@
-//! Credentials, who a peer is, and for how long it is trusted.
+//! Credentials, how they are renewed, who a peer is, and for how long it is trusted.
 
 pub mod credentials;
+mod fingerprint;
+pub mod reload;
+pub mod revocation;
 pub mod trust;
 pub mod verify;

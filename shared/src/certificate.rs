@@ -11,19 +11,21 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
-use x509_parser::parse_x509_crl;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
 use crate::name::NodeName;
+use crate::pem::{self, Mistake};
+use crate::revocation::{self, InForce, RevocationList};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +33,33 @@ use crate::name::NodeName;
 pub enum MaterialError {
     #[error("{what} {}: {source}", path.display())]
     Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{what} {}: not valid PEM ({reason})", path.display())]
-    Pem { what: &'static str, path: PathBuf, reason: String },
+    #[error("{what} {}: {mistake}", path.display())]
+    Pem { what: &'static str, path: PathBuf, mistake: Mistake },
     #[error("{what} {}: holds no {expected}", path.display())]
     Empty { what: &'static str, path: PathBuf, expected: &'static str },
+    #[error(
+        "private key {}: the key at line {line} is encrypted; decrypt it with `openssl pkey -in {} -out <file>` and \
+         let only the owner read that file",
+        path.display(), path.display()
+    )]
+    EncryptedKey { path: PathBuf, line: usize },
+    #[error(
+        "private key {}: holds {} private keys (lines {}); leave only the one that belongs to the certificate",
+        path.display(), lines.len(), listed(lines)
+    )]
+    SeveralKeys { path: PathBuf, lines: Vec<usize> },
     #[error("{}: {source}", path.display())]
     Parse { path: PathBuf, source: LeafError },
-    #[error("trust bundle {}: certificate {position} cannot be a trust anchor: {reason}", path.display())]
-    Anchor { path: PathBuf, position: usize, reason: String },
+    #[error(
+        "trust bundle {}: line {line}: the certificate of {name} {reason}, so it must not be trusted to sign; take it out",
+        path.display()
+    )]
+    Anchor { path: PathBuf, line: usize, name: String, reason: String },
+    #[error(
+        "trust bundle {}: none of its CA certificates is valid now: they have ended, or begin later (is the clock right?)",
+        path.display()
+    )]
+    NoneValid { path: PathBuf },
     #[error("revocation list {}: {reason}", path.display())]
     Crl { path: PathBuf, reason: String },
     #[error(
@@ -59,6 +80,10 @@ pub enum MaterialError {
     KeyMismatch { path: PathBuf, certificate: PathBuf },
     #[error("private key {}: {reason}", path.display())]
     Key { path: PathBuf, reason: String },
+}
+
+fn listed(lines: &[usize]) -> String {
+    lines.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Why a leaf certificate names nobody in the mesh. In words that follow `certificate …:`.
@@ -171,10 +196,10 @@ pub struct Material {
     pub chain: Vec<CertificateDer<'static>>,
     /// What the leaf says.
     pub leaf: Leaf,
-    /// Every certificate of the trust bundle as an anchor.
-    pub roots: Arc<RootCertStore>,
-    /// Revocation lists; empty where none are configured.
-    pub crls: Vec<CertificateRevocationListDer<'static>>,
+    /// The CA certificates that are trusted.
+    pub bundle: Arc<TrustBundle>,
+    /// All revocation lists that are known; none where none are configured.
+    pub crls: Vec<RevocationList>,
 }
 
 impl Material {
@@ -189,8 +214,8 @@ impl Material {
             cert_path: tls.cert_path.clone(),
             chain,
             leaf,
-            roots: Arc::new(read_trust_bundle(&tls.ca_path)?),
-            crls: config.proxy.crl_path.as_deref().map(read_crls).transpose()?.unwrap_or_default(),
+            bundle: Arc::new(TrustBundle::read(&tls.ca_path)?),
+            crls: config.proxy.crl_path.as_deref().map(revocation::read).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -202,14 +227,19 @@ impl Material {
         self.leaf.names_node(node, &self.cert_path)
     }
 
-    /// What judges clients, by the trust bundle and the revocation lists. A list that has ended tells nothing any
-    /// more, so then all whom it concerns are refused.
+    /// The revocation lists that count at `now`.
+    pub fn revocations(&self, now: UnixTime) -> InForce {
+        revocation::in_force(&self.crls, &self.bundle, now)
+    }
+
+    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. A
+    /// list that has ended tells nothing any more, so then all whom it concerns are refused.
     ///
     /// # Errors
-    /// A bundle or list that is not understood.
-    pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
-        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
+    /// A bundle or list that is not understood, or a bundle of which nothing is valid. Fails closed.
+    pub fn client_verifier(&self, now: UnixTime) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
+        WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+            .with_crls(self.revocations(now).as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
@@ -218,13 +248,20 @@ impl Material {
     /// What judges servers, as [`Material::client_verifier`] does clients.
     ///
     /// # Errors
-    /// A bundle or list that is not understood.
-    pub fn server_verifier(&self) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
-        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
-            .with_crls(self.crls.clone())
+    /// As there.
+    pub fn server_verifier(&self, now: UnixTime) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
+        WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+            .with_crls(self.revocations(now).as_der())
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| self.untrusted(error.to_string()))
+    }
+
+    /// When, after `now`, other CA certificates or other revocation lists count, epoch seconds.
+    pub fn next_change(&self, now: UnixTime) -> Option<i64> {
+        let coming = self.crls.iter().map(|list| list.this_update);
+        let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.bundle.changes().chain(coming).filter(|change| *change > at).min()
     }
 
     /// Checks that peers will accept the certificate when it dials.
@@ -232,7 +269,7 @@ impl Material {
     /// # Errors
     /// No chain to the trust bundle, not valid now, revoked, or not for clients.
     pub fn accepted_as_client(&self, now: UnixTime) -> Result<(), MaterialError> {
-        self.client_verifier()?
+        self.client_verifier(now)?
             .verify_client_cert(&self.chain[0], &self.chain[1..], now)
             .map_err(|error| self.untrusted(describe(&error, Role::Client)))?;
         Ok(())
@@ -244,7 +281,7 @@ impl Material {
     /// No chain to the trust bundle, not valid now, revoked, wrong usage, or without the mesh name.
     pub fn accepted_by_peers(&self, node: &NodeName, now: UnixTime) -> Result<(), MaterialError> {
         self.accepted_as_client(now)?;
-        let server = self.server_verifier()?;
+        let server = self.server_verifier(now)?;
         let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
         let name = ServerName::try_from(node.mesh_host())
             .map_err(|error| self.untrusted(format!("{node}.mesh is no server name: {error}")))?;
@@ -320,9 +357,42 @@ pub fn describe(error: &rustls::Error, role: Role) -> String {
             Role::Client => "certificate is not for TLS clients (extended key usage clientAuth)".into(),
             Role::Server => "certificate is not for TLS servers (extended key usage serverAuth)".into(),
         },
-        E::Other(other) => format!("certificate refused: {}", other.0),
+        E::UnsupportedSignatureAlgorithmContext { .. } | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "certificate is signed in a way that is not accepted (it takes SHA-256 or better, with EC P-256 or P-384, Ed25519, \
+             or RSA of 2048 bits)"
+                .into()
+        }
+        E::Other(other) => {
+            let cause = other.0.to_string();
+            match in_words(&cause) {
+                Some(words) => words.into(),
+                None => format!("certificate refused: {cause}"),
+            }
+        }
         other => format!("certificate refused: {other:?}"),
     }
+}
+
+/// What webpki's errors that rustls passes on as they are mean.
+fn in_words(error: &str) -> Option<&'static str> {
+    Some(match error {
+        "CaUsedAsEndEntity" => "certificate is that of a CA, with which no peer can come",
+        "EndEntityUsedAsCa" => "certificate was signed by one that is not a CA's",
+        "NameConstraintViolation" => "certificate names what its CA may not issue (name constraints)",
+        "PathLenConstraintViolated" => {
+            "certificate has more CAs above it than one of them allows (path length)"
+        }
+        "MaximumPathDepthExceeded" => "certificate has too many CAs above it",
+        "MaximumSignatureChecksExceeded"
+        | "MaximumPathBuildCallsExceeded"
+        | "MaximumNameConstraintComparisonsExceeded" => "certificate's chain takes too much work to verify",
+        "UnsupportedCriticalExtension" => {
+            "certificate has an extension that must be understood and is not (critical)"
+        }
+        "UnsupportedCertVersion" => "certificate is not X.509 version 3",
+        "ExtensionValueInvalid" => "certificate has an extension twice, or one that cannot be read",
+        _ => return None,
+    })
 }
 
 /// Reads all certificates of a PEM file, at least one.
@@ -333,7 +403,44 @@ pub fn read_certificates(
     what: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
-    read_pem(what, path, "-----BEGIN CERTIFICATE-----")
+    let located = read_located(what, path)?;
+    Ok(located.into_iter().map(|located| located.der).collect())
+}
+
+/// A certificate and where it stands in its file.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// The first line of its block, counted from 1.
+    pub line: usize,
+    /// Its block by itself, with a final newline.
+    pub pem: String,
+}
+
+/// Reads all certificates of a PEM file, at least one, each with its place.
+///
+/// # Errors
+/// An unreadable or malformed file, or none in it.
+pub fn read_located(what: &'static str, path: &Path) -> Result<Vec<Located>, MaterialError> {
+    let text = read(what, path)?;
+    let located = || {
+        let mut located = Vec::new();
+        for block in pem::blocks(&text)? {
+            if block.is_certificate()? {
+                let der = CertificateDer::from(block.der()?.to_vec());
+                located.push(Located { der, line: block.line, pem: block.text().to_string() });
+            }
+        }
+        Ok(located)
+    };
+    let located = located().map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
+    match located.is_empty() {
+        true => {
+            Err(MaterialError::Empty { what, path: path.into(), expected: "-----BEGIN CERTIFICATE-----" })
+        }
+        false => Ok(located),
+    }
 }
 
 /// Reads a certificate with its chain, and what the leaf, which is the first, says.
@@ -346,43 +453,111 @@ pub fn read_leaf(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Leaf), Ma
     Ok((chain, leaf))
 }
 
-/// Reads the trust bundle; every certificate in it is an anchor, so a peer may send its leaf alone.
-///
-/// # Errors
-/// An unreadable or malformed file, or none in it.
-pub fn read_trust_bundle(path: &Path) -> Result<RootCertStore, MaterialError> {
-    let mut roots = RootCertStore::empty();
-    for (i, certificate) in read_certificates("trust bundle", path)?.into_iter().enumerate() {
-        roots.add(certificate).map_err(|error| MaterialError::Anchor {
-            path: path.into(),
-            position: i + 1,
-            reason: error.to_string(),
-        })?;
+/// The CA certificates of `ca-chain.pem`. Each is an anchor while it is valid, so a peer may send its leaf alone.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    path: PathBuf,
+    anchors: Vec<Anchor>,
+}
+
+/// A CA certificate that is trusted.
+#[derive(Debug, Clone)]
+pub struct Anchor {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// Its subject as text.
+    pub name: String,
+    /// Its subject as DER.
+    pub subject: Vec<u8>,
+    /// Its SubjectPublicKeyInfo as DER.
+    pub public_key: Vec<u8>,
+    /// Start of validity, epoch seconds.
+    pub not_before: i64,
+    /// End of validity, epoch seconds; it is valid in that second.
+    pub not_after: i64,
+}
+
+impl TrustBundle {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file, none in it, or a certificate that is not a CA's: with it, the holder of its key
+    /// could issue for the whole mesh.
+    pub fn read(path: &Path) -> Result<Self, MaterialError> {
+        Self::of(path, &read_located("trust bundle", path)?)
     }
-    Ok(roots)
+
+    /// The bundle with these certificates; `path` is for messages.
+    ///
+    /// # Errors
+    /// One that is not a CA's.
+    pub fn of(path: &Path, certificates: &[Located]) -> Result<Self, MaterialError> {
+        let anchors = certificates.iter().map(|Located { der, line, .. }| {
+            let fail = |name: String, reason: String| MaterialError::Anchor {
+                path: path.into(),
+                line: *line,
+                name,
+                reason,
+            };
+            let (_, parsed) = X509Certificate::from_der(der)
+                .map_err(|error| fail("?".into(), format!("cannot be parsed ({error})")))?;
+            let name = parsed.subject().to_string();
+            if let Some(reason) = why_not_a_ca(&parsed) {
+                return Err(fail(name, reason.into()));
+            }
+            if let Err(error) = RootCertStore::empty().add(der.clone()) {
+                return Err(fail(name, format!("cannot be an anchor ({error})")));
+            }
+            Ok(Anchor {
+                der: der.clone(),
+                name,
+                subject: parsed.subject().as_raw().to_vec(),
+                public_key: parsed.public_key().raw.to_vec(),
+                not_before: parsed.validity().not_before.timestamp(),
+                not_after: parsed.validity().not_after.timestamp(),
+            })
+        });
+        Ok(Self { path: path.into(), anchors: anchors.collect::<Result<_, _>>()? })
+    }
+
+    /// All of them, valid or not.
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    /// Those that are valid at `now`.
+    ///
+    /// # Errors
+    /// None of them is.
+    pub fn valid_at(&self, now: UnixTime) -> Result<RootCertStore, MaterialError> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let mut roots = RootCertStore::empty();
+        let valid =
+            self.anchors.iter().filter(|anchor| (anchor.not_before..=anchor.not_after).contains(&now));
+        roots.add_parsable_certificates(valid.map(|anchor| anchor.der.clone()));
+        match roots.is_empty() {
+            true => Err(MaterialError::NoneValid { path: self.path.clone() }),
+            false => Ok(roots),
+        }
+    }
+
+    /// When one of them begins or ceases to be valid, epoch seconds.
+    fn changes(&self) -> impl Iterator<Item = i64> {
+        self.anchors.iter().flat_map(|anchor| [anchor.not_before, anchor.not_after.saturating_add(1)])
+    }
 }
 
-/// Reads all revocation lists of a PEM file, at least one.
-///
-/// # Errors
-/// An unreadable or malformed file, or none in it.
-pub fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
-    read_pem("revocation list", path, "-----BEGIN X509 CRL-----")
-}
-
-/// How many certificates the lists revoke, and when the first of them ends, in epoch seconds.
-pub fn revoked(lists: &[CertificateRevocationListDer<'_>]) -> (usize, Option<i64>) {
-    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
-    parsed.fold((0, None), |(count, first), (_, list)| {
-        let ends = list.next_update().map(|end| end.timestamp());
-        (count + list.iter_revoked_certificates().count(), first.into_iter().chain(ends).min())
-    })
-}
-
-/// When each of the lists ends, in epoch seconds; those without an end are left out.
-pub fn next_updates(lists: &[CertificateRevocationListDer<'_>]) -> Vec<i64> {
-    let parsed = lists.iter().filter_map(|list| parse_x509_crl(list).ok());
-    parsed.filter_map(|(_, list)| Some(list.next_update()?.timestamp())).collect()
+/// Why a certificate may not sign others, in words that follow "the certificate of …"; `None`: it may.
+pub fn why_not_a_ca(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    match (certificate.basic_constraints(), certificate.key_usage()) {
+        (Err(_), _) | (_, Err(_)) => Some("has extensions that cannot be read"),
+        (Ok(Some(constraints)), _) if !constraints.value.ca => Some("is not a CA's (CA:FALSE)"),
+        (Ok(None), _) => Some("is not a CA's (it has no basic constraints CA:TRUE)"),
+        (_, Ok(Some(usage))) if !usage.value.key_cert_sign() => {
+            Some("is not for signing certificates (its key usage lacks keyCertSign)")
+        }
+        _ => None,
+    }
 }
 
 /// When a certificate's validity ends, in epoch seconds; `None` for what is no certificate.
@@ -391,27 +566,47 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// Reads a private key: PKCS#8, PKCS#1 or SEC1 in PEM.
+/// Reads the only private key of a file: PKCS#8, PKCS#1 or SEC1 in PEM. It is zeroed once it is dropped.
 ///
 /// # Errors
-/// An unreadable or malformed file, an encrypted key, or none in it.
-pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, MaterialError> {
+/// An unreadable or malformed file, an encrypted key, several, or none in it.
+pub fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, MaterialError> {
     let what = "private key";
-    let pem = read(what, path)?;
-    match PrivateKeyDer::from_pem_slice(&pem) {
-        Ok(key) => Ok(key),
-        Err(pem::Error::NoItemsFound) => {
-            let encrypted = String::from_utf8_lossy(&pem).contains("ENCRYPTED");
-            let expected = match encrypted {
-                true => {
-                    "usable private key; it is encrypted, so write it out without a passphrase and protect the file"
-                }
-                false => "-----BEGIN PRIVATE KEY-----",
-            };
-            Err(MaterialError::Empty { what, path: path.into(), expected })
+    let text = read(what, path)?;
+    let fail = |mistake| MaterialError::Pem { what, path: path.into(), mistake };
+    let mut blocks = pem::blocks(&text).map_err(fail)?;
+    blocks.retain(pem::Block::is_private_key);
+    let block = match blocks.as_slice() {
+        [one] => one,
+        [] => {
+            let expected = "-----BEGIN PRIVATE KEY-----";
+            return Err(MaterialError::Empty { what, path: path.into(), expected });
         }
-        Err(error) => Err(MaterialError::Pem { what, path: path.into(), reason: error.to_string() }),
+        several => {
+            let lines = several.iter().map(|block| block.line).collect();
+            return Err(MaterialError::SeveralKeys { path: path.into(), lines });
+        }
+    };
+    if block.is_encrypted() {
+        return Err(MaterialError::EncryptedKey { path: path.into(), line: block.line });
     }
+    let mut der = block.der().map_err(fail)?;
+    // Moved, not copied: what stays behind is empty.
+    let der = std::mem::take(&mut *der);
+    Ok(Zeroizing::new(match block.label {
+        "PRIVATE KEY" => PrivateKeyDer::Pkcs8(der.into()),
+        "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(der.into()),
+        "EC PRIVATE KEY" => PrivateKeyDer::Sec1(der.into()),
+        label => {
+            let mut der = der;
+            der.zeroize();
+            let reason = format!(
+                "\"{label}\" is not a form of key that can be used; write it out as PKCS#8 (`openssl pkey -in {} -out <file>`)",
+                path.display()
+            );
+            return Err(fail(block.mistake(reason)));
+        }
+    }))
 }
 
 /// Joins a certificate's chain with its private key; both files are named in messages.
@@ -424,9 +619,8 @@ pub fn join_key(
     key: &Path,
 ) -> Result<CertifiedKey, MaterialError> {
     let fail = |reason: String| MaterialError::Key { path: key.into(), reason };
-    let signer = provider()
-        .key_provider
-        .load_private_key(read_key(key)?)
+    // The signer keeps the key in aws-lc's own memory, which is zeroed when it is freed.
+    let signer = any_supported_type(&*read_key(key)?)
         .map_err(|error| fail(format!("unusable ({error}); use an EC P-256, P-384, Ed25519 or RSA key")))?;
     let certified = CertifiedKey::new(chain.to_vec(), signer);
     match certified.keys_match() {
@@ -450,23 +644,20 @@ pub fn exposure(key: &Path) -> Option<String> {
     Some(format!("key {} can be {open} (mode {mode:04o}); chmod 600 it", key.display()))
 }
 
-fn read_pem<T: PemObject>(
-    what: &'static str,
-    path: &Path,
-    expected: &'static str,
-) -> Result<Vec<T>, MaterialError> {
-    let pem = read(what, path)?;
-    let items: Vec<T> = T::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| MaterialError::Pem { what, path: path.into(), reason: error.to_string() })?;
-    match items.is_empty() {
-        true => Err(MaterialError::Empty { what, path: path.into(), expected }),
-        false => Ok(items),
+/// A file's text. What is not UTF-8 in it lies outside the PEM blocks, or is named as a mistake in one.
+pub(crate) fn read(what: &'static str, path: &Path) -> Result<Zeroizing<String>, MaterialError> {
+    let bytes = std::fs::read(path).map_err(|source| MaterialError::Unreadable {
+        what,
+        path: path.into(),
+        source,
+    })?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            let bytes = Zeroizing::new(error.into_bytes());
+            Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+        }
     }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError> {
-    std::fs::read(path).map_err(|source| MaterialError::Unreadable { what, path: path.into(), source })
 }
 
 /// Who, beside the owners, could replace the file at `path` by replacing it or a folder above it; a sentence that says

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 
-use crate::certificate::{self, Leaf, Material, MaterialError};
+use crate::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
 use crate::config::{Config, TlsFiles};
+use crate::revocation::{self, InForce};
 
 /// A certificate that ends within so many days deserves a warning.
 const SOON_DAYS: u64 = 14;
@@ -167,23 +168,26 @@ impl<'c> Report<'c> {
     fn certificates(&mut self) -> Option<Vec<CertificateDer<'static>>> {
         let config = self.config;
         let (tls, node, now) = (&config.mesh.tls, &config.mesh.node_name, UnixTime::now());
-        let roots = self.keep(certificate::read_trust_bundle(&tls.ca_path));
-        let crls = config.proxy.crl_path.as_deref().map(certificate::read_crls).transpose();
+        let bundle = self.keep(TrustBundle::read(&tls.ca_path));
+        let crls = config.proxy.crl_path.as_deref().map(revocation::read).transpose();
         let crls = self.keep(crls);
-        if let (Some(path), Some(Some(lists))) = (&config.proxy.crl_path, &crls) {
-            self.revocations(path, lists, now);
+        if let Some(bundle) = &bundle {
+            self.anchors(&tls.ca_path, bundle, now);
+            if let (Some(path), Some(Some(lists))) = (&config.proxy.crl_path, &crls) {
+                self.revocations(path, &revocation::in_force(lists, bundle, now), now);
+            }
         }
         let (chain, leaf) = self.keep(certificate::read_leaf(&tls.cert_path))?;
         let shown = tls.cert_path.display();
         let names = leaf.names_node(node, &tls.cert_path);
         self.judge(names.map(|()| format!("certificate {shown}: CN names node {node}")));
         self.expiry(&leaf, now);
-        if let (Some(roots), Some(crls)) = (roots, crls) {
+        if let (Some(bundle), Some(crls)) = (bundle, crls) {
             let material = Material {
                 cert_path: tls.cert_path.clone(),
                 chain: chain.clone(),
                 leaf,
-                roots: Arc::new(roots),
+                bundle: Arc::new(bundle),
                 crls: crls.unwrap_or_default(),
             };
             self.judge(material.accepted_by_peers(node, now).map(|()| {
@@ -231,10 +235,41 @@ impl<'c> Report<'c> {
         self.tell(outcome, format!("certificate {path}: {when}"));
     }
 
-    fn revocations(&mut self, path: &Path, lists: &[CertificateRevocationListDer<'_>], now: UnixTime) {
-        let (revoked, ends) = certificate::revoked(lists);
-        let (outcome, when) = ends.map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
-        self.tell(outcome, format!("revocation lists {}: {revoked} revoked, {when}", path.display()));
+    /// CA certificates whose end is past or near: with them ends all that they signed.
+    fn anchors(&mut self, path: &Path, bundle: &TrustBundle, now: UnixTime) {
+        for anchor in bundle.anchors() {
+            let (outcome, when) = until(anchor.not_after, now);
+            if outcome != Outcome::Ok {
+                // One that has ended does not count any more; whether that matters shows below.
+                let text =
+                    format!("trust bundle {}: the CA certificate of {}: {when}", path.display(), anchor.name);
+                self.tell(Outcome::Warning, text);
+            }
+        }
+    }
+
+    fn revocations(&mut self, path: &Path, lists: &InForce, now: UnixTime) {
+        let path = path.display();
+        let (outcome, when) =
+            lists.first_end().map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
+        self.tell(outcome, format!("revocation lists {path}: {} revoked, {when}", lists.revoked()));
+        for list in &lists.forged {
+            let issuer = &list.issuer_name;
+            self.tell(
+                Outcome::Warning,
+                format!("revocation lists {path}: the list of {issuer} was not signed by that CA, so it does not count"),
+            );
+        }
+        for list in &lists.coming {
+            let issuer = &list.issuer_name;
+            self.tell(
+                Outcome::Warning,
+                format!(
+                    "revocation lists {path}: the list of {issuer} says that it was made in the future, so it does not \
+                     count yet (is a clock wrong?)"
+                ),
+            );
+        }
     }
 
     /// registryd never makes this folder: a mount that is missing must not be taken for an empty one.

@@ -14,8 +14,8 @@ use crate::address::LocalAddr;
 
 pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
-    AgentServer, Backend, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound, OutboundListener,
-    Policy, Protocol, Proxy, SocketAccess, Timeouts,
+    AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound,
+    OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
 };
 pub use registryd::{Dns, Registryd};
 pub use yaml::Mistake;

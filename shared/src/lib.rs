@@ -18,7 +18,9 @@ pub mod local_api;
 pub mod logging;
 pub mod message;
 pub mod name;
+pub mod pem;
 pub mod registry;
+pub mod revocation;
 pub mod service_manager;
 pub mod unix_socket;
 

@@ -125,6 +125,12 @@ pub struct SidecarReport {
     /// Whether it was told to stop: it takes no new work from peers, and finishes what it has.
     #[serde(default)]
     pub draining: bool,
+    /// When the first of the revocation lists in use ends, epoch seconds; `None`: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_ends: Option<i64>,
+    /// What is wrong with the certificates, keys and lists as their files are now, while earlier ones are in use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_problems: Vec<String>,
     /// The last upgrade that was asked of this process and did not come about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_upgrade: Option<FailedUpgrade>,

@@ -323,7 +323,9 @@ async fn sessions_with_a_peer_are_resumed() {
             ..PeerOptions::good(&mesh.ca, "ct150")
         };
         let (peer, _address) = mesh.peer_with("ct150", &[], options).await;
-        let node = mesh.start("ct110", "opus").await;
+        let plan = mesh.node("ct110").agent("opus");
+        let plan = plan.with(|config| config["proxy"]["tls"]["min_version"] = "1.2".into());
+        let node = plan.start().await;
         node.comes_to("/nodes/ct150/close", None).await;
         for _ in 0..3 {
             assert_eq!(node.get("/nodes/ct150/close").await.text(), "closed");
@@ -337,7 +339,8 @@ async fn sessions_with_a_peer_are_resumed() {
 #[tokio::test]
 async fn a_peers_session_with_us_is_resumed_and_keeps_its_identity() {
     let mesh = Mesh::new();
-    let mut node = mesh.node("ct110").prepare().await;
+    let plan = mesh.node("ct110").with(|config| config["proxy"]["tls"]["min_version"] = "1.2".into());
+    let mut node = plan.prepare().await;
     node.start_proxy().await;
     for version in rustls::ALL_VERSIONS {
         let client = Client::versions(&mesh.ca, &mesh.ca.node("ct111"), &[version]);

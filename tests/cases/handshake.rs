@@ -17,7 +17,10 @@ const FAILED: &str = "WARN [AgentChannel] TLS handshake failed from 127.0.0.1: "
 async fn sidecar(mesh: &Mesh) -> Node {
     let mut node = mesh
         .node("ct110")
-        .with(|config| config["proxy"]["timeouts"]["handshake_ms"] = 1000.into())
+        .with(|config| {
+            config["proxy"]["timeouts"]["handshake_ms"] = 1000.into();
+            config["proxy"]["tls"]["min_version"] = 1.2.into();
+        })
         .prepare()
         .await;
     node.start_proxy().await;

@@ -136,7 +136,9 @@ async fn a_peer_whose_certificate_does_not_verify() {
 #[tokio::test]
 async fn a_peer_that_refuses_our_certificate() {
     let mesh = Mesh::new();
-    let node = mesh.start("ct110", "opus").await;
+    let plan = mesh.node("ct110").agent("opus");
+    let plan = plan.with(|config| config["proxy"]["tls"]["min_version"] = "1.2".into());
+    let node = plan.start().await;
     for versions in [vec![&rustls::version::TLS13], vec![&rustls::version::TLS12]] {
         for alpn in [vec!["h2", "http/1.1"], vec!["http/1.1"]] {
             let options = PeerOptions {

@@ -141,7 +141,8 @@ impl Ca {
         self.sign(params)
     }
 
-    fn sign(&self, mut params: CertificateParams) -> Issued {
+    /// Issues whatever these say, with a new key and a new serial number.
+    pub fn sign(&self, mut params: CertificateParams) -> Issued {
         let key = KeyPair::generate().unwrap();
         // Positive, whatever the hash.
         let serial = (RandomState::new().hash_one(key.public_key_raw()) >> 1).to_be_bytes().to_vec();
@@ -178,6 +179,11 @@ impl Ca {
     /// A revocation list that ends so long from now.
     pub fn crl_pem_ending(&self, life: Duration, revoked: &[&Issued]) -> String {
         self.list(revoked, |list| list.next_update = (SystemTime::now() + life).into())
+    }
+
+    /// A revocation list that was made at a moment.
+    pub fn crl_pem_made(&self, at: SystemTime, revoked: &[&Issued]) -> String {
+        self.list(revoked, |list| list.this_update = at.into())
     }
 
     fn list(&self, revoked: &[&Issued], change: impl FnOnce(&mut CertificateRevocationListParams)) -> String {

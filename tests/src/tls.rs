@@ -10,6 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_shared::certificate::provider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -69,7 +70,7 @@ impl Client {
             .unwrap()
             .with_root_certificates(roots);
         let config = match identity {
-            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+            Some((chain, key)) => builder.with_client_cert_resolver(presenting(chain, &key)),
             None => builder.with_no_client_auth(),
         };
         Self { config }
@@ -122,6 +123,12 @@ impl Client {
     }
 }
 
+/// Presents certificates as they are, however bad, also with a key that belongs to none of them.
+fn presenting(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Arc<SingleCertAndKey> {
+    let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, signer)))
+}
+
 /// How a [`Peer`] behaves.
 pub struct PeerOptions {
     /// What it presents.
@@ -158,8 +165,7 @@ impl PeerOptions {
             .with_protocol_versions(&self.versions)
             .unwrap()
             .with_client_cert_verifier(verifier)
-            .with_single_cert(self.identity.chain(), self.identity.key())
-            .unwrap();
+            .with_cert_resolver(presenting(self.identity.chain(), &self.identity.key()));
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }

@@ -306,7 +306,9 @@ fn handshake_reason(error: &io::Error) -> String {
             format!("peer refused this node's certificate or offer (alert {alert:?})")
         }
         Some(E::PeerIncompatible(detail)) => {
-            format!("no common ground with the peer ({detail:?}); TLS 1.2 or 1.3 is needed")
+            format!(
+                "no common ground with the peer ({detail:?}); TLS 1.3 is needed, or 1.2 where proxy.tls.min_version allows it"
+            )
         }
         Some(other) => describe(other, Role::Client),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {

@@ -3,23 +3,39 @@
 //! A snapshot is built whole, judged by the verifiers that peers use, and only then published; a failed
 //! reload leaves the one in use as it is. Each handshake sees exactly one snapshot.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Material, MaterialError, next_updates, provider};
-use mesh_shared::config::Config;
+use mesh_shared::certificate::{Material, MaterialError};
+use mesh_shared::config::{Config, Group, Tls, TlsVersion};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use tokio::sync::watch;
 
 use crate::metrics::METRICS;
+use crate::tls::fingerprint::Fingerprint;
+use crate::tls::revocation::{self, Memory};
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
 pub const ALPN_H2: &[u8] = b"h2";
 /// HTTP/1.1, as negotiated in TLS (RFC 7301, section 6).
 pub const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
+
+/// Something that an operator has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// What it is about: the same for as long as it is the same matter.
+    pub about: String,
+    /// A sentence.
+    pub text: String,
+}
+
+/// From so many seconds before its end on, a revocation list deserves a warning.
+const CRL_ENDS_SOON: i64 = 3 * 86_400;
 
 /// Everything both directions need for TLS.
 pub struct Credentials {
@@ -33,8 +49,16 @@ pub struct Credentials {
     pub clients: Arc<ClientVerifier>,
     /// Judges peers that are called, also those that are connected already.
     pub servers: Arc<ServerVerifier>,
-    /// When each revocation list ends, epoch seconds.
-    pub crl_ends: Vec<i64>,
+    /// When the first revocation list ends, epoch seconds; `None`: there are none.
+    pub crl_end: Option<i64>,
+    /// What is wrong with the files although they can be used, each in a sentence.
+    pub problems: Vec<String>,
+    /// When this snapshot was made, epoch seconds.
+    pub made: i64,
+    /// The content of the files.
+    pub fingerprint: Fingerprint,
+    /// The public files.
+    material: Arc<Material>,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
@@ -57,14 +81,24 @@ impl Credentials {
     /// Whatever would make peers refuse this node, or this node unable to verify peers. Fails closed.
     pub fn load(config: &Config) -> Result<Self, CredentialsError> {
         let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
-        let material = Material::load(config)?;
+        // Before anything is read: what changes meanwhile is noticed at the next look.
+        let fingerprint = Fingerprint::of(config);
+        let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        let mut material = Material::load(config)?;
+        let memory = config.proxy.crl_path.as_ref().map(|_| Memory::below(&config.proxy.state_dir));
+        let problems = match &memory {
+            Some(memory) => revocation::join(&mut material, memory.recall()),
+            None => Vec::new(),
+        };
         material.names_node(&config.mesh.node_name)?;
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
         let key = Arc::new(SingleCertAndKey::from(material.with_key(&config.mesh.tls.key_path)?));
+        let material = Arc::new(material);
+        let (provider, versions) = (Arc::new(agreed(&config.proxy.tls)), versions(&config.proxy.tls));
 
-        let clients = Arc::new(ClientVerifier::new(material.client_verifier()?));
-        let mut server = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+        let clients = Arc::new(ClientVerifier::new(material.clone())?);
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&versions)
             .map_err(|error| tls(&error))?
             .with_client_cert_verifier(clients.clone())
             .with_cert_resolver(key.clone());
@@ -73,17 +107,26 @@ impl Credentials {
         // snapshot: after a reload nobody resumes past new certificates or revocations.
         server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| tls(&error))?;
         server.send_tls13_tickets = 1;
+        // Without it, TLS 1.2 has the triple handshake attack (RFC 7627).
+        server.require_ems = true;
+        // Early data can be replayed.
+        server.max_early_data_size = 0;
 
-        let servers = Arc::new(ServerVerifier::new(material.server_verifier()?));
-        let mut client = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+        let servers = Arc::new(ServerVerifier::new(material.clone())?);
+        let mut client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
             .with_custom_certificate_verifier(servers.clone())
             .with_client_cert_resolver(key);
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
+        client.require_ems = true;
+        client.enable_early_data = false;
         let mut client_http1 = client.clone();
         client_http1.alpn_protocols = vec![ALPN_HTTP_1_1.into()];
+        if let Some(memory) = memory {
+            memory.keep(&material);
+        }
 
         Ok(Self {
             server: Arc::new(server),
@@ -91,15 +134,71 @@ impl Credentials {
             client_http1: Arc::new(client_http1),
             clients,
             servers,
-            crl_ends: next_updates(&material.crls),
+            crl_end: material.revocations(UnixTime::now()).first_end(),
+            problems,
             not_after: material.leaf.not_after,
+            made,
+            fingerprint,
+            material,
         })
+    }
+
+    /// When what [`Credentials::clients`] and [`Credentials::servers`] say may change without new files, epoch seconds.
+    pub fn changes(&self) -> impl Iterator<Item = i64> {
+        let lists = self.material.crls.iter();
+        let lists = lists.flat_map(|list| [Some(list.this_update), list.next_update].into_iter().flatten());
+        let anchors = self.material.bundle.anchors().iter();
+        lists.chain(anchors.flat_map(|anchor| [anchor.not_before, anchor.not_after.saturating_add(1)]))
+    }
+
+    /// What an operator has to know now: the problems, and lists that end soon.
+    pub fn warnings(&self, now: UnixTime) -> Vec<Warning> {
+        let told = |text: &String| Warning { about: text.clone(), text: text.clone() };
+        let mut warnings: Vec<_> = self.problems.iter().map(told).collect();
+        let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        for list in self.material.revocations(now).lists {
+            let Some(left) = list.next_update.map(|end| end - at).filter(|left| *left <= CRL_ENDS_SOON)
+            else {
+                continue;
+            };
+            let subject = format!("the revocation list of {}", list.issuer_name);
+            let meaning = "everyone is refused whose certificate this CA signed; publish a new list";
+            warnings.push(match left {
+                ..=0 => Warning {
+                    text: format!("{subject} has ended, so {meaning}"),
+                    about: format!("{subject} has ended"),
+                },
+                _ => Warning {
+                    text: format!("{subject} ends in {} hours; from then on {meaning}", left / 3600),
+                    about: format!("{subject} ends"),
+                },
+            });
+        }
+        warnings
     }
 
     /// Shows in the metrics when it ends.
     fn show(&self) {
         METRICS.set_certificate_end(self.not_after);
-        METRICS.set_crl_end(self.crl_ends.iter().copied().min());
+        METRICS.set_crl_end(self.crl_end);
+    }
+}
+
+/// The cryptography of handshakes: the configured groups, and nothing that is not needed.
+fn agreed(tls: &Tls) -> CryptoProvider {
+    let groups = tls.groups.iter().map(|group| match group {
+        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
+        Group::X25519 => kx_group::X25519,
+        Group::Secp256r1 => kx_group::SECP256R1,
+        Group::Secp384r1 => kx_group::SECP384R1,
+    });
+    CryptoProvider { kx_groups: groups.collect(), ..aws_lc_rs::default_provider() }
+}
+
+fn versions(tls: &Tls) -> Vec<&'static SupportedProtocolVersion> {
+    match tls.min_version {
+        TlsVersion::V1_3 => vec![&rustls::version::TLS13],
+        TlsVersion::V1_2 => vec![&rustls::version::TLS13, &rustls::version::TLS12],
     }
 }
 
@@ -107,13 +206,16 @@ impl Credentials {
 pub struct CredentialStore {
     current: ArcSwap<Credentials>,
     replaced: watch::Sender<()>,
+    /// Why the files as they are now cannot be used.
+    failure: Mutex<Option<String>>,
 }
 
 impl CredentialStore {
     /// Starts with `credentials`.
     pub fn new(credentials: Credentials) -> Self {
         credentials.show();
-        Self { current: ArcSwap::from_pointee(credentials), replaced: watch::Sender::new(()) }
+        let (current, replaced) = (ArcSwap::from_pointee(credentials), watch::Sender::new(()));
+        Self { current, replaced, failure: Mutex::new(None) }
     }
 
     /// The snapshot in use.
@@ -130,7 +232,20 @@ impl CredentialStore {
     pub fn replace(&self, credentials: Credentials) {
         credentials.show();
         self.current.store(Arc::new(credentials));
+        self.failed(None);
         self.replaced.send_replace(());
+    }
+
+    /// Notes why the files as they are now cannot be used; `None`: they can, or are those in use.
+    pub fn failed(&self, why: Option<String>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// What is wrong now, each in a sentence.
+    pub fn problems(&self) -> Vec<String> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let warnings = self.load().warnings(UnixTime::now());
+        failure.into_iter().chain(warnings.into_iter().map(|warning| warning.text)).collect()
     }
 
     /// Wakes at each snapshot from now on.

@@ -45,17 +45,19 @@ pub fn judge_resumed(
     judge: impl Fn(&Credentials) -> Result<(), rustls::Error>,
 ) -> Result<(), rustls::Error> {
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
-    match ends(credentials, chain).all(|end| now < end) {
+    let mut since = ends(credentials, chain).filter(|change| *change > credentials.made);
+    match since.all(|change| now < change) {
         true => Ok(()),
         false => judge(credentials),
     }
 }
 
-/// When the certificates of a chain and the revocation lists are no longer good, epoch seconds.
+/// When the certificates of a chain are no longer good, and other CA certificates or revocation lists count, epoch
+/// seconds.
 fn ends(credentials: &Credentials, chain: &[CertificateDer<'_>]) -> impl Iterator<Item = i64> {
     // A certificate is good in its last second, a list is not (RFC 5280, sections 4.1.2.5 and 5.1.2.5).
     let chain = chain.iter().filter_map(not_after).map(|end| end.saturating_add(1));
-    chain.chain(credentials.crl_ends.iter().copied())
+    chain.chain(credentials.changes())
 }
 
 /// How long the verdict of `now` holds, with certificates and lists that are good until `ends`, epoch seconds.

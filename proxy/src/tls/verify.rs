@@ -7,14 +7,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use mesh_shared::Identity;
-use mesh_shared::certificate::{Leaf, LeafError};
+use mesh_shared::certificate::{Leaf, LeafError, Material, MaterialError, why_not_a_ca};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A peer whose certificate was verified in the handshake of the connection it speaks on.
 #[derive(Debug)]
@@ -99,6 +101,45 @@ fn refused(error: LeafError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }
 
+/// A certificate between the leaf and the CA that may not sign.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate of {name} in its chain {reason}")]
+struct MayNotSign {
+    name: String,
+    reason: &'static str,
+}
+
+/// The certificates of a chain that may sign others, and the first that may not. webpki does not look at key usage.
+fn that_may_sign<'c>(chain: &[CertificateDer<'c>]) -> (Vec<CertificateDer<'c>>, Option<MayNotSign>) {
+    let (mut signing, mut other) = (Vec::with_capacity(chain.len()), None);
+    for certificate in chain {
+        match may_not_sign(certificate) {
+            None => signing.push(certificate.clone()),
+            Some(found) => other = other.or(Some(found)),
+        }
+    }
+    (signing, other)
+}
+
+fn may_not_sign(certificate: &CertificateDer<'_>) -> Option<MayNotSign> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => {
+            why_not_a_ca(&parsed).map(|reason| MayNotSign { name: parsed.subject().to_string(), reason })
+        }
+        Err(_) => Some(MayNotSign { name: "?".into(), reason: "cannot be parsed" }),
+    }
+}
+
+/// Where no issuer was found, the certificate that might have been it is the reason.
+fn blame(error: rustls::Error, other: Option<MayNotSign>) -> rustls::Error {
+    match (error, other) {
+        (rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer), Some(other)) => {
+            CertificateError::Other(OtherError(Arc::new(other))).into()
+        }
+        (error, _) => error,
+    }
+}
+
 /// The dialled peer proved to be somebody else: its certificate is valid, but not for the dialled name.
 #[derive(Debug, thiserror::Error)]
 #[error("it is the certificate of {found}, not of {expected}")]
@@ -109,16 +150,68 @@ pub struct WrongPeer {
     pub expected: String,
 }
 
+/// A verifier for any moment. CA certificates and revocation lists begin and end to count while nothing is read anew.
+struct Timed<V> {
+    material: Arc<Material>,
+    make: fn(&Material, UnixTime) -> Result<V, MaterialError>,
+    /// For what depends on no moment: signatures, and the names of CAs.
+    first: V,
+    current: ArcSwap<Window<V>>,
+}
+
+/// A verifier and the time for which it is right.
+struct Window<V> {
+    from: u64,
+    until: Option<i64>,
+    verifier: V,
+}
+
+impl<V: Clone> Timed<V> {
+    fn new(
+        material: Arc<Material>,
+        make: fn(&Material, UnixTime) -> Result<V, MaterialError>,
+    ) -> Result<Self, MaterialError> {
+        let now = UnixTime::now();
+        let first = make(&material, now)?;
+        let window =
+            Window { from: now.as_secs(), until: material.next_change(now), verifier: first.clone() };
+        Ok(Self { material, make, first, current: ArcSwap::from_pointee(window) })
+    }
+
+    /// The verifier that is right at `now`; fails closed where no CA certificate is valid then.
+    fn at(&self, now: UnixTime) -> Result<V, rustls::Error> {
+        let window = self.current.load();
+        let ended = window.until.is_some_and(|end| i64::try_from(now.as_secs()).unwrap_or(i64::MAX) >= end);
+        if window.from <= now.as_secs() && !ended {
+            return Ok(window.verifier.clone());
+        }
+        let verifier = (self.make)(&self.material, now)
+            .map_err(|error| CertificateError::Other(OtherError(Arc::new(error))))?;
+        let (from, until) = (now.as_secs(), self.material.next_change(now));
+        self.current.store(Arc::new(Window { from, until, verifier: verifier.clone() }));
+        Ok(verifier)
+    }
+}
+
+impl<V> std::fmt::Debug for Timed<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Timed").finish_non_exhaustive()
+    }
+}
+
 /// Verifies clients of the inbound side.
 #[derive(Debug)]
 pub struct ClientVerifier {
-    inner: Arc<dyn ClientCertVerifier>,
+    inner: Timed<Arc<dyn ClientCertVerifier>>,
 }
 
 impl ClientVerifier {
-    /// Adds the mesh's demands to a verifier that knows the trust bundle.
-    pub fn new(inner: Arc<dyn ClientCertVerifier>) -> Self {
-        Self { inner }
+    /// Judges by this trust bundle and these revocation lists, and adds the mesh's demands.
+    ///
+    /// # Errors
+    /// A bundle or list that is not understood, or a bundle of which nothing is valid now.
+    pub fn new(material: Arc<Material>) -> Result<Self, MaterialError> {
+        Ok(Self { inner: Timed::new(material, Material::client_verifier)? })
     }
 
     /// Whether a connected peer would be let in now as well.
@@ -133,7 +226,7 @@ impl ClientVerifier {
 
 impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
+        self.inner.first.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -142,7 +235,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.inner.verify_client_cert(leaf, intermediates, now)?;
+        let (signing, others) = that_may_sign(intermediates);
+        let verified = self.inner.at(now)?.verify_client_cert(leaf, &signing, now);
+        let verified = verified.map_err(|error| blame(error, others))?;
         Leaf::parse(leaf).map_err(refused)?;
         Ok(verified)
     }
@@ -153,7 +248,7 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signed)
+        self.inner.first.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -162,24 +257,27 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signed)
+        self.inner.first.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.inner.first.supported_verify_schemes()
     }
 }
 
 /// Verifies servers of the outbound side: the SAN must match `<node>.mesh` and the CN name that node.
 #[derive(Debug)]
 pub struct ServerVerifier {
-    inner: Arc<WebPkiServerVerifier>,
+    inner: Timed<Arc<WebPkiServerVerifier>>,
 }
 
 impl ServerVerifier {
-    /// Adds the mesh's demands to a verifier that knows the trust bundle.
-    pub fn new(inner: Arc<WebPkiServerVerifier>) -> Self {
-        Self { inner }
+    /// As [`ClientVerifier::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(material: Arc<Material>) -> Result<Self, MaterialError> {
+        Ok(Self { inner: Timed::new(material, Material::server_verifier)? })
     }
 
     /// Whether a connected peer, dialled as `name`, would be accepted now as well.
@@ -206,7 +304,9 @@ impl ServerCertVerifier for ServerVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.inner.verify_server_cert(leaf, intermediates, dialled, ocsp, now)?;
+        let (signing, others) = that_may_sign(intermediates);
+        let verified = self.inner.at(now)?.verify_server_cert(leaf, &signing, dialled, ocsp, now);
+        let verified = verified.map_err(|error| blame(error, others))?;
         let found = Leaf::parse(leaf).map_err(refused)?.identity;
         match &found {
             Identity::Node(node) if *dialled.to_str() == *node.mesh_host() => Ok(verified),
@@ -223,7 +323,7 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signed)
+        self.inner.first.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -232,10 +332,10 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signed)
+        self.inner.first.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.inner.first.supported_verify_schemes()
     }
 }

@@ -4,13 +4,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use mesh_shared::NodeName;
 use mesh_shared::certificate::{Role, describe};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind};
+use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind, NamedGroup};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -59,11 +60,16 @@ pub async fn dial(
             reason.unwrap_or_else(|| "the name does not resolve, and its entry names no usable host".into());
         return Err(ProxyError::PeerUnresolved { node: node.clone(), reason });
     }
-    timeout(limit, handshake(route, credentials, protocols)).await.unwrap_or_else(|_| {
+    let connected = AtomicBool::new(false);
+    timeout(limit, handshake(route, credentials, protocols, &connected)).await.unwrap_or_else(|_| {
+        let hint = match connected.into_inner() {
+            true => large_hello(&credentials.load().client),
+            false => "",
+        };
         Err(ProxyError::PeerTimeout {
             node: node.clone(),
             limit_ms: limit.as_millis(),
-            addresses: list(&route.addresses),
+            addresses: list(&route.addresses) + hint,
         })
     })
 }
@@ -72,6 +78,7 @@ async fn handshake(
     route: &Route,
     credentials: &Arc<CredentialStore>,
     protocols: Protocols,
+    connected: &AtomicBool,
 ) -> Result<PeerStream, ProxyError> {
     let node = &route.node;
     let name = ServerName::try_from(node.mesh_host())
@@ -83,14 +90,14 @@ async fn handshake(
         Protocols::Any => &snapshot.client,
         Protocols::Http1 => &snapshot.client_http1,
     };
-    let mut tls = connect_tls(route, config, &name).await?;
+    let mut tls = connect_tls(route, config, &name, connected).await?;
     let resumed = tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
     let still_trusts = |credentials: &Credentials| judge(credentials, &chain(&tls), &name);
     if resumed && trust::judge_resumed(&snapshot, &chain(&tls), still_trusts).is_err() {
         // The session's certificate has ended, or the revocation list. The peer may have another certificate by now.
         let mut anew = ClientConfig::clone(config);
         anew.resumption = rustls::client::Resumption::disabled();
-        tls = connect_tls(route, &Arc::new(anew), &name).await?;
+        tls = connect_tls(route, &Arc::new(anew), &name, connected).await?;
     }
     tcp::prepare_peer(tls.get_ref().0.get_ref(), tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
     let chain = chain(&tls);
@@ -157,13 +164,31 @@ async fn connect_tls(
     route: &Route,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
+    connected: &AtomicBool,
 ) -> Result<TlsStream<ReadAhead<TcpStream>>, ProxyError> {
     let node = &route.node;
     let tcp = connect(&route.addresses)
         .await
         .map_err(|reason| ProxyError::PeerUnreachable { node: node.clone(), reason })?;
+    connected.store(true, Ordering::Relaxed);
     let connector = TlsConnector::from(config.clone());
-    connector.connect(name.clone(), ReadAhead::new(tcp)).await.map_err(|error| tls_error(node, &error))
+    connector
+        .connect(name.clone(), ReadAhead::new(tcp))
+        .await
+        .map_err(|error| tls_error(node, &error, config))
+}
+
+/// What to try where handshakes get no answer: a hello with a post-quantum key does not fit into one packet.
+fn large_hello(config: &ClientConfig) -> &'static str {
+    let large =
+        config.crypto_provider().kx_groups.iter().any(|group| group.name() == NamedGroup::X25519MLKEM768);
+    match large {
+        true => {
+            "; it took the TCP connection and no TLS: if a firewall between drops large handshakes, leave \
+             X25519MLKEM768 out of proxy.tls.groups"
+        }
+        false => "",
+    }
 }
 
 /// Tries the addresses in order, each as soon as the one before failed or took too long.
@@ -201,10 +226,13 @@ pub fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn tls_error(node: &NodeName, error: &io::Error) -> ProxyError {
+fn tls_error(node: &NodeName, error: &io::Error, config: &ClientConfig) -> ProxyError {
     let node = node.clone();
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
-        return ProxyError::PeerUnreachable { node, reason: format!("the TLS handshake broke off: {error}") };
+        return ProxyError::PeerUnreachable {
+            node,
+            reason: format!("the TLS handshake broke off: {error}{}", large_hello(config)),
+        };
     };
     let reason = describe(cause, Role::Server);
     match cause {
@@ -215,6 +243,10 @@ fn tls_error(node: &NodeName, error: &io::Error) -> ProxyError {
             ProxyError::PeerIdentityMismatch { node, reason }
         }
         rustls::Error::InvalidCertificate(_) => ProxyError::PeerUntrusted { node, reason },
+        rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => ProxyError::PeerUnreachable {
+            node,
+            reason: "it speaks no version of TLS that this node allows (proxy.tls.min_version)".into(),
+        },
         rustls::Error::AlertReceived(alert) if *alert != AlertDescription::NoApplicationProtocol => {
             ProxyError::PeerRefusedUs { node, reason: format!("alert {alert:?}") }
         }

@@ -3,20 +3,19 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::MaterialError;
+use mesh_shared::certificate::{self, Located, MaterialError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SerialNumber};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
-use crate::files::{self, pem_blocks};
+use crate::files;
 use crate::key::{random, read_pair};
 use crate::model::Ca;
 
 /// Certificates begin this much earlier, so that a host whose clock is behind accepts them at once.
-const BACKDATE: Duration = Duration::hours(1);
+pub(crate) const BACKDATE: Duration = Duration::hours(1);
 
 /// A certificate of `ca-chain.pem`.
 #[derive(Debug, Clone)]
@@ -43,32 +42,22 @@ impl Authority {
 impl Ca {
     /// The certificates of `ca-chain.pem`, as they stand there.
     pub(crate) fn authorities(&self) -> Result<Vec<Authority>, CaError> {
+        Ok(self.located()?.into_iter().map(|each| Authority::new(each.pem, &each.der)).collect())
+    }
+
+    /// The certificates of `ca-chain.pem` with their lines.
+    pub(crate) fn located(&self) -> Result<Vec<Located>, CaError> {
         let path = self.chain_path();
-        let what = "trust bundle";
-        let text = match files::read(&path) {
-            Ok(text) => text,
-            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                let key = self.dir.join("intermediate/intermediate.key");
-                return Err(match key.exists() {
-                    true => CaError::HalfMade { found: key, missing: path },
-                    false => CaError::NoCa { dir: self.dir.clone(), missing: path },
-                });
-            }
-            Err(error) => return Err(error),
-        };
-        let mut authorities = Vec::new();
-        for pem in pem_blocks(&text, "CERTIFICATE") {
-            let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| MaterialError::Pem {
-                what,
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
-            authorities.push(Authority::new(pem, &der));
-        }
-        match authorities.is_empty() {
-            true => Err(MaterialError::Empty { what, path, expected: "-----BEGIN CERTIFICATE-----" }.into()),
-            false => Ok(authorities),
-        }
+        let missing = |error: &MaterialError| matches!(error, MaterialError::Unreadable { source, .. } if source.kind() == ErrorKind::NotFound);
+        certificate::read_located("trust bundle", &path).map_err(|error| match missing(&error) {
+            false => error.into(),
+            true => match self.signing_key_path() {
+                key if key.starts_with(&self.dir) && key.exists() => {
+                    CaError::HalfMade { found: key, missing: path }
+                }
+                _ => CaError::NoCa { dir: self.dir.clone(), missing: path },
+            },
+        })
     }
 
     /// The one of these whose key signs, ready to sign.
@@ -97,26 +86,40 @@ impl Ca {
     /// The key of an authority: the one that signs, or one that was kept beside it or in the CA's folder.
     pub(crate) fn key_of(&self, authority: &Authority) -> Result<KeyPair, CaError> {
         let signing = self.signing_key_path();
-        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
-        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
-            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
-            let paths = entries.flatten().map(|entry| entry.path());
-            paths
-                .filter(|path| {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    name.starts_with(prefix) && name.ends_with(".key")
-                })
-                .collect()
-        };
-        let mut places = vec![signing.clone()];
-        places.extend(keys(signing.parent(), &stem));
-        places.extend(keys(self.chain_path().parent(), ""));
+        let places = self.key_files();
         let mut pairs = places.iter().filter_map(|path| read_pair(path).ok());
         match pairs.find(|pair| authority.certificate.has_key(pair)) {
             Some(pair) => Ok(pair),
             None if !signing.exists() => Err(CaError::NoSigningKey { path: signing }),
             None => Err(CaError::NoFormerKey { cn: authority.certificate.shown(), signing_key: signing }),
         }
+    }
+
+    /// The files that may hold keys which sign: the one that does, and those beside it or in the CA's folder.
+    pub(crate) fn key_files(&self) -> Vec<PathBuf> {
+        let signing = self.signing_key_path();
+        let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";
+        let keys = |folder: Option<&Path>, prefix: &str| -> Vec<PathBuf> {
+            let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
+            let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            paths.retain(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(prefix) && (name.ends_with(".key") || name.ends_with(".key.new"))
+            });
+            paths.sort();
+            paths
+        };
+        let mut places = vec![signing.clone()];
+        places.extend(keys(signing.parent(), &stem));
+        places.extend(keys(self.chain_path().parent(), ""));
+        let mut known = Vec::new();
+        places.retain(|path| {
+            !known.contains(path) && {
+                known.push(path.clone());
+                true
+            }
+        });
+        places
     }
 
     /// Held while files are changed that another call may change as well.

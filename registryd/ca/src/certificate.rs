@@ -37,14 +37,15 @@ pub(crate) struct Certificate {
     pub(crate) key_type: Option<KeyType>,
     /// Bits of its key, if that is an RSA key.
     pub(crate) rsa_bits: Option<usize>,
-    /// Whether it may sign certificates.
-    pub(crate) is_ca: bool,
+    /// Why it may not sign certificates, in words that follow its name; `None`: it may.
+    pub(crate) not_a_ca: Option<&'static str>,
 }
 
 impl Certificate {
     /// Parses a certificate; see [`Self::parsed`].
     pub(crate) fn of(der: &CertificateDer<'_>) -> Self {
-        let empty = Self { der: Some(der.clone().into_owned()), ..Self::default() };
+        let der_owned = Some(der.clone().into_owned());
+        let empty = Self { der: der_owned, not_a_ca: Some("cannot be parsed"), ..Self::default() };
         let Ok((_, x509)) = X509Certificate::from_der(der) else { return empty };
         let (mut subject_key, mut issuer_key) = (None, None);
         for extension in x509.iter_extensions() {
@@ -72,7 +73,7 @@ impl Certificate {
             public_key: x509.public_key().raw.to_vec(),
             key_type: KeyType::of(&x509),
             rsa_bits,
-            is_ca: x509.is_ca(),
+            not_a_ca: mesh_shared::certificate::why_not_a_ca(&x509),
             ..empty
         }
     }

@@ -12,6 +12,18 @@ pub enum CaError {
     #[error("{} exists already, and nothing is overwritten{hint}", path.display())]
     Exists { path: PathBuf, hint: &'static str },
     #[error(
+        "a RivetOS CA is already in {} ({}), and no second one is made beside it; `meshctl ca issue-node`, renew, revoke, \
+         verify and list work with it as it is (or choose another --dir)",
+        dir.display(), found.display()
+    )]
+    RivetOs { dir: PathBuf, found: PathBuf },
+    #[error(
+        "certificates were issued in {} ({}), but the CA that did so is not there ({} is missing); put its files back, or \
+         choose another --dir",
+        dir.display(), found.display(), missing.display()
+    )]
+    IssuedByNone { dir: PathBuf, found: PathBuf, missing: PathBuf },
+    #[error(
         "the CA is only half made: {} exists, but {} does not. If nodes use this CA, put a copy of the missing \
          file back; else an earlier `meshctl ca init` was interrupted: remove {} and run it again",
         found.display(), missing.display(), found.display()

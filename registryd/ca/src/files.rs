@@ -50,16 +50,6 @@ pub(crate) fn read(path: &Path) -> Result<String, CaError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The PEM blocks with this label, each with its lines and a final newline.
-pub(crate) fn pem_blocks(text: &str, label: &str) -> Vec<String> {
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let blocks = text.match_indices(&begin).filter_map(|(from, _)| {
-        let length = text[from..].find(&end)? + end.len();
-        Some(format!("{}\n", &text[from..from + length]))
-    });
-    blocks.collect()
-}
-
 /// Waits for the only lock on a file, which is made if need be; it ends with the returned value.
 ///
 /// # Errors

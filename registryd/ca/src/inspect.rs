@@ -1,9 +1,11 @@
 //! What lies in a CA's folder, and whether peers will accept it.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
+use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
 use rustls::pki_types::UnixTime;
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::authority::Authority;
 use crate::certificate::{Certificate, day, days_until, ends};
 use crate::error::CaError;
 use crate::issue::accepted;
+use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::model::{Ca, LEAF_DAYS};
 
@@ -166,14 +169,22 @@ impl Ca {
     /// is no error here, but has `problems`.
     pub fn examine(&self, now: UnixTime) -> Result<Vec<Examined>, CaError> {
         let authorities = self.authorities()?;
-        let lists = Lists::read(&self.crl_path())?;
+        let lists = self.lists()?;
+        let cas: Vec<_> = self
+            .located()?
+            .into_iter()
+            .filter(|each| Certificate::of(&each.der).not_a_ca.is_none())
+            .collect();
+        let bundle = Arc::new(TrustBundle::of(&self.chain_path(), &cas)?);
         let mut all: Vec<_> = authorities
             .iter()
             .map(|authority| examine_authority(&self.chain_path(), authority, &authorities, now))
             .collect();
-        if self.crl_path().exists() {
+        self.examine_signing_keys(&authorities, &mut all);
+        if self.crl_paths().iter().any(|path| path.exists()) {
             for (authority, examined) in authorities.iter().zip(&mut all) {
                 if !authority.certificate.is_root()
+                    && authority.certificate.not_a_ca.is_none()
                     && examined.state != State::Expired
                     && !lists.covers(authority)
                 {
@@ -193,7 +204,7 @@ impl Ca {
         }
         issued.sort();
         for path in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
-            all.push(self.examine_issued(path, &lists, now));
+            all.push(self.examine_issued(path, &bundle, &lists, now));
         }
         for key in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "key")) {
             if !issued.contains(&key.with_extension("crt")) {
@@ -208,14 +219,63 @@ impl Ca {
         Ok(all)
     }
 
-    fn examine_issued(&self, path: &Path, lists: &Lists, now: UnixTime) -> Examined {
+    /// Who could sign in the CA's name: the modes of the keys, and whether they can be used.
+    fn examine_signing_keys(&self, authorities: &[Authority], all: &mut Vec<Examined>) {
+        for path in self.key_files() {
+            let Ok(found) = path.metadata() else { continue };
+            let mode = found.permissions().mode() & 0o777;
+            let pair = read_pair(&path);
+            let owner = pair.as_ref().ok().and_then(|pair| {
+                authorities.iter().position(|authority| authority.certificate.has_key(pair))
+            });
+            let mut alone = Examined::new(Kind::Unknown, &path);
+            let examined = match owner.and_then(|owner| all.get_mut(owner)) {
+                Some(examined) => examined,
+                None => &mut alone,
+            };
+            let shown = path.display();
+            if mode & 0o077 != 0 {
+                examined.fail(
+                    State::KeyExposed,
+                    format!(
+                        "the signing key {shown} is open to others than its owner (mode {mode:04o}), and whoever has it can \
+                         issue for every node; chmod 600 it"
+                    ),
+                );
+            }
+            match pair {
+                Ok(_) if owner.is_some_and(|owner| authorities[owner].certificate.is_root()) => examined.fail(
+                    State::KeyExposed,
+                    format!("the root's key is in the CA's folder ({shown}); move it to one host, or take it offline"),
+                ),
+                Ok(_) => {}
+                Err(CaError::Material(MaterialError::Unreadable { source, .. }))
+                    if source.kind() == ErrorKind::PermissionDenied =>
+                {
+                    examined.remarks.push(format!("the signing key {shown} was not looked at (no permission)"));
+                }
+                Err(error) => examined.fail(State::Unreadable, error.to_string()),
+            }
+            if !alone.problems.is_empty() {
+                all.push(alone);
+            }
+        }
+    }
+
+    fn examine_issued(
+        &self,
+        path: &Path,
+        bundle: &Arc<TrustBundle>,
+        lists: &Lists,
+        now: UnixTime,
+    ) -> Examined {
         let mut examined = Examined::new(Kind::Unknown, path);
         let loaded = || {
             let chain = certificate::read_certificates("certificate", path)?;
             let leaf = Leaf::parse(&chain[0])
                 .map_err(|source| MaterialError::Parse { path: path.into(), source })?;
-            let roots = certificate::read_trust_bundle(&self.chain_path())?.into();
-            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, roots, crls: Vec::new() })
+            let bundle = bundle.clone();
+            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, bundle, crls: Vec::new() })
         };
         let material = match loaded() {
             Ok(material) => material,
@@ -247,9 +307,10 @@ impl Ca {
             ));
             return examined;
         }
-        let named = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-        if named.as_ref() == Some(&leaf.identity) {
-            examined.identity = named;
+        if self.issued_paths(&leaf.identity.to_string()).0 == path
+            || path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()).as_ref() == Some(&leaf.identity)
+        {
+            examined.identity = Some(leaf.identity.clone());
         }
         examined.ends(leaf.not_after, now, SOON_DAYS, &format!("`meshctl ca renew {}` it", leaf.identity));
         let strong = check_strength(&certificate, &mut examined);
@@ -298,9 +359,10 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
             examined.remarks.push(format!("{}, and its successor signs since", ends(days)));
         }
     }
-    if !certificate.is_ca {
+    if let Some(reason) = certificate.not_a_ca {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
         examined
-            .fail(State::Untrusted, "is not a CA certificate and does not belong into ca-chain.pem".into());
+            .fail(State::Untrusted, format!("it {reason}; take it out of {file}, no node starts with it"));
     }
     check_strength(certificate, &mut examined);
     examined

@@ -3,12 +3,17 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use mesh_shared::certificate::{self, Leaf, Material, MaterialError};
+use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
-use rustls::pki_types::{ServerName, UnixTime};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use time::{Duration, OffsetDateTime};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::dated;
 use crate::certificate::{Certificate, ends};
@@ -34,7 +39,7 @@ impl Ca {
                 });
             }
         }
-        let (pair, chain, leaf) = self.sign(order)?;
+        let (pair, chain, leaf) = self.sign(order, &Kept::default())?;
         make_dir(&self.dir.join("issued"), 0o755)?;
         write_new(&key, &pair.serialize_pem(), 0o600)?;
         write_new(&certificate, &chain, 0o644)?;
@@ -60,11 +65,14 @@ impl Ca {
         let old_certificate = Certificate::of(&old[0]);
         let old_leaf = Leaf::parse(&old[0])
             .map_err(|source| MaterialError::Parse { path: certificate.clone(), source })?;
-        let alternative_names =
-            old_leaf.dns_names.into_iter().chain(old_leaf.addresses.iter().map(IpAddr::to_string)).collect();
+        let kept = match old_leaf.identity == *identity {
+            true => Kept::of(&old[0]),
+            false => Kept::default(),
+        };
+        let names = old_leaf.dns_names.into_iter().chain(old_leaf.addresses.iter().map(IpAddr::to_string));
         let key_type = key_type.or(old_certificate.key_type).unwrap_or_default();
-        let order = Order { identity: identity.clone(), alternative_names, days, key_type };
-        let (pair, chain, leaf) = self.sign(&order)?;
+        let order = Order { identity: identity.clone(), alternative_names: names.collect(), days, key_type };
+        let (pair, chain, leaf) = self.sign(&order, &kept)?;
         self.keep_superseded(&certificate, &old_certificate)?;
         replace(&key, &pair.serialize_pem(), 0o600)?;
         replace(&certificate, &chain, 0o644)?;
@@ -103,7 +111,7 @@ impl Ca {
     }
 
     /// The new key, the leaf with the intermediate as PEM, and what the leaf says.
-    fn sign(&self, order: &Order) -> Result<(KeyPair, String, Leaf), CaError> {
+    fn sign(&self, order: &Order, kept: &Kept) -> Result<(KeyPair, String, Leaf), CaError> {
         let authorities = self.authorities()?;
         let (intermediate, issuer) = self.signer(&authorities)?;
         let pair = order.key_type.generate()?;
@@ -113,14 +121,10 @@ impl Ca {
             let when = ends(days_left);
             return Err(CaError::IntermediateEnds { path: self.chain_path(), when });
         }
-        let mut params = leaf_params(order)?;
+        let mut params = self.leaf_params(order, kept)?;
         params.not_after = now + Duration::days(i64::from(order.days).min(days_left));
         let signed = params.signed_by(&pair, &issuer).map_err(make("the certificate"))?;
 
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(
-            authorities.iter().filter_map(|authority| authority.certificate.der.clone()),
-        );
         let (path, _) = self.issued_paths(&order.identity.to_string());
         let leaf = Leaf::parse(signed.der())
             .map_err(|source| MaterialError::Parse { path: path.clone(), source })?;
@@ -128,7 +132,7 @@ impl Ca {
             cert_path: path,
             chain: vec![signed.der().clone()],
             leaf: leaf.clone(),
-            roots: roots.into(),
+            bundle: TrustBundle::of(&self.chain_path(), &self.located()?)?.into(),
             crls: Vec::new(),
         };
         accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
@@ -137,36 +141,86 @@ impl Ca {
     }
 }
 
-fn leaf_params(order: &Order) -> Result<CertificateParams, CaError> {
-    let mut params = dated(&order.identity.to_string())?;
-    // Explicit, because that is what makes rcgen write the subject key identifier.
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let mut names = Vec::new();
-    if let Identity::Node(node) = &order.identity {
-        params.extended_key_usages.insert(0, ExtendedKeyUsagePurpose::ServerAuth);
-        names.push(node.mesh_host());
-    }
-    for name in &order.alternative_names {
-        match (NodeName::from_mesh_host(name), order.identity.node()) {
-            (Some(named), Some(node)) if named != *node => {
-                return Err(CaError::NameOfOther { name: name.clone(), node: node.clone() });
+/// What a renewal takes over from the certificate before, apart from host names.
+#[derive(Default)]
+struct Kept {
+    /// The subject as it stood: RivetOS writes `O`, for devices `OU=client`, and `CN=<node>.mesh`.
+    subject: Option<DistinguishedName>,
+    /// Alternative names of other kinds.
+    names: Vec<SanType>,
+    renewal: bool,
+}
+
+impl Kept {
+    fn of(old: &CertificateDer<'_>) -> Self {
+        let mut kept = Self { renewal: true, ..Self::default() };
+        let Ok((_, old)) = X509Certificate::from_der(old) else { return kept };
+        let mut subject = DistinguishedName::new();
+        for attribute in old.subject().iter_attributes() {
+            let oid: Option<Vec<u64>> = attribute.attr_type().iter().map(Iterator::collect);
+            if let (Some(oid), Ok(value)) = (oid, attribute.as_str()) {
+                subject.push(DnType::from_oid(&oid), value);
             }
-            _ => names.push(name.to_ascii_lowercase()),
         }
-    }
-    for (i, name) in names.iter().enumerate() {
-        if names[..i].contains(name) {
-            continue;
+        kept.subject = Some(subject);
+        let names = old.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            let name = match name {
+                GeneralName::URI(uri) => (*uri).try_into().map(SanType::URI),
+                GeneralName::RFC822Name(name) => (*name).try_into().map(SanType::Rfc822Name),
+                _ => continue,
+            };
+            kept.names.extend(name.ok());
         }
-        let bad = || CaError::AlternativeName(name.clone());
-        params.subject_alt_names.push(match ServerName::try_from(name.as_str()).map_err(|_| bad())? {
-            ServerName::IpAddress(address) => SanType::IpAddress(IpAddr::from(address)),
-            _ => SanType::DnsName(name.as_str().try_into().map_err(|_| bad())?),
-        });
+        kept
     }
-    Ok(params)
+}
+
+impl Ca {
+    fn leaf_params(&self, order: &Order, kept: &Kept) -> Result<CertificateParams, CaError> {
+        let mut params = dated(&order.identity.to_string())?;
+        if let Some(subject) = &kept.subject {
+            params.distinguished_name = subject.clone();
+        }
+        // Explicit, because that is what makes rcgen write the subject key identifier.
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let mut names = Vec::new();
+        if let Identity::Node(node) = &order.identity {
+            params.extended_key_usages.insert(0, ExtendedKeyUsagePurpose::ServerAuth);
+            names.push(node.mesh_host());
+        }
+        for name in &order.alternative_names {
+            match (NodeName::from_mesh_host(name), order.identity.node()) {
+                (Some(named), Some(node)) if self.is_of_other(&named, node, kept.renewal) => {
+                    return Err(CaError::NameOfOther { name: name.clone(), node: node.clone() });
+                }
+                _ => names.push(name.to_ascii_lowercase()),
+            }
+        }
+        for (i, name) in names.iter().enumerate() {
+            if names[..i].contains(name) {
+                continue;
+            }
+            let bad = || CaError::AlternativeName(name.clone());
+            params.subject_alt_names.push(match ServerName::try_from(name.as_str()).map_err(|_| bad())? {
+                ServerName::IpAddress(address) => SanType::IpAddress(IpAddr::from(address)),
+                _ => SanType::DnsName(name.as_str().try_into().map_err(|_| bad())?),
+            });
+        }
+        params.subject_alt_names.extend(kept.names.iter().cloned());
+        Ok(params)
+    }
+
+    /// Whether a name below `.mesh` belongs to another node. RivetOS gives each node two names more for its services, and a
+    /// renewal takes over what was signed before, unless there is a node of that name.
+    fn is_of_other(&self, named: &NodeName, node: &NodeName, renewal: bool) -> bool {
+        let is_service = ["-mcp", "-runtime-rpc"]
+            .iter()
+            .any(|service| named.as_str().strip_suffix(service) == Some(node.as_str()));
+        named != node && (!(is_service || renewal) || self.issued_paths(named.as_str()).0.exists())
+    }
 }
 
 /// Whether peers accept the certificate, in the roles that its identity has.

@@ -67,5 +67,5 @@ pub(crate) fn random(buffer: &mut [u8]) -> Result<(), CaError> {
 /// The private key in a file.
 pub(crate) fn read_pair(path: &Path) -> Result<KeyPair, CaError> {
     let der = certificate::read_key(path)?;
-    KeyPair::try_from(&der).map_err(make("a signature with this key"))
+    KeyPair::try_from(&*der).map_err(make("a signature with this key"))
 }

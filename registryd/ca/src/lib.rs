@@ -9,6 +9,9 @@
 //! <dir>/issued/superseded/             the certificates that were renewed, so that they can be revoked
 //! <root-dir>/root.crt, root.key        signs intermediates; keep it off the shared folder
 //! ```
+//! A folder that RivetOS's `rivet-ca.sh` made is worked with as it is: `intermediate/chain.pem`, `int.key` and `int.crt`,
+//! `<dir>/crl.pem`, `issued/device-<id>.crt`, and its books `index.txt` and `crlnumber`.
+//!
 //! Nothing is ever overwritten, except what a renewal or a revocation is there to replace. A file appears under
 //! its name only when it is complete and on disk, and `ca-chain.pem` comes last, so a CA without it is one whose
 //! making was interrupted.
@@ -24,6 +27,7 @@ mod lists;
 mod make;
 mod model;
 mod revoke;
+mod rivetos;
 
 pub use certificate::{day, ends};
 pub use error::CaError;

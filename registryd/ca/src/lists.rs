@@ -5,25 +5,29 @@
 //! intermediate, because nothing here runs by the clock.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::MaterialError;
+use mesh_shared::revocation;
 use rcgen::{
     CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
     SerialNumber,
 };
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 use x509_parser::revocation_list::RevokedCertificate;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, BACKDATE};
 use crate::certificate::unpadded;
 use crate::error::{CaError, make};
-use crate::files::{self, pem_blocks};
+use crate::files::replace;
+use crate::model::Ca;
+use crate::rivetos;
 
-/// The revocation lists of a file.
+/// A clock that is behind by so much makes lists that are newer than the one before all the same.
+const SKEW: Duration = Duration::days(1);
+
+/// The revocation lists of a CA.
 #[derive(Debug, Default)]
 pub(crate) struct Lists(Vec<List>);
 
@@ -32,35 +36,43 @@ struct List {
     /// The name of whose certificates are in it, as DER.
     issuer: Vec<u8>,
     entries: Vec<RevokedCertParams>,
+    /// When it was made, epoch seconds.
+    this_update: i64,
+    number: u128,
     pem: String,
 }
 
 impl Lists {
-    /// Reads a file; one that does not exist holds none.
+    /// Reads files; one that does not exist holds none.
     ///
     /// # Errors
-    /// It cannot be read: what is in it must not get lost.
-    pub(crate) fn read(path: &Path) -> Result<Self, CaError> {
-        let text = match files::read(path) {
-            Err(CaError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+    /// One cannot be read: what is in it must not get lost.
+    pub(crate) fn read(paths: &[PathBuf]) -> Result<Self, CaError> {
+        let mut all = Self::default();
+        for path in paths {
+            all.0.extend(Self::read_one(path)?.0);
+        }
+        Ok(all)
+    }
+
+    fn read_one(path: &Path) -> Result<Self, CaError> {
+        let lists = match revocation::read(path) {
+            Err(MaterialError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Ok(Self::default());
             }
-            text => text?,
+            lists => lists?,
         };
         let bad = |reason: String| MaterialError::Crl { path: path.into(), reason };
-        let mut lists = Vec::new();
-        for pem in pem_blocks(&text, "X509 CRL") {
-            let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes())
-                .map_err(|error| bad(format!("not valid PEM ({error})")))?;
-            let (_, parsed) = CertificateRevocationList::from_der(&der)
+        let mut found = Vec::new();
+        for list in lists {
+            let (_, parsed) = CertificateRevocationList::from_der(&list.der)
                 .map_err(|error| bad(format!("not a revocation list ({error})")))?;
-            lists.push(List {
-                issuer: parsed.issuer().as_raw().to_vec(),
-                entries: parsed.iter_revoked_certificates().map(entry).collect(),
-                pem,
-            });
+            let entries = parsed.iter_revoked_certificates().map(entry).collect();
+            let number = list.number.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
+            let (this_update, pem) = (list.this_update, list.pem);
+            found.push(List { issuer: list.issuer, entries, this_update, number, pem });
         }
-        Ok(Self(lists))
+        Ok(Self(found))
     }
 
     /// Since when the certificate with this issuer and serial number is revoked, epoch seconds.
@@ -84,8 +96,15 @@ impl Lists {
     ) -> Result<(), CaError> {
         let now = OffsetDateTime::now_utc();
         let name = authority.certificate.subject.clone();
-        let old = self.0.extract_if(.., |list| list.issuer == name);
-        let mut entries: Vec<_> = old.flat_map(|list| list.entries).collect();
+        let old: Vec<_> = self.0.extract_if(.., |list| list.issuer == name).collect();
+        let last = old.iter().map(|list| list.this_update).max();
+        let last_number = old.iter().map(|list| list.number).max();
+        let mut entries: Vec<RevokedCertParams> = Vec::new();
+        for entry in old.into_iter().flat_map(|list| list.entries) {
+            if !entries.iter().any(|known| known.serial_number == entry.serial_number) {
+                entries.push(entry);
+            }
+        }
         entries.extend(serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
             revocation_time: now,
@@ -95,12 +114,21 @@ impl Lists {
         let ends = authority.certificate.not_after;
         let identifier =
             authority.certificate.subject_key.clone().map_or(KeyIdMethod::Sha256, KeyIdMethod::PreSpecified);
-        // Rises from list to list, without the old one at hand.
-        let number = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+        // By time, so that it rises although an older folder was put back; and past the old one, which may count otherwise.
+        let time = u128::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+        let number = last_number.map_or(time, |last| time.max(last.saturating_add(1)));
+        // Sidecars take the list that was made last. One whose clock was wrong by more than that, they do not use.
+        let second = now.unix_timestamp();
+        let this_update = match last {
+            Some(last) if last > second && last - second <= SKEW.whole_seconds() => last,
+            Some(_) => second,
+            // The first one counts at once also where a clock is behind, as certificates do.
+            None => (now - BACKDATE).unix_timestamp(),
+        };
         let params = CertificateRevocationListParams {
-            this_update: now,
+            this_update: OffsetDateTime::from_unix_timestamp(this_update).unwrap_or(now),
             next_update: OffsetDateTime::from_unix_timestamp(ends).unwrap_or(now),
-            crl_number: SerialNumber::from(number),
+            crl_number: SerialNumber::from_slice(unpadded(&number.to_be_bytes())),
             issuing_distribution_point: None,
             revoked_certs: entries.clone(),
             key_identifier_method: identifier,
@@ -117,8 +145,13 @@ impl Lists {
             return Err(CaError::Make { what: "a revocation list that names its issuer alike", source });
         }
         let pem = signed.pem().map_err(make("the revocation list"))?;
-        self.0.push(List { issuer: name, entries, pem });
+        self.0.push(List { issuer: name, entries, this_update, number, pem });
         Ok(())
+    }
+
+    /// The highest number of all.
+    pub(crate) fn last_number(&self) -> u128 {
+        self.0.iter().map(|list| list.number).max().unwrap_or_default()
     }
 
     /// Drops the lists of authorities that are not among these.
@@ -130,6 +163,21 @@ impl Lists {
     /// The file's content.
     pub(crate) fn text(&self) -> String {
         self.0.iter().map(|list| list.pem.as_str()).collect()
+    }
+}
+
+impl Ca {
+    /// All lists of this CA, in whichever file.
+    pub(crate) fn lists(&self) -> Result<Lists, CaError> {
+        Lists::read(&self.crl_paths())
+    }
+
+    /// Writes the lists to every file that has some.
+    pub(crate) fn write_lists(&self, lists: &Lists) -> Result<(), CaError> {
+        for path in self.crl_paths() {
+            replace(&path, &lists.text(), 0o644)?;
+        }
+        rivetos::keep_number(&self.dir, lists.last_number())
     }
 }
 

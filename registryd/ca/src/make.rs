@@ -44,6 +44,9 @@ impl Ca {
         if absolute(root_dir)?.starts_with(&dir) {
             return Err(CaError::RootInside { root: root_dir.into(), dir: self.dir.clone() });
         }
+        if self.is_of_rivetos() {
+            return Err(CaError::RivetOs { dir: self.dir.clone(), found: chain });
+        }
         if chain.exists() {
             return Err(CaError::Exists {
                 path: chain,
@@ -54,6 +57,9 @@ impl Ca {
             if found.exists() {
                 return Err(CaError::HalfMade { found: found.clone(), missing: chain });
             }
+        }
+        if let Some(found) = self.all_issued()?.into_iter().next() {
+            return Err(CaError::IssuedByNone { dir: self.dir.clone(), found: found.path, missing: chain });
         }
         match (root_cert.exists(), root_key.exists()) {
             (false, false) => {}
@@ -146,7 +152,7 @@ impl Ca {
         chain.extend(
             authorities
                 .iter()
-                .filter(|old| old.der() != intermediate.der())
+                .filter(|old| old.der() != intermediate.der() && old.certificate.not_a_ca.is_none())
                 .filter(|old| {
                     let ended = old.certificate.days_left(now) < 0;
                     old.certificate.is_root() || !ended
@@ -154,17 +160,23 @@ impl Ca {
                 .cloned(),
         );
         // A sidecar with a list refuses what is covered by none. One that names nobody in the chain yet is harmless.
-        let crl = self.crl_path();
-        if crl.exists() {
-            let mut lists = Lists::read(&crl)?;
+        if self.crl_paths().iter().any(|crl| crl.exists()) {
+            let mut lists = self.lists()?;
             if !lists.covers(&intermediate) {
                 lists.publish(&intermediate, &pair, &[])?;
             }
             lists.keep_only(&chain);
-            replace(&crl, &lists.text(), 0o644)?;
+            self.write_lists(&lists)?;
         }
         let text: String = chain.iter().map(|authority| authority.pem.as_str()).collect();
         replace(&self.chain_path(), &text, 0o644)?;
+        // RivetOS reads these two.
+        for (file, content) in [("chain.pem", &text), ("int.crt", &intermediate.pem)] {
+            let path = self.dir.join("intermediate").join(file);
+            if path.exists() && path != self.chain_path() {
+                replace(&path, content, 0o644)?;
+            }
+        }
         // Up to here the old key signs, and its certificate is still in the chain.
         let former_key = match former {
             Some(former) => Some(self.keep_former_key(&path, former)?),
@@ -217,7 +229,12 @@ impl Ca {
 
 /// The root's certificate and its key, which belong together.
 fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
-    let (cert_path, key_path) = (root_dir.join("root.crt"), root_dir.join("root.key"));
+    let (own, of_rivetos) = (["root.crt", "root.key"], ["ca.crt", "ca.key"]);
+    let names = match !root_dir.join(own[0]).exists() && root_dir.join(of_rivetos[0]).exists() {
+        true => of_rivetos,
+        false => own,
+    };
+    let [cert_path, key_path] = names.map(|name| root_dir.join(name));
     for path in [&cert_path, &key_path] {
         if !path.exists() {
             return Err(CaError::NoRoot { missing: path.clone() });

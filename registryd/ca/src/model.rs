@@ -67,23 +67,59 @@ impl Ca {
 
     /// What every node trusts.
     pub fn chain_path(&self) -> PathBuf {
-        self.dir.join("intermediate/ca-chain.pem")
+        self.intermediate("ca-chain.pem", "chain.pem")
     }
 
     /// What is revoked, for `proxy.crl_path`.
     pub fn crl_path(&self) -> PathBuf {
-        self.dir.join("intermediate/crl.pem")
+        let own = self.dir.join("intermediate/crl.pem");
+        match !own.exists() && self.is_of_rivetos() {
+            true => self.dir.join("crl.pem"),
+            false => own,
+        }
+    }
+
+    /// Every file that says what is revoked: RivetOS and `meshctl` may each have made one.
+    pub(crate) fn crl_paths(&self) -> Vec<PathBuf> {
+        let other = self.dir.join("crl.pem");
+        let mut paths = vec![self.crl_path()];
+        if other.exists() && paths[0] != other {
+            paths.push(other);
+        }
+        paths
     }
 
     /// The key that signs what is issued.
     pub fn signing_key_path(&self) -> PathBuf {
-        self.signing_key.clone().unwrap_or_else(|| self.dir.join("intermediate/intermediate.key"))
+        self.signing_key.clone().unwrap_or_else(|| self.intermediate("intermediate.key", "int.key"))
     }
 
     /// The certificate and key issued under this name.
     pub fn issued_paths(&self, name: &str) -> (PathBuf, PathBuf) {
         let issued = self.dir.join("issued");
-        (issued.join(format!("{name}.crt")), issued.join(format!("{name}.key")))
+        let files = |stem: &str| (issued.join(format!("{stem}.crt")), issued.join(format!("{stem}.key")));
+        let own = files(name);
+        match name.strip_prefix("device:") {
+            Some(device) if !own.0.exists() => {
+                let theirs = files(&format!("device-{device}"));
+                if self.is_of_rivetos() || theirs.0.exists() { theirs } else { own }
+            }
+            _ => own,
+        }
+    }
+
+    /// Whether RivetOS's `rivet-ca.sh` made it, which names its files otherwise and keeps books of its own.
+    pub fn is_of_rivetos(&self) -> bool {
+        ["chain.pem", "int.crt", "int.key"]
+            .iter()
+            .any(|file| self.dir.join("intermediate").join(file).exists())
+    }
+
+    /// A file below `intermediate/`, by RivetOS's name where only that one is there.
+    fn intermediate(&self, own: &str, of_rivetos: &str) -> PathBuf {
+        let folder = self.dir.join("intermediate");
+        let (own, of_rivetos) = (folder.join(own), folder.join(of_rivetos));
+        if !own.exists() && of_rivetos.exists() { of_rivetos } else { own }
     }
 
     /// Where certificates stay that were renewed: they work until they end, unless they are revoked.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::{self, Leaf, MaterialError};
 use mesh_shared::identity::Identity;
+use mesh_shared::name::NodeName;
 use rustls::pki_types::UnixTime;
 
 use crate::certificate::{Certificate, days_until, ends};
 use crate::error::CaError;
-use crate::files::replace;
-use crate::lists::Lists;
 use crate::model::Ca;
+use crate::rivetos;
 
 /// Which certificates to revoke.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ impl Ca {
     pub fn revoke(&self, which: &Which) -> Result<Vec<Revoked>, CaError> {
         let _lock = self.lock()?;
         let authorities = self.authorities()?;
-        let mut lists = Lists::read(&self.crl_path())?;
+        let mut lists = self.lists()?;
         let now = UnixTime::now();
         let wanted = self.find(which, now)?;
         for certificate in &wanted {
@@ -71,7 +71,9 @@ impl Ca {
                 let (cn, path) = (each.cn.clone(), each.path.clone());
                 revoked.push(Revoked { cn, serial: each.certificate.serial_text(), path, before });
             }
+            // What is not a CA's has no list, and must keep nobody from being revoked.
             let needed = !authority.certificate.is_root()
+                && authority.certificate.not_a_ca.is_none()
                 && authority.certificate.days_left(now) >= 0
                 && !lists.covers(authority);
             if needed || !new.is_empty() {
@@ -79,8 +81,29 @@ impl Ca {
             }
         }
         lists.keep_only(&authorities);
-        replace(&self.crl_path(), &lists.text(), 0o644)?;
+        // First the books: a list that openssl makes from them meanwhile has to have it too.
+        rivetos::mark_revoked(&self.dir, &wanted.iter().map(|each| &each.certificate).collect::<Vec<_>>())?;
+        self.write_lists(&lists)?;
         Ok(revoked)
+    }
+
+    /// The certificates of a node's agents that peers still accept: whoever has the node may have their keys too.
+    ///
+    /// # Errors
+    /// The folder or the lists cannot be read.
+    pub fn agents_of(&self, node: &NodeName) -> Result<Vec<Identity>, CaError> {
+        let (lists, now) = (self.lists()?, UnixTime::now());
+        let mut agents: Vec<Identity> = Vec::new();
+        for found in self.all_issued()? {
+            let Ok(identity @ Identity::Agent(..)) = found.cn.parse::<Identity>() else { continue };
+            let certificate = &found.certificate;
+            let works = certificate.not_after >= now.as_secs() as i64
+                && lists.since(&certificate.issuer, &certificate.serial).is_none();
+            if works && identity.node() == Some(node) && !agents.contains(&identity) {
+                agents.push(identity);
+            }
+        }
+        Ok(agents)
     }
 
     fn find(&self, which: &Which, now: UnixTime) -> Result<Vec<Found>, CaError> {
@@ -118,9 +141,13 @@ impl Ca {
     }
 
     /// Every certificate in the CA's folder that can be read, those that were renewed too.
-    fn all_issued(&self) -> Result<Vec<Found>, CaError> {
-        let mut all = Vec::new();
-        for folder in [self.dir.join("issued"), self.superseded_dir()] {
+    pub(crate) fn all_issued(&self) -> Result<Vec<Found>, CaError> {
+        let mut all: Vec<Found> = Vec::new();
+        // openssl keeps a copy of each, by serial number, where RivetOS has its intermediate.
+        let copies = self.dir.join("intermediate");
+        for (folder, extension) in
+            [(self.dir.join("issued"), "crt"), (self.superseded_dir(), "crt"), (copies, "pem")]
+        {
             let entries = match std::fs::read_dir(&folder) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -128,16 +155,21 @@ impl Ca {
             };
             let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
             paths.sort();
-            paths.retain(|path| path.extension().is_some_and(|extension| extension == "crt"));
-            all.extend(paths.iter().filter_map(|path| Found::read(path).ok()));
+            paths.retain(|path| path.extension().is_some_and(|found| found == extension));
+            for found in paths.iter().filter_map(|path| Found::read(path).ok()) {
+                let known = |other: &Found| other.certificate.der == found.certificate.der;
+                if found.certificate.not_a_ca.is_some() && !all.iter().any(known) {
+                    all.push(found);
+                }
+            }
         }
         Ok(all)
     }
 }
 
 /// A certificate in a file.
-struct Found {
-    path: PathBuf,
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
     cn: String,
     certificate: Certificate,
 }

@@ -152,6 +152,49 @@ fn what_was_interrupted_is_noticed() {
 }
 
 #[test]
+fn a_leaf_among_the_authorities_signs_nothing_and_keeps_nobody_from_being_revoked() {
+    let folder = folder().made();
+    let issued = folder.issue("ct110", &[]).unwrap();
+    let chain = folder.ca.chain_path();
+    let with_leaf =
+        std::fs::read_to_string(&chain).unwrap() + &std::fs::read_to_string(&issued.certificate).unwrap();
+    std::fs::write(&chain, &with_leaf).unwrap();
+    assert!(folder.problems()[0].contains("is not a CA's (CA:FALSE)"), "{:?}", folder.problems());
+    let refused = folder.issue("ct111", &[]).unwrap_err().to_string();
+    assert!(refused.contains("ca-chain.pem: line ") && refused.contains("CN=ct110"), "{refused}");
+    folder.ca.revoke(&Which::Named("ct110".parse().unwrap())).unwrap();
+    folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();
+    folder.issue("ct111", &[]).unwrap();
+    assert_eq!(folder.problems(), [""; 0]);
+}
+
+#[test]
+fn numbers_of_lists_never_fall() {
+    use x509_parser::prelude::CertificateRevocationList;
+    let folder = folder().made();
+    for node in ["a", "b", "c"] {
+        folder.issue(node, &[]).unwrap();
+    }
+    let made = || {
+        let list = mesh_shared::revocation::read(&folder.ca.crl_path()).unwrap().remove(0);
+        let (_, parsed) = CertificateRevocationList::from_der(&list.der).unwrap();
+        (list.this_update, parsed.crl_number().unwrap().clone())
+    };
+    let revoke = |node: &str| folder.ca.revoke(&Which::Named(node.parse().unwrap())).map(drop).unwrap();
+    let saved = std::fs::read(folder.ca.crl_path()).unwrap();
+    let mut last = made();
+    for node in ["a", "b"] {
+        revoke(node);
+        assert!(made() > last);
+        last = made();
+    }
+    // An old folder is put back.
+    std::fs::write(folder.ca.crl_path(), saved).unwrap();
+    revoke("c");
+    assert!(made() > last);
+}
+
+#[test]
 fn orders_that_make_no_sense_are_refused() {
     let folder = folder().made();
     assert!(matches!(folder.issue("ct110", &["ct111.mesh"]), Err(CaError::NameOfOther { .. })));
@@ -287,6 +330,7 @@ fn a_renewal_of_the_intermediate_that_was_interrupted_goes_on() {
     let fresh = folder.ca.signing_key_path().with_file_name("intermediate.key.new");
     std::fs::rename(folder.ca.signing_key_path(), &fresh).unwrap();
     std::fs::write(folder.ca.signing_key_path(), old_key).unwrap();
+    std::fs::set_permissions(folder.ca.signing_key_path(), std::fs::Permissions::from_mode(0o600)).unwrap();
     folder.issue("ct110", &[]).unwrap();
     assert_eq!(folder.problems(), [""; 0]);
     let again = folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();

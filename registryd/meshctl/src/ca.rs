@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::io::{BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -75,8 +76,7 @@ enum Command {
     },
     /// Replace an issued certificate and its key: the same names, new dates
     ///
-    /// The node goes on with the old ones until its mesh-proxy is reloaded (systemctl reload mesh-proxy), which
-    /// breaks no connection.
+    /// The node's mesh-proxy takes the new ones within seconds of their coming, which breaks no connection.
     Renew {
         /// A node (ct110), agent (opus@ct110) or device (device:phone-1)
         #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -114,7 +114,7 @@ enum Command {
     /// Make peers refuse a certificate before it ends, such as that of a host that was broken into
     ///
     /// Writes intermediate/crl.pem. A host looks at it once proxy.crl_path in its configuration names it, and
-    /// each time its mesh-proxy is reloaded. A revoked certificate cannot be made valid again; `meshctl ca renew`
+    /// from then on whenever it changes. A revoked certificate cannot be made valid again; `meshctl ca renew`
     /// gives its owner a new one.
     Revoke {
         /// A node (ct110), agent (opus@ct110) or device (device:phone-1): all its certificates that have not
@@ -127,6 +127,9 @@ enum Command {
         /// The certificate in this file, which may lie elsewhere
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Of a node, those of its agents too; without this they are named, and on a terminal you are asked
+        #[arg(long, conflicts_with_all = ["serial", "file"])]
+        with_agents: bool,
         #[command(flatten)]
         signing: SigningArgs,
     },
@@ -190,14 +193,24 @@ pub fn run(args: CaArgs) -> Result<ExitCode, Failure> {
             let ca = ca.signing_with(signing.signing_key);
             show_intermediate(&ca, &ca.renew_intermediate(&root_dir, key_type)?, json)
         }
-        Command::Revoke { name, serial, file, signing } => {
+        Command::Revoke { name, serial, file, with_agents, signing } => {
             let which = match (name, serial, file) {
                 (_, Some(serial), _) => Which::Serial(serial),
                 (_, _, Some(file)) => Which::File(file),
                 (name, None, None) => Which::Named(identity(&name.unwrap_or_default())?),
             };
             let ca = ca.signing_with(signing.signing_key);
-            show_revoked(&ca, &ca.revoke(&which)?, json)
+            let mut revoked = ca.revoke(&which)?;
+            let mut agents = match &which {
+                Which::Named(Identity::Node(node)) => ca.agents_of(node)?,
+                _ => Vec::new(),
+            };
+            if !agents.is_empty() && (with_agents || (!json && also_agents(&agents)?)) {
+                for agent in std::mem::take(&mut agents) {
+                    revoked.extend(ca.revoke(&Which::Named(agent))?);
+                }
+            }
+            show_revoked(&ca, &revoked, &agents, json)
         }
         Command::Verify => verify(&ca.examine(UnixTime::now())?, json),
         Command::List => list(&ca.examine(UnixTime::now())?, json),
@@ -366,7 +379,24 @@ fn show_intermediate(ca: &Ca, new: &NewIntermediate, json: bool) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_revoked(ca: &Ca, revoked: &[Revoked], json: bool) -> Result<ExitCode, Failure> {
+/// Asks whether to revoke the certificates of a node's agents as well; where nobody can answer, no.
+fn also_agents(agents: &[Identity]) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+        return Ok(false);
+    }
+    print(&format!("{} Revoke them too? [y/N] ", agents_told(agents)))?;
+    let mut answer = String::new();
+    // Whoever cannot be heard has not agreed.
+    let heard = std::io::stdin().lock().take(64).read_line(&mut answer).is_ok();
+    Ok(heard && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+fn agents_told(agents: &[Identity]) -> String {
+    let names: Vec<_> = agents.iter().map(ToString::to_string).collect();
+    format!("the node's agents have certificates that still work: {}.", names.join(", "))
+}
+
+fn show_revoked(ca: &Ca, revoked: &[Revoked], agents: &[Identity], json: bool) -> Result<ExitCode, Failure> {
     let crl = ca.crl_path();
     if json {
         let all: Vec<_> = revoked
@@ -377,7 +407,8 @@ fn show_revoked(ca: &Ca, revoked: &[Revoked], json: bool) -> Result<ExitCode, Fa
                 })
             })
             .collect();
-        print_json(&json!({ "revoked": all, "crl": crl }))?;
+        let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
+        print_json(&json!({ "revoked": all, "crl": crl, "agentsNotRevoked": agents }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();
@@ -391,11 +422,20 @@ fn show_revoked(ca: &Ca, revoked: &[Revoked], json: bool) -> Result<ExitCode, Fa
             }
         });
     }
+    if !agents.is_empty() {
+        let commands: Vec<_> = agents.iter().map(|agent| format!("  meshctl ca revoke {agent}\n")).collect();
+        text.push_str(&format!(
+            "{} {} Whoever has the node may have their keys; revoke them too:\n{}",
+            paint(Colour::Yellow, "warning:"),
+            agents_told(agents),
+            commands.concat()
+        ));
+    }
     let crl = crl.display();
     print(&format!(
         "{text}{crl} counts until the next one replaces it\nnext, on every host, or it goes on accepting them:\n  \
          the first time, name the list (or your copy of it) in mesh.yaml as proxy.crl_path: {crl}\n  and \
-         systemctl restart mesh-proxy; after that, systemctl reload mesh-proxy is enough\n"
+         systemctl restart mesh-proxy; after that it notices a new list by itself (systemctl reload mesh-proxy: at once)\n"
     ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use clap::Args;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
-use mesh_shared::certificate;
+use mesh_shared::certificate::{self, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::local_api::{NODES, NodeView};
 use mesh_shared::message::{MessageRequest, MessageResponse};
 use mesh_shared::registry::Status;
+use rustls::pki_types::UnixTime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
@@ -212,7 +213,10 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
     steps.say(&line)?;
 
     steps.begin("a client without a certificate")?;
-    let trusted = || certificate::read_trust_bundle(&ca.chain_path()).map_err(|error| error.to_string());
+    let trusted = || {
+        let bundle = TrustBundle::read(&ca.chain_path());
+        bundle.and_then(|bundle| bundle.valid_at(UnixTime::now())).map_err(|error| error.to_string())
+    };
     let refusal = intruder::refused(two.inbound, trusted()?, None).await?;
     let line = sidecar.line(&["WARN", "TLS handshake failed", "peer did not return a certificate"]).await?;
     steps.done(&format!("refused: {refusal}"))?;
@@ -224,7 +228,7 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
     let issued = issue(&foreign, one)?;
     let chain = certificate::read_certificates("certificate", &issued.certificate);
     let key = certificate::read_key(&issued.key).map_err(|error| error.to_string())?;
-    let credentials = (chain.map_err(|error| error.to_string())?, key);
+    let credentials = (chain.map_err(|error| error.to_string())?, key.clone_key());
     let refusal = intruder::refused(two.inbound, trusted()?, Some(credentials)).await?;
     let line = sidecar.line(&["WARN", "TLS handshake failed", "unknown issuer"]).await?;
     steps.done(&format!("refused: {refusal}"))?;

@@ -115,10 +115,8 @@ fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
             let days = days_left(sidecar.certificate_not_after, now);
             if days < CERTIFICATE_DAYS {
                 problems.push(match days {
-                    ..0 => "the certificate has expired: meshctl ca renew, then systemctl reload mesh-proxy".into(),
-                    _ => format!(
-                        "the certificate ends in {days} days: meshctl ca renew, then systemctl reload mesh-proxy"
-                    ),
+                    ..0 => "the certificate has expired: meshctl ca renew".into(),
+                    _ => format!("the certificate ends in {days} days: meshctl ca renew"),
                 });
             }
             // registryd may say the same in its own words.
@@ -127,6 +125,7 @@ fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
                     "the agent's server (proxy.backend.address) does not answer: start the agent".into(),
                 );
             }
+            problems.extend(sidecar.trust_problems.iter().map(|problem| format!("mesh-proxy: {problem}")));
             if let Some(failed) = &sidecar.failed_upgrade {
                 let reason = &failed.reason;
                 problems.push(format!("mesh-proxy's upgrade failed, and it goes on as before: {reason}"));
@@ -207,6 +206,8 @@ mod tests {
                 certificate_not_after: 1_000_000 + 14 * 86_400,
                 pid: Some(1),
                 draining: false,
+                crl_ends: None,
+                trust_problems: Vec::new(),
                 failed_upgrade: None,
             }),
             last_heartbeat_age_ms: None,
@@ -215,11 +216,13 @@ mod tests {
         if let Some(sidecar) = &mut status.sidecar {
             sidecar.certificate_not_after -= 1;
             sidecar.backend_up = Some(false);
+            sidecar.trust_problems = vec!["the revocation list of CN=x ends in 5 hours".into()];
             sidecar.failed_upgrade = Some(FailedUpgrade { count: 1, reason: "no such file".into() });
         }
         let said = problems(&status, now);
         assert!(said[0].contains("ends in 13 days") && said[1].contains("backend"), "{said:?}");
-        assert!(said[2].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
+        assert!(said[2].contains("ends in 5 hours"), "{said:?}");
+        assert!(said[3].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
         status.sidecar = None;
         assert!(problems(&status, now)[0].contains("mesh-proxy does not report"));
     }

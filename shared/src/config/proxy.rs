@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::yaml::Section;
+use super::yaml::{Section, repeated};
 use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
@@ -30,13 +30,81 @@ pub struct Proxy {
     pub admin: Option<LoopbackAddr>,
     /// Revocation lists (PEM) to enforce in both directions; `None`: there are none.
     pub crl_path: Option<PathBuf>,
-    /// Where the last known roster is kept for the next start.
+    /// What peers and this node must agree on in a handshake.
+    pub tls: Tls,
+    /// Where the last known roster and the newest revocation lists are kept for the next start.
     pub state_dir: PathBuf,
     /// Threads that carry requests. Each keeps connections of its own to every peer it talks to, and one carries
     /// more than the agents of one host produce.
     pub threads: usize,
     /// How many characters of a task its log line shows; 0: none.
     pub task_preview_chars: usize,
+}
+
+/// How strong a handshake has to be, in both directions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The oldest version that is accepted.
+    pub min_version: TlsVersion,
+    /// The groups for the key exchange, the preferred one first; at least one.
+    pub groups: Vec<Group>,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// RFC 5246; only with an extended master secret (RFC 7627).
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+impl FromStr for TlsVersion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "1.2" => Ok(Self::V1_2),
+            "1.3" => Ok(Self::V1_3),
+            other => Err(format!("expected 1.3 or 1.2, found {other:?}")),
+        }
+    }
+}
+
+/// A group for the key exchange, by its name in IANA's registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it
+pub enum Group {
+    X25519MlKem768,
+    X25519,
+    Secp256r1,
+    Secp384r1,
+}
+
+impl Group {
+    /// All of them, the preferred one first: the hybrid one is safe from quantum computers, and from flaws of ML-KEM.
+    pub const ALL: [Self; 4] = [Self::X25519MlKem768, Self::X25519, Self::Secp256r1, Self::Secp384r1];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X25519MlKem768 => "X25519MLKEM768",
+            Self::X25519 => "x25519",
+            Self::Secp256r1 => "secp256r1",
+            Self::Secp384r1 => "secp384r1",
+        }
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|group| group.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let all = Self::ALL.map(Self::as_str).join(", ");
+            format!("expected one of {all}, found {text:?}")
+        })
+    }
 }
 
 /// Where peers come in.
@@ -348,12 +416,27 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         policy: policy_read,
         admin: admin_listen,
         crl_path: section.string("crl_path").map(PathBuf::from),
+        tls: tls(section.section("tls")),
         state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
         threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
         task_preview_chars,
     };
     section.finish();
     proxy
+}
+
+fn tls(section: Section<'_>) -> Tls {
+    let groups: Option<Vec<Group>> = section.list("groups");
+    if section.is_empty("groups") || groups.as_ref().is_some_and(Vec::is_empty) {
+        section.mistake("groups", "is empty, so no key could be exchanged; remove the key for all groups");
+    }
+    let groups = groups.unwrap_or_default();
+    for (i, group) in repeated(groups.iter().map(|group| group.as_str()).enumerate().collect()) {
+        section.mistake_at("groups", i, format!("{group} is listed twice"));
+    }
+    let min_version = section.parsed_number("min_version").unwrap_or(TlsVersion::V1_3);
+    section.finish();
+    Tls { min_version, groups: if groups.is_empty() { Group::ALL.into() } else { groups } }
 }
 
 /// The agents that have servers of their own; `protocol` is for those that say none.

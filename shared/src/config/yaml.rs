@@ -279,6 +279,16 @@ impl<'d> Section<'d> {
         text.parse().map_err(|error: T::Err| self.mistake(key, error.to_string())).ok()
     }
 
+    /// As [`Section::parsed`], of a text that looks like a number where it stands without quotes, such as `1.3`.
+    pub(super) fn parsed_number<T: FromStr<Err: fmt::Display>>(&self, key: &'static str) -> Option<T> {
+        match self.value(key)? {
+            Value::Number(number) => {
+                number.to_string().parse().map_err(|error: T::Err| self.mistake(key, error.to_string())).ok()
+            }
+            _ => self.parsed(key),
+        }
+    }
+
     /// A list of texts that have the form of a `T`; one text alone counts as a list of one.
     pub(super) fn list<T: FromStr<Err: fmt::Display>>(&self, key: &'static str) -> Option<Vec<T>> {
         let parse = |path: &Path, value: &Value| {
