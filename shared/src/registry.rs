@@ -70,6 +70,13 @@ impl Entry {
         Self { raw: raw.into(), key: None, node, problem }
     }
 
+    /// An entry as a store keeps it by itself; `None` for what is not JSON.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        json::check(text).ok()?;
+        Some(Self::read(text))
+    }
+
     /// The node, if this entry has at least a name and a host.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
