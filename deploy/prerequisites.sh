@@ -3,13 +3,13 @@
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
-# command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler.
-need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl)
+# command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler, etcd-client's protoc.
+need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl protoc:protobuf-compiler)
 case "${1:-build}" in
   build) ;;
   test)
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
-      faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
+      etcd:etcd-server etcdctl:etcd-client faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
   *)
     echo "usage: $0 [build|test]" >&2
@@ -23,6 +23,11 @@ missing=()
 for each in "${need[@]}"; do
   command -v "${each%%:*}" >/dev/null || missing+=("${each##*:}")
 done
+# What protoc includes; an archive of protoc brings it beside itself.
+for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
+  [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
+done
+[ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 
 if [ ${#missing[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then

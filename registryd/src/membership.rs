@@ -11,6 +11,7 @@
 
 pub mod admission;
 pub mod amend;
+mod leased;
 mod rivals;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,8 @@ use mesh_shared::event::Kind;
 use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
 use admission::Refusal;
+pub use leased::Holder;
+use leased::Liveness;
 pub use rivals::Duplicate;
 use rivals::{Endpoint, Flips, OwnRival};
 
@@ -55,6 +58,7 @@ pub struct Membership {
     members: BTreeMap<NodeName, Member>,
     departed: HashMap<NodeName, u64>,
     watch: Watch,
+    liveness: Liveness,
     loaded: bool,
     /// Whether the operator updates this node; `None` until the file or the operator says.
     updating: Option<bool>,
@@ -97,6 +101,8 @@ pub struct Member {
     said_goodbye: bool,
     /// When it last gave a sign of life, whatever this reader could see since.
     signed_at: Instant,
+    /// When it last spoke for itself over the network.
+    spoke_at: Option<Instant>,
     /// When a question to it last failed since then, and how many did.
     unanswered: Option<(Instant, u32)>,
     flips: Flips,
@@ -135,6 +141,7 @@ impl Membership {
             members: BTreeMap::new(),
             departed: HashMap::new(),
             watch: Watch { looked_at: now.instant, next_look: now.instant, heard_at: now.instant },
+            liveness: Liveness::SeenToMove,
             loaded: false,
             updating: None,
             announcing: false,
@@ -354,6 +361,7 @@ impl Membership {
             self.departed.remove(name);
             self.members.insert(name.clone(), member);
             self.heard(now);
+            self.spoke(name, now);
             return Ok(true);
         };
         let news = !same_claims(held, &node) || held.status != node.status;
@@ -374,6 +382,7 @@ impl Membership {
         }
         self.departed.remove(name);
         self.hear(name, node, now);
+        self.spoke(name, now);
         Ok(news)
     }
 
@@ -382,6 +391,7 @@ impl Membership {
         self.heard(now);
         if let Some(member) = self.members.get_mut(name).filter(|_| *name != self.local) {
             (member.moved_at, member.moved, member.heard) = (now.instant, true, true);
+            member.spoke_at = Some(now.instant);
             member.lives(now);
         }
     }
@@ -420,6 +430,10 @@ impl Membership {
             };
         };
         let (held, told) = (&member.node, member.told);
+        if self.is_leased() && member.listed {
+            // The store says it first.
+            return Hearsay::Settled;
+        }
         if node.last_seen <= held.last_seen
             || (node.status, held.status) == (Status::Offline, Status::Offline)
         {
@@ -458,8 +472,9 @@ impl Membership {
         };
         let others = self.members.iter().filter(|(name, _)| **name != self.local);
         others
-            .filter(|(_, member)| {
-                member.node.heartbeats() && member.status != Status::Offline && silent(member)
+            .filter(|(name, member)| {
+                let told = matches!(&self.liveness, Liveness::Leased(leases) if leases.tells(name));
+                member.node.heartbeats() && member.status != Status::Offline && !told && silent(member)
             })
             .map(|(name, _)| name.clone())
             .collect()
@@ -483,6 +498,9 @@ impl Membership {
         let others = self.members.iter().filter(|(name, _)| **name != self.local);
         others
             .filter(|(_, member)| {
+                // Where nobody moves the stamp, it tells only when a goodbye was said.
+                let untold = self.is_leased() && member.node.status != Status::Offline;
+                let watched = if untold { after } else { watched };
                 member.status == Status::Offline
                     && u128::from(now.epoch_ms.saturating_sub(member.node.last_seen)) > after.as_millis()
                     && now.instant.saturating_duration_since(member.signed_at) > watched
@@ -529,7 +547,10 @@ impl Membership {
     fn judge_status(&mut self) {
         for (name, member) in &mut self.members {
             let ttl = member.node.ttl().unwrap_or(self.threshold);
-            let silent = member.silence(self.watch) > ttl || member.is_unreachable(ttl);
+            let silent = match &self.liveness {
+                Liveness::SeenToMove => member.silence(self.watch) > ttl || member.is_unreachable(ttl),
+                Liveness::Leased(leases) => !leases.shows(name, member, ttl, self.watch.heard_at),
+            };
             let stale = silent && *name != self.local && member.node.heartbeats();
             member.status = if stale { Status::Offline } else { member.node.status };
         }
@@ -558,6 +579,7 @@ impl Member {
             heard: false,
             said_goodbye: false,
             signed_at: now.instant,
+            spoke_at: None,
             unanswered: None,
             flips: Flips::default(),
             forgotten: false,
