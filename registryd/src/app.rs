@@ -30,7 +30,7 @@ use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
 use crate::state::problems::About;
 use crate::state::{State, follow_host, own_claims};
-use crate::{addresses, discovery, heartbeat};
+use crate::{addresses, discovery, export, heartbeat};
 
 /// How long the first look at the certificate, and then at the registry and this host's address, may keep everything
 /// else waiting.
@@ -214,6 +214,9 @@ fn start_store(state: &Arc<State>, parts: &mut JoinSet<()>) -> Result<Backend, A
     if let (StoreKind::Etcd, Some(settings)) = (store.kind, &store.etcd) {
         let (backend, worker) = etcd::worker::new(settings.clone(), state.local(), state.clone());
         parts.spawn(worker.run());
+        if let Some(path) = &store.export {
+            parts.spawn(export::run(state.clone(), path.clone()));
+        }
         return Ok(backend);
     }
     let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);

@@ -8,6 +8,7 @@
 //! ([`Observation::Read`], [`file::Amend`]). etcd keeps each entry by itself, tells of each change by itself, and ends a
 //! node's lease when nobody renews it ([`Observation::Snapshot`], [`Observation::Changes`], [`etcd::Speak`]).
 
+pub mod bridge;
 pub mod etcd;
 pub mod file;
 

@@ -448,10 +448,12 @@ impl Ledger for State {
                     inner.members.store_answers(false, now);
                     inner.problems.state(About::Storage, sentence);
                 }
-                None => {
+                None if inner.problems.solve(&About::Storage) => {
                     inner.members.store_answers(true, now);
-                    inner.problems.solve(&About::Storage);
+                    // A lease may have run out.
+                    self.write_wanted.notify_one();
                 }
+                None => {}
             }),
         }
     }

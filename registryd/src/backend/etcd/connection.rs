@@ -195,32 +195,27 @@ impl Connection {
             .map_err(|error| Trouble::of(error, "watch", &key))
     }
 
-    /// A lease of at least that long.
+    /// A lease of at least that long, and how long it is.
     ///
     /// # Errors
     /// The member does not answer.
-    pub async fn grant(&mut self, ttl: Duration) -> Result<i64, Trouble> {
+    pub async fn grant(&mut self, ttl: Duration) -> Result<(i64, Duration), Trouble> {
         let seconds = ttl.as_millis().div_ceil(1000).clamp(1, 9_000_000_000);
         let granted = call(self.client.lease_grant(seconds as i64, None)).await?.map_err(Trouble::Call)?;
-        Ok(granted.id())
+        Ok((granted.id(), Duration::from_secs(granted.ttl().unsigned_abs())))
     }
 
-    /// Renews a lease; `None` if it has run out.
+    /// Renews a lease; `false` if it has run out.
     ///
     /// # Errors
     /// The member does not answer.
-    pub async fn renew(&mut self, lease: i64) -> Result<Option<Duration>, Trouble> {
-        let renewing = async {
-            match self.client.lease_keep_alive(lease).await {
-                Ok((_, mut stream)) => stream.message().await,
-                // What the client makes of a lease that is no more.
-                Err(Error::LeaseKeepAliveError(_)) => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        let answer = call(renewing).await?.map_err(Trouble::Call)?;
-        let ttl = answer.map_or(0, |answer| answer.ttl());
-        Ok(u64::try_from(ttl).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs))
+    pub async fn renew(&mut self, lease: i64) -> Result<bool, Trouble> {
+        // The client has read the first answer when it returns, and the stream of further ones is not needed.
+        match call(self.client.lease_keep_alive(lease)).await? {
+            Ok(_) => Ok(true),
+            Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+            Err(error) => Err(Trouble::Call(error)),
+        }
     }
 
     /// Ends a lease; one that has ended already is as good.

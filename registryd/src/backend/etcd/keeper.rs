@@ -29,6 +29,8 @@ pub(super) struct Keeper<L> {
 
 struct Lease {
     id: i64,
+    /// How long it lasts once it was renewed.
+    ttl: Duration,
     /// The sign of life for which it was renewed last.
     at: Instant,
 }
@@ -135,38 +137,33 @@ impl<L: Speak> Keeper<L> {
 
     /// Returns how long the lease lasts from now on.
     async fn renew_one(&mut self, connection: &mut Connection, node: &Living) -> Result<Duration, Trouble> {
-        let mut lasts = node.ttl;
-        if let Some(lease) = self.leases.get_mut(&node.name) {
-            if lease.at == node.at {
-                return Ok(lasts);
-            }
+        if let Some(lease) = self.leases.get_mut(&node.name).filter(|lease| lease.at != node.at) {
             match connection.renew(lease.id).await? {
-                Some(ttl) => (lease.at, lasts) = (node.at, ttl),
-                None => drop(self.leases.remove(&node.name)),
+                true => lease.at = node.at,
+                false => drop(self.leases.remove(&node.name)),
             }
         }
-        // One more if the first has run out before it was used.
-        for _ in 0..2 {
-            let id = match self.leases.get(&node.name) {
-                Some(lease) => lease.id,
+        loop {
+            let (id, ttl) = match self.leases.get(&node.name) {
+                Some(lease) => (lease.id, lease.ttl),
                 None => {
-                    let id = connection.grant(node.ttl).await?;
-                    self.leases.insert(node.name.clone(), Lease { id, at: node.at });
-                    id
+                    let (id, ttl) = connection.grant(node.ttl).await?;
+                    self.leases.insert(node.name.clone(), Lease { id, ttl, at: node.at });
+                    (id, ttl)
                 }
             };
             if self.lives.get(&node.name).is_some_and(|life| life.lease == id) {
-                return Ok(lasts);
+                return Ok(ttl);
             }
             let key = self.keys.alive(&node.name);
             if connection.put_leased(&key, self.local.as_str(), id).await? {
                 let life = Life { lease: id, by: self.local.as_str().into() };
                 self.lives.insert(node.name.clone(), life);
-                return Ok(lasts);
+                return Ok(ttl);
             }
+            // It has run out meanwhile.
             self.leases.remove(&node.name);
         }
-        Ok(lasts)
     }
 
     /// Writes the entries that say something else than they should.

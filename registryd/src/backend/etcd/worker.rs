@@ -92,7 +92,9 @@ impl<L: Speak> Worker<L> {
                 self.revision = None;
                 continue;
             }
-            tracing::debug!(target: "Registry", "etcd at {}: {error}", endpoint.as_str());
+            if members > 1 && self.outage.is_none() {
+                tracing::info!(target: "Registry", "etcd at {}: {error}; going on with another member", endpoint.as_str());
+            }
             member = member.wrapping_add(1);
             let outage = self.outage.get_or_insert_with(Outage::new);
             outage.failures = outage.failures.saturating_add(1);
