@@ -79,7 +79,6 @@ impl Cluster {
         command.args(["--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap"]);
         if let Some(tls) = &self.tls {
             command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
-            command.arg("--trusted-ca-file").arg(&tls.ca);
         }
         fs::create_dir_all(&self.folder).unwrap();
         member.daemon = Some(Daemon::start(&format!("etcd {}", member.name), &mut command));

@@ -79,6 +79,8 @@ impl<L: Speak> Keeper<L> {
         // First, so that an entry that says online is never there without a lease.
         let refused = self.renew(connection).await?;
         let mut written = self.write(connection).await?;
+        // And one that says offline before its lease ends: a goodbye is not silence.
+        self.end(connection).await?;
         for name in self.ledger.to_forget(wish) {
             match self.forget(connection, &name).await {
                 Ok(()) => written = true,
@@ -100,8 +102,8 @@ impl<L: Speak> Keeper<L> {
         Ok(())
     }
 
-    /// Renews the leases of those who gave a sign of life since the last time, and ends those of others. Returns what
-    /// was refused for another node: this node's own life does not wait for that.
+    /// Renews the leases of those who gave a sign of life since the last time. Returns what was refused for another
+    /// node: this node's own life does not wait for that.
     async fn renew(&mut self, connection: &mut Connection) -> Result<Option<Trouble>, Trouble> {
         let living = self.ledger.living();
         let mut refused = None;
@@ -119,6 +121,12 @@ impl<L: Speak> Keeper<L> {
                 Err(error) => return Err(error),
             }
         }
+        Ok(refused)
+    }
+
+    /// Ends the leases of those who do not live any more.
+    async fn end(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        let living = self.ledger.living();
         let living: HashSet<&NodeName> = living.iter().map(|node| &node.name).collect();
         let ended: Vec<NodeName> =
             self.leases.keys().filter(|name| !living.contains(name)).cloned().collect();
@@ -128,7 +136,7 @@ impl<L: Speak> Keeper<L> {
                 self.leases.remove(&name);
             }
         }
-        Ok(refused)
+        Ok(())
     }
 
     fn renews_itself(&self, name: &NodeName) -> bool {
