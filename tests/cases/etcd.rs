@@ -77,6 +77,13 @@ async fn nodes_register_leave_and_are_forgotten() {
     let before = cluster.revision();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(cluster.revision(), before);
+    let metrics = one.local("/metrics").await.unwrap().text();
+    let gauge = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.split_once(' ').unwrap().1.parse().unwrap()
+    };
+    let (age, left) = (gauge("mesh_lease_age_seconds"), gauge("mesh_lease_ttl_seconds"));
+    assert!(age + left > 5.5 && age + left < 7.0, "{age} {left}");
     // Fields of others are kept.
     let mut foreign = entry.clone();
     foreign["note"] = json!({"by": "hand"});
@@ -349,7 +356,7 @@ async fn a_nodes_credentials_write_its_own_entry_and_no_other() {
     // A join that this node may not write, until it may.
     let answer = join(&one, "rivet1", json!({})).await;
     assert_eq!(answer.status, 503, "{answer:?}");
-    assert!(answer.text().contains("/mesh/alive/rivet1"), "{}", answer.text());
+    assert!(answer.text().contains("/mesh/nodes/rivet1"), "{}", answer.text());
     let granted = run("joined");
     assert!(granted.status.success(), "{}", process::text(&granted.stderr));
     assert_eq!(join(&one, "rivet1", json!({})).await.status, 200);

@@ -77,8 +77,8 @@ impl<L: Speak> Keeper<L> {
         wish: &Wish,
     ) -> Result<bool, Trouble> {
         // First, so that an entry that says online is never there without a lease.
-        let refused = self.renew(connection).await?;
-        let mut written = self.write(connection).await?;
+        let no_lease = self.renew(connection).await?;
+        let (mut written, no_entry) = self.write(connection).await?;
         // And one that says offline before its lease ends: a goodbye is not silence.
         self.end(connection).await?;
         for name in self.ledger.to_forget(wish) {
@@ -89,7 +89,7 @@ impl<L: Speak> Keeper<L> {
                 Err(error) => return Err(error),
             }
         }
-        match refused {
+        match no_entry.or(no_lease) {
             Some(refused) => Err(refused),
             None => Ok(written),
         }
@@ -174,8 +174,9 @@ impl<L: Speak> Keeper<L> {
         }
     }
 
-    /// Writes the entries that say something else than they should.
-    async fn write(&mut self, connection: &mut Connection) -> Result<bool, Trouble> {
+    /// Writes the entries that say something else than they should. Returns whether one was written, and what was refused
+    /// for another node.
+    async fn write(&mut self, connection: &mut Connection) -> Result<(bool, Option<Trouble>), Trouble> {
         let names = self.ledger.speaks_for();
         let wanted: HashSet<&NodeName> = names.iter().collect();
         self.entries.retain(|name, _| wanted.contains(name));
@@ -215,10 +216,7 @@ impl<L: Speak> Keeper<L> {
                 break;
             }
         }
-        match refused {
-            Some(refused) => Err(refused),
-            None => Ok(written),
-        }
+        Ok((written, refused))
     }
 
     /// The entries that this node writes, as they stand in etcd. What is not the entry of its key's node counts as not
