@@ -84,7 +84,7 @@ pub enum Observation {
 #[derive(Debug)]
 pub enum Change {
     /// It is new, or says something else.
-    Entry(NodeName, Entry),
+    Entry(NodeName, Box<Entry>),
     /// It was taken out.
     Removed(NodeName),
     /// A lease is held for the node, and by whom; or no longer.

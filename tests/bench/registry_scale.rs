@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use mesh_shared::config::Config;
 use mesh_shared::registry::{Node, Status};
-use registryd::backend::file::{Store, StoreError, worker};
+use registryd::backend::file::{Amend, Store, StoreError, worker};
 use registryd::backend::{Ledger, Look, Observation, Wish};
 use registryd::jitter;
 use registryd::state::{State, own_claims};

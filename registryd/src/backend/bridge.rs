@@ -107,11 +107,11 @@ impl Bridge {
         let contents = connection.contents().await.map_err(|source| failed(&endpoint, source))?;
         let entries = self.entries(&contents);
         self.look(&registry, &entries, &contents);
-        self.to_etcd(&mut connection, &registry, &entries, &contents)
+        self.serve_etcd(&mut connection, &registry, &entries, &contents)
             .await
             .map_err(|source| failed(&endpoint, source))?;
         self.connection = Some((connection, endpoint));
-        self.to_file(entries).await?;
+        self.serve_file(entries).await?;
         let live = |in_etcd: bool| {
             let nodes = self.nodes.iter().filter(move |(_, known)| known.lives && known.in_etcd == in_etcd);
             nodes.map(|(name, _)| name.clone()).collect()
@@ -170,7 +170,7 @@ impl Bridge {
     }
 
     /// Keeps entries and leases in etcd for those who use the file.
-    async fn to_etcd(
+    async fn serve_etcd(
         &mut self,
         connection: &mut Connection,
         registry: &Registry,
@@ -222,7 +222,7 @@ impl Bridge {
     }
 
     /// Moves the stamps in the file of those who use etcd, and copies the entries that the file does not have.
-    async fn to_file(&mut self, entries: BTreeMap<NodeName, (Entry, i64)>) -> Result<(), BridgeError> {
+    async fn serve_file(&mut self, entries: BTreeMap<NodeName, (Entry, i64)>) -> Result<(), BridgeError> {
         let now = Instant::now();
         let epoch_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);

@@ -210,7 +210,7 @@ impl<L: Speak> Worker<L> {
                     self.keeper.saw_entry(&name, held, kv.mod_revision());
                     let entry = if put { self.entry(kv) } else { None };
                     changes.push(match entry {
-                        Some((name, entry)) => Change::Entry(name, entry),
+                        Some((name, entry)) => Change::Entry(name, Box::new(entry)),
                         None => Change::Removed(name),
                     });
                 }
