@@ -3,14 +3,14 @@
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
-# command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler.
-need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl)
+# command:package, where the names differ; pingora's and aws-lc's builds want cmake and a C compiler, etcd-client's protoc.
+need=(cc:gcc c++:g++ make:make cmake:cmake pkg-config:pkg-config perl:perl protoc:protobuf-compiler)
 what="${1:-build}"
 case "$what" in
   build) ;;
   test)
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
-      faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
+      etcd:etcd-server etcdctl:etcd-client faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
   sdk) need=(curl:curl python3:python3) ;;
   *)
@@ -76,6 +76,11 @@ done
 if [ "$what" = sdk ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
   missing+=(python3-venv)
 fi
+# What protoc includes; an archive of protoc brings it beside itself.
+for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
+  [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
+done
+[ "$what" = sdk ] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
 # Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The

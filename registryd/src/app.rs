@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use mesh_shared::certificate::{self, MaterialError};
-use mesh_shared::config::{Config, Discovery};
+use mesh_shared::config::{Config, Discovery, StoreKind};
 use mesh_shared::service_manager;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -20,7 +20,8 @@ use tokio::time::timeout;
 
 use crate::api::{self, SocketError};
 use crate::backend::Backend;
-use crate::backend::file::{Store, worker};
+use crate::backend::etcd;
+use crate::backend::file::{self, Store};
 use crate::discovery::mdns::{self, Announcement};
 use crate::dns_server::{self, BindError, DnsServer};
 use crate::limits::Limits;
@@ -29,7 +30,7 @@ use crate::peer_client::PeerClient;
 use crate::resolver::Resolver;
 use crate::state::problems::About;
 use crate::state::{State, follow_host, own_claims};
-use crate::{addresses, discovery, heartbeat};
+use crate::{addresses, discovery, export, heartbeat};
 
 /// How long the first look at the certificate, and then at the registry and this host's address, may keep everything
 /// else waiting.
@@ -141,8 +142,8 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     };
 
     let state = Arc::new(State::new(config.clone(), own_claims(&config)));
-    let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);
-    let (backend, watchdog) = worker::start(store, state.clone()).map_err(AppError::Threads)?;
+    let mut parts = JoinSet::new();
+    let backend = start_store(&state, &mut parts)?;
     let client = PeerClient::new(config.proxy.outbound.listen);
     let resolver = Arc::new(Resolver::new(&config.registryd.dns));
     let (sightings, sighted) = mpsc::channel(64);
@@ -152,8 +153,6 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     // the storage is slow.
     let _ = timeout(FIRST_LOOK_LIMIT, async { tokio::join!(own_host, state.first_look()) }).await;
 
-    let mut parts = JoinSet::new();
-    parts.spawn(watchdog.run(state.clone()));
     parts.spawn(heartbeat::run(state.clone(), backend.clone()));
     parts.spawn(api::serve(listener, state.clone(), backend.clone(), limits));
     parts.spawn(addresses::run(state.clone(), resolver.clone()));
@@ -208,6 +207,24 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
         let _ = timeout(GOODBYE_LIMIT, announcing).await;
     }
     Ok(())
+}
+
+/// Starts what keeps the registry.
+fn start_store(state: &Arc<State>, parts: &mut JoinSet<()>) -> Result<Backend, AppError> {
+    let config = &state.config;
+    let store = &config.registryd.store;
+    if let (StoreKind::Etcd, Some(settings)) = (store.kind, &store.etcd) {
+        let (backend, worker) = etcd::worker::new(settings.clone(), state.local(), state.clone());
+        parts.spawn(worker.run());
+        if let Some(path) = &store.export {
+            parts.spawn(export::run(state.clone(), path.clone()));
+        }
+        return Ok(backend);
+    }
+    let store = Store::new(config.mesh.registry_path(), &config.mesh.node_name);
+    let (backend, watchdog) = file::worker::start(store, state.clone()).map_err(AppError::Threads)?;
+    parts.spawn(watchdog.run(state.clone()));
+    Ok(backend)
 }
 
 /// Waits for the first heartbeat, within a limit.

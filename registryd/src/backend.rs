@@ -3,15 +3,24 @@
 //! A backend observes the registry and tells a [`Ledger`] of it, and brings it up to date when it is asked to: with
 //! this node's own beat and claims, with nodes that registered, without nodes that are to be forgotten. It decides
 //! nothing about membership; the ledger says, for the content as it is at that moment, what has to change.
+//!
+//! There are two kinds. A file is read and written whole, and a node lives in it as long as its stamp is seen to move
+//! ([`Observation::Read`], [`file::Amend`]). etcd keeps each entry by itself, tells of each change by itself, and ends a
+//! node's lease when nobody renews it ([`Observation::Snapshot`], [`Observation::Changes`], [`etcd::Speak`]).
 
+pub mod bridge;
+pub mod etcd;
 pub mod file;
 
-use std::sync::{Arc, mpsc};
+use std::collections::HashMap;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use mesh_shared::NodeName;
-use mesh_shared::registry::Registry;
+use mesh_shared::registry::{Entry, Registry};
 use tokio::sync::oneshot;
+
+use crate::membership::Holder;
 
 /// What a backend observed.
 #[derive(Debug)]
@@ -22,6 +31,29 @@ pub enum Observation {
         registry: Registry,
         /// How it was looked at.
         look: Look,
+    },
+    /// All entries of a store that keeps each by itself: at first, and when changes were missed.
+    Snapshot {
+        /// Each entry.
+        entries: Vec<(NodeName, Entry)>,
+        /// For whom a lease is held, and by whom.
+        leases: HashMap<NodeName, Holder>,
+        /// Rises with every change in the store.
+        revision: i64,
+        /// Whether changes since the last observation are not known one by one any more.
+        missed: bool,
+    },
+    /// What changed since the last observation, in order; nothing says that the store still answers.
+    Changes {
+        /// Each change.
+        changes: Vec<Change>,
+        /// Of the last one.
+        revision: i64,
+    },
+    /// This node's lease was renewed.
+    Renewed {
+        /// How long it lasts from now on.
+        ttl: Duration,
     },
     /// The registry is as it was observed last.
     Unchanged(Look),
@@ -46,6 +78,17 @@ pub enum Observation {
     AsideCleared,
     /// The storage does not answer (with what to say of it), or does so again.
     Hangs(Option<String>),
+}
+
+/// A change of one entry.
+#[derive(Debug)]
+pub enum Change {
+    /// It is new, or says something else.
+    Entry(NodeName, Box<Entry>),
+    /// It was taken out.
+    Removed(NodeName),
+    /// A lease is held for the node, and by whom; or no longer.
+    Lease(NodeName, Option<Holder>),
 }
 
 /// One look at the registry.
@@ -79,17 +122,19 @@ pub struct Wish {
 pub trait Ledger: Send + Sync + 'static {
     /// Takes in what was observed.
     fn observed(&self, observation: Observation);
-    /// Takes in the registry as it is at this moment, and brings it up to date. Returns whether to write it. May be
-    /// asked again with newer content before anything is written.
-    fn amend(&self, registry: &mut Registry, wish: &Wish) -> bool;
-    /// What to start from where the registry is gone or broken.
-    fn last_good(&self) -> Option<Arc<Registry>>;
 }
 
 /// The way to a backend that runs. Requests that come while one is under way become one.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
+}
+
+/// To a thread, or to a task.
+#[derive(Debug, Clone)]
+enum Jobs {
+    Thread(mpsc::Sender<Job>),
+    Task(tokio::sync::mpsc::UnboundedSender<Job>),
 }
 
 #[derive(Debug)]
@@ -128,8 +173,15 @@ impl Backend {
 
     async fn ask(&self, wish: Wish, patient: bool) -> Result<(), String> {
         let (done, outcome) = oneshot::channel();
-        let stopped = || "the storage thread has stopped".to_owned();
-        self.jobs.send(Job { wish, patient, done }).map_err(|_| stopped())?;
+        let stopped = || "what keeps the storage has stopped".to_owned();
+        let job = Job { wish, patient, done };
+        let sent = match &self.jobs {
+            Jobs::Thread(jobs) => jobs.send(job).is_ok(),
+            Jobs::Task(jobs) => jobs.send(job).is_ok(),
+        };
+        if !sent {
+            return Err(stopped());
+        }
         outcome.await.map_err(|_| stopped())?
     }
 }

@@ -13,7 +13,7 @@ const KEPT: usize = 1000;
 #[derive(Debug)]
 pub struct EventLog {
     kept: Mutex<(u64, VecDeque<Arc<Event>>)>,
-    listeners: broadcast::Sender<Arc<Event>>,
+    listeners: broadcast::Sender<Option<Arc<Event>>>,
 }
 
 impl EventLog {
@@ -34,7 +34,16 @@ impl EventLog {
         }
         kept.1.push_back(event.clone());
         // Fails only when nobody listens.
-        let _ = self.listeners.send(event);
+        let _ = self.listeners.send(Some(event));
+    }
+
+    /// Notes that there were changes that are not known one by one: every reader is told so.
+    pub fn missed(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.0 += 1;
+        kept.1.clear();
+        // Fails only when nobody listens.
+        let _ = self.listeners.send(None);
     }
 
     /// The stream from `last_id` on, the last event that the reader has; from now on without one.
@@ -59,8 +68,8 @@ pub struct Listening {
     pub gap: bool,
     /// The number of the last event so far.
     pub newest: u64,
-    /// What happens from now on.
-    pub live: broadcast::Receiver<Arc<Event>>,
+    /// What happens from now on; `None`: changes were missed.
+    pub live: broadcast::Receiver<Option<Arc<Event>>>,
 }
 
 #[cfg(test)]
@@ -103,7 +112,7 @@ mod tests {
         let new = log.listen(None);
         assert!(new.missed.is_empty() && !new.gap);
         log.push(event("late"));
-        assert_eq!(rest.live.try_recv().unwrap().node.as_str(), "late");
+        assert_eq!(rest.live.try_recv().unwrap().unwrap().node.as_str(), "late");
     }
 
     #[test]

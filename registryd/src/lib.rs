@@ -4,8 +4,8 @@
 //! and it reaches them, through the node's own sidecar. Requests between agents never wait for it.
 //!
 //! ```text
-//!  mesh.json ◀─▶ backend (file: two threads of its own)      peers ◀─▶ peer_client (own sidecar's outbound side)
-//!                    │ observations                               │ entries heard
+//!  mesh.json ◀─▶ backend (file: two threads of its own;       peers ◀─▶ peer_client (own sidecar's outbound side)
+//!  or etcd           │  etcd: a task)  observations               │ entries heard
 //!                    ▼                                            ▼
 //!                 state ── membership: merge, liveness (pure) ──▶ view, roster, events, problems
 //!                    ▲                                            │
@@ -25,6 +25,7 @@ pub mod connections;
 pub mod discovery;
 pub mod dns_server;
 pub mod events;
+pub mod export;
 pub mod heartbeat;
 pub mod jitter;
 pub mod limits;

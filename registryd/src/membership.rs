@@ -15,6 +15,7 @@
 pub mod admission;
 pub mod amend;
 mod deadlines;
+mod leased;
 mod rivals;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,6 +29,8 @@ use mesh_shared::registry::{END_OF_TIME_MS, Node, Registry, Status};
 
 use admission::Refusal;
 use deadlines::{Deadline, Deadlines};
+pub use leased::Holder;
+use leased::Liveness;
 pub use rivals::Duplicate;
 use rivals::{Endpoint, Flips, OwnRival};
 
@@ -62,6 +65,7 @@ pub struct Membership {
     members: BTreeMap<NodeName, Member>,
     departed: HashMap<NodeName, u64>,
     watch: Watch,
+    liveness: Liveness,
     loaded: bool,
     /// Whether the operator updates this node; `None` until the file or the operator says.
     updating: Option<bool>,
@@ -127,6 +131,8 @@ pub struct Member {
     said_goodbye: bool,
     /// When it last gave a sign of life, whatever this reader could see since.
     signed_at: Instant,
+    /// When it last spoke for itself over the network.
+    spoke_at: Option<Instant>,
     /// When a question to it last failed since then, and how many did.
     unanswered: Option<(Instant, u32)>,
     flips: Flips,
@@ -170,6 +176,7 @@ impl Membership {
             members: BTreeMap::new(),
             departed: HashMap::new(),
             watch: Watch { looked_at: now.instant, next_look: now.instant, heard_at: now.instant },
+            liveness: Liveness::SeenToMove,
             loaded: false,
             updating: None,
             announcing: false,
@@ -471,6 +478,7 @@ impl Membership {
             self.departed.remove(name);
             self.enter(name, member);
             self.heard(now);
+            self.spoke(name, now);
             return Ok(true);
         };
         let news = !same_claims(held, &node) || held.status != node.status;
@@ -491,6 +499,7 @@ impl Membership {
         }
         self.departed.remove(name);
         self.hear(name, node.into(), now);
+        self.spoke(name, now);
         Ok(news)
     }
 
@@ -501,6 +510,7 @@ impl Membership {
             && let Some(member) = self.touch(name)
         {
             (member.moved_at, member.moved, member.heard) = (now.instant, true, true);
+            member.spoke_at = Some(now.instant);
             member.lives(now);
         }
     }
@@ -539,6 +549,10 @@ impl Membership {
             };
         };
         let (held, told) = (&member.node, member.told);
+        if self.is_leased() && member.listed {
+            // The store says it first.
+            return Hearsay::Settled;
+        }
         if node.last_seen <= held.last_seen
             || (node.status, held.status) == (Status::Offline, Status::Offline)
         {
@@ -579,8 +593,9 @@ impl Membership {
         };
         let others = self.members.iter().filter(|(name, _)| **name != self.local);
         others
-            .filter(|(_, member)| {
-                member.node.heartbeats() && member.status != Status::Offline && silent(member)
+            .filter(|(name, member)| {
+                let told = matches!(&self.liveness, Liveness::Leased(leases) if leases.tells(name));
+                member.node.heartbeats() && member.status != Status::Offline && !told && silent(member)
             })
             .map(|(name, _)| name.clone())
             .collect()
@@ -605,6 +620,9 @@ impl Membership {
         let others = self.members.iter().filter(|(name, _)| **name != self.local);
         others
             .filter(|(_, member)| {
+                // Where nobody moves the stamp, it tells only when a goodbye was said.
+                let untold = self.is_leased() && member.node.status != Status::Offline;
+                let watched = if untold { after } else { watched };
                 member.status == Status::Offline
                     && u128::from(now.epoch_ms.saturating_sub(member.node.last_seen)) > after.as_millis()
                     && now.instant.saturating_duration_since(member.signed_at) > watched
@@ -656,7 +674,13 @@ impl Membership {
     }
 
     fn judge_status(&mut self) {
-        let (looked_to, heard_to) = (self.watch.watched_to(false), self.watch.watched_to(true));
+        let (looked_to, heard_to) = match &self.liveness {
+            Liveness::SeenToMove => (self.watch.watched_to(false), self.watch.watched_to(true)),
+            Liveness::Leased(leases) => {
+                let watched_to = leases.watched_to(self.watch.heard_at);
+                (watched_to, watched_to)
+            }
+        };
         while let Some(name) = self.deadlines.pop(looked_to, heard_to) {
             if let Some(member) = self.touch(&name) {
                 member.deadline = None;
@@ -667,14 +691,21 @@ impl Membership {
             let Some(member) = self.members.get_mut(name) else { continue };
             let ttl = member.node.ttl().unwrap_or(self.threshold);
             let can_fall_silent = *name != self.local && member.node.heartbeats();
-            let silent = member.silence(self.watch) > ttl;
-            let stale = can_fall_silent && (silent || member.is_unreachable(ttl));
-            let status = if stale { Status::Offline } else { member.node.status };
+            let (silent, deadline) = match &self.liveness {
+                Liveness::SeenToMove => {
+                    let silent = member.silence(self.watch) > ttl;
+                    let deadline = Deadline { heard: member.heard, at: member.moved_at + ttl };
+                    (silent || member.is_unreachable(ttl), (!silent).then_some(deadline))
+                }
+                Liveness::Leased(leases) => {
+                    (!leases.shows(name, member, ttl, self.watch.heard_at), leases.due(name, member, ttl))
+                }
+            };
+            let status = if can_fall_silent && silent { Status::Offline } else { member.node.status };
             self.counts[member.status as usize] -= 1;
             self.counts[status as usize] += 1;
             member.status = status;
-            let deadline = Deadline { heard: member.heard, at: member.moved_at + ttl };
-            let deadline = (can_fall_silent && !silent).then_some(deadline);
+            let deadline = deadline.filter(|_| can_fall_silent);
             self.deadlines.set(name, &mut member.deadline, deadline);
             if member.flips.is_back() {
                 self.flipping.insert(name.clone());
@@ -728,6 +759,7 @@ impl Member {
             heard: false,
             said_goodbye: false,
             signed_at: now.instant,
+            spoke_at: None,
             unanswered: None,
             flips: Flips::default(),
             forgotten: false,

@@ -14,13 +14,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mesh_shared::NodeName;
-use mesh_shared::config::{Config, Registryd};
+use mesh_shared::config::{Config, Registryd, StoreKind};
 use mesh_shared::local_api::{RosterUpdate, SidecarReport};
 use mesh_shared::logging::{Excerpt, Quoted};
 use mesh_shared::registry::{Node, Registry, Status};
 use tokio::sync::{Notify, watch};
 
-use crate::backend::{Failure, Ledger, Look, Observation, Wish};
+use crate::backend::etcd::{Living, Speak};
+use crate::backend::file::Amend;
+use crate::backend::{self, Failure, Ledger, Look, Observation, Wish};
 use crate::discovery::Candidate;
 use crate::events::EventLog;
 use crate::membership::admission::Surroundings;
@@ -81,6 +83,10 @@ pub struct Inner {
     told: HashSet<(String, String)>,
     inbound_on_loopback: bool,
     last_good: Option<Arc<Registry>>,
+    /// Whether a store that keeps no whole registry was read once.
+    entries_seen: bool,
+    /// When this node's lease was renewed, and how long it lasted then.
+    lease: Option<(Instant, Duration)>,
     writable: bool,
     last_heartbeat: Option<Instant>,
     /// Whose row or view changed for a reason outside `members`.
@@ -146,7 +152,10 @@ impl State {
     pub fn new(config: Arc<Config>, own: Node) -> Self {
         let now = Self::now();
         let local = config.mesh.node_name.clone();
-        let members = Membership::new(local, own, config.mesh.stale_threshold, now);
+        let mut members = Membership::new(local, own, config.mesh.stale_threshold, now);
+        if config.registryd.store.kind == StoreKind::Etcd {
+            members.go_by_leases(now);
+        }
         let state = Self {
             events: EventLog::new(now.epoch_ms),
             counters: Counters::default(),
@@ -165,6 +174,8 @@ impl State {
                 told: HashSet::new(),
                 inbound_on_loopback: config.proxy.inbound.address.is_loopback(),
                 last_good: None,
+                entries_seen: false,
+                lease: None,
                 writable: true,
                 last_heartbeat: None,
                 touched: BTreeSet::new(),
@@ -426,12 +437,54 @@ impl Ledger for State {
                     inner.problems.state(About::Writing, sentence);
                 });
             }
+            Observation::Snapshot { entries, leases, missed, .. } => {
+                Counters::add(&self.counters.reads);
+                if missed {
+                    self.events.missed();
+                }
+                self.with(|inner, now| {
+                    inner.members.store_answers(true, now);
+                    let nodes =
+                        entries.into_iter().filter_map(|(name, entry)| Some((name, entry.node()?.clone())));
+                    inner.members.entered_all(nodes.collect(), &leases, now);
+                    inner.entries_seen = true;
+                    inner.all_touched = true;
+                });
+                self.looked.send_replace(true);
+                self.write_wanted.notify_one();
+            }
+            Observation::Changes { changes, .. } => self.with(|inner, now| {
+                inner.members.store_answers(true, now);
+                let mut own = false;
+                for change in changes {
+                    own |= inner.take_in_change(change, self.local(), now);
+                }
+                if own && inner.last_heartbeat.is_some() && !inner.leaving {
+                    self.write_wanted.notify_one();
+                }
+            }),
+            Observation::Renewed { ttl } => self.with(|inner, now| {
+                inner.members.store_answers(true, now);
+                inner.lease = Some((now.instant, ttl));
+            }),
             Observation::AsideCleared => self.solved(&About::Content),
-            Observation::Hangs(Some(sentence)) => self.problem(About::Storage, sentence),
-            Observation::Hangs(None) => self.solved(&About::Storage),
+            Observation::Hangs(hangs) => self.with(|inner, now| match hangs {
+                Some(sentence) => {
+                    inner.members.store_answers(false, now);
+                    inner.problems.state(About::Storage, sentence);
+                }
+                None if inner.problems.solve(&About::Storage) => {
+                    inner.members.store_answers(true, now);
+                    // A lease may have run out.
+                    self.write_wanted.notify_one();
+                }
+                None => {}
+            }),
         }
     }
+}
 
+impl Amend for State {
     fn amend(&self, registry: &mut Registry, wish: &Wish) -> bool {
         self.with(|inner, now| {
             inner.take_in(registry, true, now);
@@ -450,6 +503,57 @@ impl Ledger for State {
 
     fn last_good(&self) -> Option<Arc<Registry>> {
         self.read(|inner, _| inner.last_good.clone())
+    }
+}
+
+impl Speak for State {
+    fn speaks_for(&self) -> Vec<NodeName> {
+        self.read(|inner, _| {
+            let mut names = inner.members.unwritten();
+            names.push(self.local().clone());
+            names
+        })
+    }
+
+    fn amend_entries(&self, entries: &mut Registry) {
+        self.with(|inner, now| {
+            let status = inner.own_status(now);
+            inner.members.set_own_status(status);
+            inner.members.amend(entries, false, now);
+        });
+    }
+
+    fn living(&self) -> Vec<Living> {
+        self.read(|inner, now| {
+            let spoken_for = inner.members.spoken_for(now).into_iter();
+            let mut living: Vec<Living> =
+                spoken_for.map(|(name, ttl, at)| Living { name, ttl, at }).collect();
+            if inner.heartbeats() && !inner.leaving {
+                let ttl = self.config.mesh.stale_threshold;
+                // One that was renewed just now will do.
+                let fresh =
+                    |(at, _): &(Instant, Duration)| now.instant.saturating_duration_since(*at) < ttl / 8;
+                let at = inner.lease.filter(fresh).map_or(now.instant, |(at, _)| at);
+                living.push(Living { name: self.local().clone(), ttl, at });
+            }
+            living
+        })
+    }
+
+    fn to_forget(&self, wish: &Wish) -> Vec<NodeName> {
+        self.read(|inner, now| {
+            let mut forget = wish.forget.clone();
+            if let Some(after) = self.config.registryd.forget_after.filter(|_| wish.beat) {
+                forget.extend(inner.members.long_offline(after, now));
+            }
+            forget.retain(|name| inner.is_gone(name));
+            forget
+        })
+    }
+
+    fn forgotten(&self, name: &NodeName) {
+        self.with(|inner, _| inner.members.forget(name));
+        tracing::info!(target: "Registry", "node {name} is forgotten node={name}");
     }
 }
 
@@ -477,7 +581,12 @@ impl Inner {
 
     /// Whether the registry was read or written at least once.
     pub fn has_view(&self) -> bool {
-        self.last_good.is_some()
+        self.last_good.is_some() || self.entries_seen
+    }
+
+    /// Since when, and for how long from then, this node's lease is held.
+    pub fn lease(&self) -> Option<(Instant, Duration)> {
+        self.lease
     }
 
     /// When the last heartbeat was written.
@@ -509,12 +618,36 @@ impl Inner {
         judge(&Surroundings { is_node: &is_node, lives_at: &lives_at, loopback })
     }
 
+    /// Whether a node can be taken out: it is offline, and not this one.
+    fn is_gone(&self, name: &NodeName) -> bool {
+        let offline = self.members.members().get(name).is_none_or(|member| member.status == Status::Offline);
+        offline && self.own().and_then(Node::node_name).as_ref() != Some(name)
+    }
+
+    /// Takes in the change of one entry. Returns whether this node's own is to be put right.
+    fn take_in_change(&mut self, change: backend::Change, local: &NodeName, now: Now) -> bool {
+        match change {
+            backend::Change::Entry(name, entry) => {
+                let Some(node) = entry.node() else { return false };
+                self.members.entered(&name, node.clone(), now);
+                name == *local && !self.members.is_own(node)
+            }
+            backend::Change::Removed(name) => {
+                self.members.taken_out(&name);
+                name == *local
+            }
+            backend::Change::Lease(name, holder) => {
+                self.members.leased(&name, holder, now);
+                name == *local && holder.is_none()
+            }
+        }
+    }
+
     /// Takes nodes out of the registry, unless they live or are this one.
     fn forget(&mut self, names: &[NodeName], registry: &mut Registry) -> bool {
         let mut forgotten = false;
         for name in names {
-            let gone = self.members.members().get(name).is_none_or(|member| member.status == Status::Offline);
-            if !gone || self.own().and_then(Node::node_name).as_ref() == Some(name) {
+            if !self.is_gone(name) {
                 continue;
             }
             self.members.forget(name);

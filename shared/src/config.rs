@@ -4,6 +4,7 @@
 mod mesh;
 mod proxy;
 mod registryd;
+mod store;
 mod yaml;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub use proxy::{
     OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
 };
 pub use registryd::{Dns, Registryd};
+pub use store::{Endpoint, Etcd, Store, StoreKind};
 pub use yaml::Mistake;
 
 /// Where the file lies unless `--config` or [`PATH_VARIABLE`] says otherwise.

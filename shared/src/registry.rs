@@ -76,6 +76,13 @@ impl Entry {
         Self(Arc::new(Held { raw: raw.into(), key, name, node: node.map(Arc::new), problem }))
     }
 
+    /// An entry as a store keeps it by itself; `None` for what is not JSON.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        json::check(text).ok()?;
+        Some(Self::read(text, None))
+    }
+
     /// The node, if this entry has at least a name and a host.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.0.node.as_ref()

@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 use mesh_shared::config::Config;
 use mesh_shared::registry::{Node, Status};
 use one_node::Cost;
-use registryd::backend::file::{Store, StoreError, worker};
+use registryd::backend::file::{Amend, Store, StoreError, worker};
 use registryd::backend::{Ledger, Look, Observation, Wish};
 use registryd::jitter;
 use registryd::state::{State, own_claims};

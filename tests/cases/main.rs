@@ -16,6 +16,7 @@ mod departures;
 mod destinations;
 mod discovery;
 mod early_answers;
+mod etcd;
 mod events;
 mod exchanges;
 mod failover;

@@ -26,6 +26,7 @@ pub mod by_hand;
 pub mod ca;
 pub mod chaos;
 pub mod dns;
+pub mod etcd;
 pub mod failover;
 pub mod frames;
 pub mod loopback;

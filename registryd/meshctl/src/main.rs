@@ -10,6 +10,7 @@ mod nodes;
 mod output;
 mod ping;
 mod status;
+mod store;
 mod upgrade;
 mod watch;
 
@@ -76,6 +77,8 @@ enum Command {
     Watch(Global),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
     Hosts(Asking<hosts::HostsArgs>),
+    /// Move the registry between mesh.json and etcd
+    Store(Asking<store::StoreArgs>),
     /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
@@ -160,6 +163,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
+        Command::Store(Asking { args, global }) => store::run(args, &global).await,
         Command::Ca(args) => ca::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,

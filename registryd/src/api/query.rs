@@ -12,9 +12,9 @@ use crate::state::State;
 
 /// The registry as peers get it: the entries with the states as this node judges them.
 pub(super) fn registry_nodes(state: &State) -> Vec<Node> {
-    state.read(|inner, _| {
-        let members = inner.members.members().values();
-        members.map(|member| Node { status: member.status, ..Node::clone(&member.node) }).collect()
+    state.read(|inner, now| {
+        let members = inner.members.members().iter();
+        members.map(|(name, member)| inner.members.shown(name, member, now)).collect()
     })
 }
 
@@ -181,11 +181,11 @@ pub(crate) fn metrics(state: &State) -> String {
         // Writing to a String cannot fail.
         let _ = write!(text, "# HELP mesh_{name} {help}\n# TYPE mesh_{name} counter\nmesh_{name} {value}\n");
     }
-    let (by_status, problems, age) = state.read(|inner, now| {
+    let (by_status, problems, age, lease) = state.read(|inner, now| {
         let by_status = [Status::Online, Status::Degraded, Status::Updating, Status::Offline]
             .map(|status| (status, inner.members.count(status)));
         let age = inner.last_heartbeat().map(|at| now.instant.saturating_duration_since(at).as_secs_f64());
-        (by_status, inner.problems.sentences().count(), age)
+        (by_status, inner.problems.sentences().count(), age, inner.lease())
     });
     text.push_str("# HELP mesh_nodes Nodes known, by judged status.\n# TYPE mesh_nodes gauge\n");
     for (status, count) in by_status {
@@ -198,6 +198,22 @@ pub(crate) fn metrics(state: &State) -> String {
         "# HELP mesh_event_streams Event streams that are open.\n# TYPE mesh_event_streams gauge\n",
     );
     let _ = writeln!(text, "mesh_event_streams {streams}");
+    if let Some((at, ttl)) = lease {
+        let age = at.elapsed();
+        let left = ttl.saturating_sub(age).as_secs_f64();
+        let gauges = [
+            ("lease_age_seconds", "Time since this node's lease in etcd was renewed.", age.as_secs_f64()),
+            (
+                "lease_ttl_seconds",
+                "Time until this node's lease in etcd runs out unless it is renewed.",
+                left,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let _ =
+                write!(text, "# HELP mesh_{name} {help}\n# TYPE mesh_{name} gauge\nmesh_{name} {value:.3}\n");
+        }
+    }
     if let Some(age) = age {
         text.push_str("# HELP mesh_heartbeat_age_seconds Time since this node's last written heartbeat.\n");
         let _ =

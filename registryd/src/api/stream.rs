@@ -124,7 +124,7 @@ struct Reader {
     state: Arc<State>,
     start: Option<Bytes>,
     missed: VecDeque<Arc<Event>>,
-    live: Receiver<Arc<Event>>,
+    live: Receiver<Option<Arc<Event>>>,
     last_id: u64,
 }
 
@@ -141,7 +141,8 @@ impl Reader {
             }
             match timeout(EVENTS_KEEP_ALIVE, self.live.recv()).await {
                 Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
-                Ok(Ok(event)) => self.missed.push_back(event),
+                Ok(Ok(Some(event))) => self.missed.push_back(event),
+                Ok(Ok(None)) => return Some(Bytes::from_static(GAP.as_bytes())),
                 Ok(Err(RecvError::Lagged(_))) => {
                     // A reader too slow for the channel goes on from the kept events.
                     let Listening { missed, gap, live, .. } = self.state.events.listen(Some(self.last_id));

@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_shared::NodeName;
@@ -23,6 +24,17 @@ use mesh_shared::json;
 use mesh_shared::registry::{MAX_BYTES, Registry, RegistryError};
 
 pub use lock::LockError;
+
+use super::{Ledger, Wish};
+
+/// A ledger that says what the whole file has to say.
+pub trait Amend: Ledger {
+    /// Takes in the registry as it is at this moment, and brings it up to date. Returns whether to write it. May be
+    /// asked again with newer content before anything is written.
+    fn amend(&self, registry: &mut Registry, wish: &Wish) -> bool;
+    /// What to start from where the registry is gone or broken.
+    fn last_good(&self) -> Option<Arc<Registry>>;
+}
 
 /// How often half-written content is read again before it counts as bad, and the pause between.
 const REREADS: u32 = 40;

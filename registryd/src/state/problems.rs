@@ -19,6 +19,8 @@ pub enum About {
     Writing,
     /// Storage that does not answer.
     Storage,
+    /// Writing the copy for programs that only read.
+    Export,
     /// Content of the registry that was set aside.
     Content,
     /// This host's sidecar.
@@ -58,17 +60,21 @@ impl Problems {
         self.keep(about, shown(&sentence));
     }
 
-    /// Takes back what was stated.
-    pub fn solve(&mut self, about: &About) {
-        if let Some(sentence) = self.held.remove(about) {
+    /// Takes back what was stated. Returns whether something was.
+    pub fn solve(&mut self, about: &About) -> bool {
+        let solved = self.held.remove(about);
+        if let Some(sentence) = &solved {
             tracing::info!(target: "Registry", "no longer so: {sentence}");
         }
+        solved.is_some()
     }
 
     /// Takes back those for which `keep` says no.
     pub fn solve_unless(&mut self, keep: impl Fn(&About) -> bool) {
         let gone: Vec<About> = self.held.keys().filter(|about| !keep(about)).cloned().collect();
-        gone.iter().for_each(|about| self.solve(about));
+        for about in gone {
+            self.solve(&about);
+        }
     }
 
     /// The sentences.

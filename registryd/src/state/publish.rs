@@ -8,7 +8,7 @@ use mesh_shared::address::nobodys;
 use mesh_shared::config::Discovery;
 use mesh_shared::event::{Event, Kind};
 use mesh_shared::local_api::{NodeView, RosterNode};
-use mesh_shared::registry::{Node, Status};
+use mesh_shared::registry::Status;
 
 use super::problems::About;
 use super::{Inner, State, Wanted};
@@ -108,12 +108,13 @@ impl Inner {
             let age = now.instant.saturating_duration_since(member.moved_at).as_millis() as u64;
             let own_age =
                 self.last_heartbeat.map(|at| now.instant.saturating_duration_since(at).as_millis() as u64);
+            let leased = self.members.lease_age(name, now).map(|age| age.as_millis() as u64);
             NodeView {
-                age_ms: if own { own_age } else { member.moved.then_some(age) },
+                age_ms: if own { own_age } else { leased.or(member.moved.then_some(age)) },
                 skew_ms: if own { Some(0) } else { member.skew_ms() },
                 addresses: self.addresses_of(name, &member.node.host),
                 local: own,
-                ..NodeView::of(Node { status: member.status, ..Node::clone(&member.node) })
+                ..NodeView::of(self.members.shown(name, member, now))
             }
         };
         self.members.members().iter().map(view).collect()
@@ -205,7 +206,7 @@ mod tests {
     use std::time::Duration;
 
     use mesh_shared::config::Config;
-    use mesh_shared::registry::Registry;
+    use mesh_shared::registry::{Node, Registry};
 
     use super::*;
     use crate::backend::{Ledger, Look, Observation};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::store::{self, Store, StoreKind};
 use super::yaml::{Item, Section, repeated};
 use crate::address::LoopbackAddr;
 use crate::local_api::Agent;
@@ -14,6 +15,8 @@ use crate::name::AgentName;
 
 /// Ten years.
 const FORGET_AFTER_MAX_S: u64 = 315_360_000;
+/// The default with etcd, where nobody else writes; a file may be other programs' too.
+const FORGET_AFTER_ETCD: Duration = Duration::from_secs(72 * 3_600);
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub struct Registryd {
     pub forget_after: Option<Duration>,
     /// Where registryd's own numbers are served; `None`: on the socket only.
     pub metrics: Option<LoopbackAddr>,
+    /// Where the registry is kept.
+    pub store: Store,
     /// Names.
     pub dns: Dns,
 }
@@ -68,6 +73,11 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
     let metrics = section.section("metrics");
     let metrics_listen = metrics.parsed("listen");
     metrics.finish();
+    let store = store::read(section.section("store"));
+    let forget_after = match section.parsed("forget_after") {
+        Some(ForgetAfter(after)) => after,
+        None => (store.kind == StoreKind::Etcd).then_some(FORGET_AFTER_ETCD),
+    };
     let texts = |key| section.list(key).unwrap_or_default();
     let of_agents = |pick: fn(&Agent) -> &Option<String>| {
         let mut all: Vec<String> = agents.iter().filter_map(|agent| pick(agent).clone()).collect();
@@ -85,8 +95,9 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
         role: section.string("role").unwrap_or_else(|| "agent".into()),
         socket: section.string("socket").map_or_else(|| "/run/mesh/registryd.sock".into(), PathBuf::from),
         sidecar_user: section.string("sidecar_user").unwrap_or_else(|| "mesh-proxy".into()),
-        forget_after: section.parsed("forget_after").and_then(|ForgetAfter(after)| after),
+        forget_after,
         metrics: metrics_listen,
+        store,
         dns: dns_read,
     };
     section.finish();

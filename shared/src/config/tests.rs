@@ -65,6 +65,17 @@ registryd:
     upstream: [127.0.0.1, '127.0.0.1:5353']
     listen: 127.0.0.1:5353
   metadata: {rack: 3}
+  store:
+    kind: etcd
+    export: /var/lib/mesh/mesh.json
+    etcd:
+      endpoints: ['https://10.0.0.1:2379']
+      prefix: /mesh
+      ca_path: /etc/mesh/etcd/ca.pem
+      cert_path: /etc/mesh/etcd/client.crt
+      key_path: /etc/mesh/etcd/client.key
+      username: ct110
+      password_file: /etc/mesh/etcd/password
 ";
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -508,4 +519,51 @@ fn a_text_that_is_not_utf_8_is_called_that() {
         error,
         format!("{}: line 2: is not UTF-8 text; save the file in that encoding", file.display())
     );
+}
+
+#[test]
+fn an_etcd_store_is_complete_and_sends_no_password_in_the_clear() {
+    let parse = |store: &str| {
+        let text = format!(
+            "mesh: {{enabled: true, node_name: ct110, tls: true}}\nregistryd: {{store: {{kind: etcd, {store}}}}}"
+        );
+        Config::parse(&text)
+            .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    };
+    let config = parse("etcd: {endpoints: ['https://10.0.0.1:2379'], ca_path: /ca.pem}").unwrap();
+    let etcd = config.registryd.store.etcd.unwrap();
+    assert_eq!((etcd.endpoints[0].as_str(), etcd.prefix.as_str()), ("https://10.0.0.1:2379", "/mesh"));
+    assert_eq!(config.registryd.forget_after, Some(std::time::Duration::from_secs(72 * 3600)));
+    assert!(parse("etcd: {endpoints: ['http://127.0.0.1:2379', 'http://[::1]:2379'], username: a, password_file: /p}").is_ok());
+    for (store, key) in [
+        ("export: /x", "registryd.store.kind"),
+        ("etcd: {prefix: /mesh}", "registryd.store.etcd.endpoints"),
+        ("etcd: {endpoints: ['10.0.0.1:2379']}", "registryd.store.etcd.endpoints"),
+        ("etcd: {endpoints: ['https://10.0.0.1:2379']}", "registryd.store.etcd.ca_path"),
+        (
+            "etcd: {endpoints: ['https://10.0.0.1:2379', 'http://10.0.0.2:2379'], ca_path: /c}",
+            "registryd.store.etcd.endpoints",
+        ),
+        (
+            "etcd: {endpoints: ['http://10.0.0.1:2379'], username: a, password_file: /p}",
+            "registryd.store.etcd.password_file",
+        ),
+        ("etcd: {endpoints: ['http://10.0.0.1:2379'], ca_path: /c}", "registryd.store.etcd.ca_path"),
+        (
+            "etcd: {endpoints: ['https://10.0.0.1:2379'], ca_path: /c, cert_path: /x}",
+            "registryd.store.etcd.key_path",
+        ),
+        (
+            "etcd: {endpoints: ['https://10.0.0.1:2379'], ca_path: /c, username: x}",
+            "registryd.store.etcd.password_file",
+        ),
+        (
+            "etcd: {endpoints: ['https://10.0.0.1:2379'], ca_path: /c, prefix: mesh/}",
+            "registryd.store.etcd.prefix",
+        ),
+        ("etcd: {endpoints: ['https://10.0.0.1:2379'], ca_path: /c, user: x}", "registryd.store.etcd.user"),
+    ] {
+        let said = parse(store).err().unwrap_or_default();
+        assert!(said.contains(key), "{store}: {said}");
+    }
 }

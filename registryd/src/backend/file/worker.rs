@@ -7,8 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Stamp, Store, StoreError};
-use crate::backend::{Backend, Failure, Job, Ledger, Look, Observation, Wish};
+use super::{Amend, Stamp, Store, StoreError};
+use crate::backend::{Backend, Failure, Job, Jobs, Ledger, Look, Observation, Wish};
 
 /// How often the file is looked at. NFS tells nobody of changes, so asking is the only way that works everywhere.
 const POLL: Duration = Duration::from_millis(250);
@@ -55,7 +55,7 @@ impl Activity {
 ///
 /// # Errors
 /// The system gives no more threads.
-pub fn start(store: Store, ledger: Arc<impl Ledger>) -> io::Result<(Backend, Watchdog)> {
+pub fn start(store: Store, ledger: Arc<impl Amend>) -> io::Result<(Backend, Watchdog)> {
     let activity = Arc::new(Activity {
         base: Instant::now(),
         reading_since_ms: AtomicU64::new(0),
@@ -66,7 +66,7 @@ pub fn start(store: Store, ledger: Arc<impl Ledger>) -> io::Result<(Backend, Wat
     spawn("registry-read", move || read_loop(&reader.0, &*reader.1, &reader.2))?;
     let watchdog = Watchdog { activity: activity.clone(), path: store.path().into() };
     spawn("registry-write", move || write_loop(&store, &*ledger, &activity, &queue))?;
-    Ok((Backend { jobs }, watchdog))
+    Ok((Backend { jobs: Jobs::Thread(jobs) }, watchdog))
 }
 
 /// Starts a thread with which the process ends if it panics: without it, registryd would be unable to read or write and not
@@ -87,7 +87,7 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<
     })
 }
 
-fn read_loop(store: &Store, ledger: &impl Ledger, activity: &Activity) {
+fn read_loop(store: &Store, ledger: &impl Amend, activity: &Activity) {
     let mut seen: Option<Stamp> = None;
     loop {
         let mut pause = POLL;
@@ -135,7 +135,7 @@ fn failure(error: &StoreError) -> Failure {
     Failure { sentence: error.to_string(), missing: error.is_missing() }
 }
 
-fn write_loop(store: &Store, ledger: &impl Ledger, activity: &Activity, queue: &mpsc::Receiver<Job>) {
+fn write_loop(store: &Store, ledger: &impl Amend, activity: &Activity, queue: &mpsc::Receiver<Job>) {
     let mut set_aside: Option<PathBuf> = None;
     let mut wrote_at: Option<Instant> = None;
     while let Ok(first) = queue.recv() {
