@@ -13,7 +13,7 @@ use mesh_shared::config::Config;
 use mesh_shared::registry::{Node, Status};
 use registryd::api;
 use registryd::backend::file::{Amend, Store, worker};
-use registryd::backend::{Look, Observation};
+use registryd::backend::{Ledger, Look, Observation};
 use registryd::limits::Limits;
 use registryd::resolver::Resolver;
 use registryd::state::{State, own_claims};
