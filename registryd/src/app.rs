@@ -179,7 +179,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
         target: "Registry",
         "registryd ready node={} registry={} socket={}",
         state.local(),
-        config.mesh.registry_path().display(),
+        config.registry_place(),
         config.registryd.socket.display()
     );
     notify(NotifyState::Ready).await;

@@ -84,6 +84,18 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
+    /// Where the registry is kept, in words: the file, or the members of the etcd cluster.
+    pub fn registry_place(&self) -> String {
+        let store = &self.registryd.store;
+        match (store.kind, &store.etcd) {
+            (StoreKind::Etcd, Some(etcd)) => {
+                let members: Vec<&str> = etcd.endpoints.iter().map(Endpoint::as_str).collect();
+                format!("etcd {}{}", members.join(","), etcd.prefix)
+            }
+            _ => self.mesh.registry_path().display().to_string(),
+        }
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

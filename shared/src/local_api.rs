@@ -156,7 +156,7 @@ pub struct DaemonStatus {
     pub status: Status,
     /// The program's version.
     pub version: String,
-    /// The file in use.
+    /// The file in use, or the etcd cluster.
     pub registry_path: String,
     /// `static`, `seed`, `mdns` or `none`.
     pub discovery: String,

@@ -133,7 +133,7 @@ pub(super) fn daemon_status(state: &State) -> DaemonStatus {
         node: mesh.node_name.clone(),
         status: inner.own().map(|own| own.status).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").into(),
-        registry_path: mesh.registry_path().display().to_string(),
+        registry_path: state.config.registry_place(),
         discovery: match mesh.discovery {
             Some(Discovery::Static) => "static",
             Some(Discovery::Seed(_)) => "seed",
