@@ -31,6 +31,7 @@ use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::outbound::destination::Destination;
+use crate::policy::{Policies, PolicyStore};
 use crate::pulse::Pulse;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
@@ -177,7 +178,7 @@ impl Sidecar {
             config.proxy.backend.server.address
         );
         let config = Arc::new(config);
-        tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone()));
+        tokio::spawn(reload_on(hangup, config.clone(), shared.credentials.clone(), shared.policies.clone()));
         Ok(Self {
             config,
             program,
@@ -441,6 +442,7 @@ impl Signals {
 /// What all workers share.
 struct Shared {
     credentials: Arc<CredentialStore>,
+    policies: Arc<PolicyStore>,
     roster: Arc<RosterStore>,
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
@@ -465,6 +467,7 @@ impl Shared {
         Ok(Self {
             nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
             credentials,
+            policies: Arc::new(PolicyStore::from_pointee(Policies::new(proxy))),
             roster,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
@@ -488,14 +491,24 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone(), &self.agents),
+            inbound::pipeline::Pipeline::new(
+                config,
+                self.registry.clone(),
+                self.policies.clone(),
+                &self.agents,
+            ),
             self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
         let upstream = Upstream::new(self.nodes.clone());
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone(), self.roster.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(
+            config,
+            upstream,
+            self.registry.clone(),
+            self.roster.clone(),
+            self.policies.clone(),
+        );
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
@@ -509,17 +522,41 @@ impl Shared {
     }
 }
 
+/// The policies as the configuration file has them now; `None`: there is no file, or it is bad, which the log tells.
+fn read_policies(config: &Config) -> Option<Policies> {
+    let path = config.source.as_deref()?;
+    match Config::load(path) {
+        Ok(fresh) => Some(Policies::new(&fresh.proxy)),
+        Err(error) => {
+            tracing::error!(target: "Mesh", "policy not reloaded, going on with the one in use: {error}");
+            None
+        }
+    }
+}
+
 /// New certificates are used whole or not at all. Their files may lie on a mount that hangs; nothing else waits.
-async fn reload_on(mut hangup: Signal, config: Arc<Config>, credentials: Arc<CredentialStore>) {
+async fn reload_on(
+    mut hangup: Signal,
+    config: Arc<Config>,
+    credentials: Arc<CredentialStore>,
+    policies: Arc<PolicyStore>,
+) {
     while hangup.recv().await.is_some() {
+        let config_file = config.source.clone();
         let config = config.clone();
-        let loaded = tokio::task::spawn_blocking(move || Credentials::load(&config)).await;
+        let loaded =
+            tokio::task::spawn_blocking(move || (Credentials::load(&config), read_policies(&config))).await;
         // A load that panicked has said so already.
-        let Ok(loaded) = loaded else { continue };
+        let Ok((loaded, fresh)) = loaded else { continue };
+        let policy_is_good = fresh.is_some() || config_file.is_none();
+        if let Some(fresh) = fresh {
+            policies.store(Arc::new(fresh));
+            tracing::info!(target: "Mesh", "policy reloaded");
+        }
         match loaded {
             Ok(fresh) => {
                 credentials.replace(fresh);
-                METRICS.reloaded(true);
+                METRICS.reloaded(policy_is_good);
                 tracing::info!(target: "Mesh", "certificates reloaded");
             }
             Err(error) => {

@@ -18,6 +18,7 @@ pub mod local_api;
 pub mod logging;
 pub mod message;
 pub mod name;
+pub mod policy;
 pub mod registry;
 pub mod service_manager;
 pub mod unix_socket;

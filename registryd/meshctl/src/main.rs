@@ -9,6 +9,7 @@ mod hosts;
 mod nodes;
 mod output;
 mod ping;
+mod policy;
 mod status;
 mod upgrade;
 mod watch;
@@ -36,6 +37,7 @@ Examples:
   meshctl nodes --agent grok               who hosts the agent grok
   meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
+  meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
 /// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
@@ -76,6 +78,8 @@ enum Command {
     Watch(Global),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
     Hosts(Asking<hosts::HostsArgs>),
+    /// Explain what proxy.policy and proxy.outbound.policy come to
+    Policy(Asking<policy::PolicyArgs>),
     /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
@@ -160,6 +164,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
+        Command::Policy(Asking { args, global }) => policy::run(args, &global),
         Command::Ca(args) => ca::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,
