@@ -112,7 +112,7 @@ pub enum ProxyError {
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
     #[error(
-        "this request is refused by {by} of the node that answers; meshctl policy explain tells more there"
+        "this request is not allowed by the node that answers ({by}); meshctl policy explain tells more there"
     )]
     RequestNotAllowed { by: String },
     #[error(

@@ -160,12 +160,16 @@ async fn audit_mode_refuses_nothing_and_a_reload_enforces() {
 #[tokio::test]
 async fn each_refusal_is_counted_and_the_log_is_bounded() {
     let mesh = Mesh::new();
-    let node = sidecar(&mesh, &["opus"], json!({"rules": [{"peer": "ct112", "action": "allow"}]})).await;
+    let mut node = sidecar(&mesh, &["opus"], json!({"rules": [{"peer": "ct112", "action": "allow"}]})).await;
     let mut connection = Client::new(&mesh.ca, &mesh.ca.node("ct111")).http(node.inbound(), "ct110").await;
     for _ in 0..50 {
         connection.send(request(Method::GET, "/x")).await.problem(403, "request_not_allowed");
     }
     assert_eq!(decided(&node, REFUSED).await, 50);
+    // The end of the process sums up the rest.
+    node.proxy().stop().await;
+    assert_eq!(node.proxy().lines_with(&["[Policy] refused peer.cn=ct111", "GET /x"]).len(), 8);
+    assert_eq!(node.proxy().lines_with(&["[Policy] refused peer.cn=ct111", "and 42 more like it"]).len(), 1);
 }
 
 #[tokio::test]
@@ -175,6 +179,8 @@ async fn programs_of_this_host_are_held_to_the_outbound_policy() {
         {"node": "ct111", "method": "POST", "action": "deny"},
         {"node": "ct111", "action": "allow"},
         {"agent": "grok", "path": "/ok", "action": "allow"},
+        // The harness asks for it in order to see whether there is a roster.
+        {"node": "nobody-of-this-name", "action": "allow"},
     ]);
     let plan = mesh.node("ct110").agent("opus").with(|config| {
         config["proxy"]["outbound"]["policy"] = json!({"rules": rules});
