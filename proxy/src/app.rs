@@ -31,6 +31,7 @@ use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::outbound::destination::Destination;
+use crate::policy::{Policies, PolicyStore};
 use crate::pulse::Pulse;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
@@ -136,7 +137,7 @@ enum Told {
 impl Sidecar {
     async fn start(config: Config, predecessor: Option<&mut Predecessor>) -> Result<Self, StartError> {
         let program = Program::of_this_process().map_err(StartError::Program)?;
-        let (hangup, signals) = Signals::listen().map_err(StartError::Signals)?;
+        let ([hangup, policy_hangup], signals) = Signals::listen().map_err(StartError::Signals)?;
         let supervised = predecessor.is_none();
         let given = match predecessor {
             Some(predecessor) => predecessor.sockets(),
@@ -179,6 +180,7 @@ impl Sidecar {
         );
         let config = Arc::new(config);
         tokio::spawn(reload::follow(hangup, config.clone(), shared.credentials.clone()));
+        tokio::spawn(follow_policies(policy_hangup, config.clone(), shared.policies.clone()));
         Ok(Self {
             config,
             program,
@@ -419,13 +421,13 @@ struct Signals {
 
 impl Signals {
     /// SIGHUP's, and all others.
-    fn listen() -> io::Result<(Signal, Self)> {
+    fn listen() -> io::Result<([Signal; 2], Self)> {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             upgrade: signal(SignalKind::user_defined2())?,
         };
-        Ok((signal(SignalKind::hangup())?, signals))
+        Ok(([signal(SignalKind::hangup())?, signal(SignalKind::hangup())?], signals))
     }
 
     /// Returns at the next of them.
@@ -446,6 +448,7 @@ impl Signals {
 /// What all workers share.
 struct Shared {
     credentials: Arc<CredentialStore>,
+    policies: Arc<PolicyStore>,
     roster: Arc<RosterStore>,
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
@@ -470,6 +473,7 @@ impl Shared {
         Ok(Self {
             nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
             credentials,
+            policies: Arc::new(PolicyStore::from_pointee(Policies::new(proxy))),
             roster,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
@@ -493,14 +497,24 @@ impl Shared {
         let inbound = Inbound::new(
             config,
             self.credentials.clone(),
-            inbound::pipeline::Pipeline::new(config, self.registry.clone(), &self.agents),
+            inbound::pipeline::Pipeline::new(
+                config,
+                self.registry.clone(),
+                self.policies.clone(),
+                &self.agents,
+            ),
             self.admission.clone(),
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
         let upstream = Upstream::new(self.nodes.clone());
-        let pipeline =
-            outbound::pipeline::Pipeline::new(config, upstream, self.registry.clone(), self.roster.clone());
+        let pipeline = outbound::pipeline::Pipeline::new(
+            config,
+            upstream,
+            self.registry.clone(),
+            self.roster.clone(),
+            self.policies.clone(),
+        );
         let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
         let outbound = Arc::new(outbound);
         let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
@@ -511,6 +525,25 @@ impl Shared {
             worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
+    }
+}
+
+/// Takes the policies anew from the configuration file on SIGHUP. While it is bad, those in use stay.
+async fn follow_policies(mut hangup: Signal, config: Arc<Config>, policies: Arc<PolicyStore>) {
+    while hangup.recv().await.is_some() {
+        let Some(path) = config.source.clone() else { continue };
+        // One that panicked has said so already.
+        match tokio::task::spawn_blocking(move || Config::load(&path)).await {
+            Err(_) => {}
+            Ok(Ok(fresh)) => {
+                policies.store(Arc::new(Policies::new(&fresh.proxy)));
+                tracing::info!(target: "Mesh", "policy reloaded");
+            }
+            Ok(Err(error)) => {
+                METRICS.reloaded(false);
+                tracing::error!(target: "Mesh", "policy not reloaded, going on with the one in use: {error}");
+            }
+        }
     }
 }
 

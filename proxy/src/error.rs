@@ -112,6 +112,10 @@ pub enum ProxyError {
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
     #[error(
+        "this request is not allowed by the node that answers ({by}); meshctl policy explain tells more there"
+    )]
+    RequestNotAllowed { by: String },
+    #[error(
         "the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?"
     )]
     BackendUnreachable { address: String, reason: String },
@@ -193,6 +197,7 @@ impl ProxyError {
             | Self::PeerUntrusted { .. }
             | Self::PeerRefusedUs { .. }
             | Self::PeerNotAllowed(_)
+            | Self::RequestNotAllowed { .. }
             | Self::BackendUnreachable { .. } => true,
         }
     }
@@ -215,7 +220,8 @@ impl ProxyError {
             | Self::RateLimited { .. }
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
-            | Self::PeerNotAllowed(_) => Fault::Caller,
+            | Self::PeerNotAllowed(_)
+            | Self::RequestNotAllowed { .. } => Fault::Caller,
             Self::NoRoster(_)
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
@@ -248,7 +254,10 @@ impl ProxyError {
             | Self::BadRequest(_)
             | Self::HeadersTooLarge { .. }
             | Self::UriTooLong => G::InvalidArgument,
-            Self::NotInMesh(_) | Self::BrowserRequest(_) | Self::PeerNotAllowed(_) => G::PermissionDenied,
+            Self::NotInMesh(_)
+            | Self::BrowserRequest(_)
+            | Self::PeerNotAllowed(_)
+            | Self::RequestNotAllowed { .. } => G::PermissionDenied,
             Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
             Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
                 G::ResourceExhausted
@@ -320,6 +329,7 @@ impl ProxyError {
             Self::PeerRefusedUs { .. } => (S::BAD_GATEWAY, "peer_refused_us", "Peer refused this node"),
             Self::PeerFailed { .. } => (S::BAD_GATEWAY, "peer_failed", "Connection to peer failed"),
             Self::PeerNotAllowed(_) => (S::FORBIDDEN, "peer_not_allowed", "Peer is not allowed"),
+            Self::RequestNotAllowed { .. } => (S::FORBIDDEN, "request_not_allowed", "Request is not allowed"),
             Self::BackendUnreachable { .. } => {
                 (S::BAD_GATEWAY, "backend_unreachable", "Agent is unreachable")
             }

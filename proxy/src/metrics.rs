@@ -24,7 +24,8 @@ use prometheus_client::registry::{Registry, Unit};
 use definition::{Age, Count, CountedElsewhere, Definitions, Durations, Labelled, Level, Seconds, Stamp};
 pub use definition::{Definition, Held};
 pub use labels::{
-    CodeClass, Direction, HandshakeFailure, Limit, Outcome, Resumption, RetryReason, RetryRefusal, Side, Way,
+    CodeClass, Direction, HandshakeFailure, Limit, Outcome, PolicyVerdict, Resumption, RetryReason,
+    RetryRefusal, Side, Way,
 };
 
 /// The metrics.
@@ -64,6 +65,7 @@ pub struct Metrics {
     slots_used: [Level; Limit::ALL.len()],
     slots_max: Labelled<Level>,
     slots_refused: [Count; Limit::ALL.len()],
+    policy: [[Count; PolicyVerdict::ALL.len()]; Direction::ALL.len()],
     handshakes_done: [[Count; Resumption::ALL.len()]; Direction::ALL.len()],
     handshakes_failed: [[Count; HandshakeFailure::ALL.len()]; Direction::ALL.len()],
     retries: [Count; RetryReason::ALL.len()],
@@ -226,6 +228,14 @@ impl Metrics {
             "What was refused because a limit was reached",
             Count::default,
         );
+        let policy = define.family(
+            "policy_decisions",
+            none.clone(),
+            &["direction", "verdict"],
+            "Requests that the rules of proxy.policy and proxy.outbound.policy refused, would have refused in audit mode, \
+             or audited",
+            Count::default,
+        );
 
         // Upstream.
         let retries = define.family(
@@ -338,6 +348,9 @@ impl Metrics {
             slots_used: each(Limit::ALL, |limit| slots_used.with([limit.as_str()])),
             slots_max,
             slots_refused: each(Limit::ALL, |limit| slots_refused.with([limit.as_str()])),
+            policy: by_direction(|direction| {
+                each(PolicyVerdict::ALL, |verdict| policy.with([direction, verdict.as_str()]))
+            }),
             handshakes_done: by_direction(|direction| {
                 each(Resumption::ALL, |how| handshakes.with([direction, "ok", "", how.as_str()]))
             }),
@@ -617,6 +630,11 @@ impl Metrics {
     /// Something was refused because `limit` was reached.
     pub fn refused(&self, limit: Limit) {
         self.slots_refused[limit.index()].add_one();
+    }
+
+    /// Rules decided about a request, other than to allow it.
+    pub fn policy(&self, direction: Direction, verdict: PolicyVerdict) {
+        self.policy[direction.index()][verdict.index()].add_one();
     }
 
     /// What the configured limits allow.

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod message;
 pub mod name;
 pub mod pem;
+pub mod policy;
 pub mod registry;
 pub mod revocation;
 pub mod service_manager;

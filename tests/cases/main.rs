@@ -43,6 +43,7 @@ mod own_ttl;
 mod partition;
 mod pass_through;
 mod peer_api;
+mod policy;
 mod properties;
 mod queries;
 mod redirects;

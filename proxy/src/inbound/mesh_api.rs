@@ -57,6 +57,11 @@ pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, Pro
     }
 }
 
+/// Whether the mesh answers this path itself, with whatever method: no agent sees the request.
+pub fn is_of_mesh(request: &Parts) -> bool {
+    !matches!(endpoint(request), Ok(None))
+}
+
 /// Which of the paths that mean something here a server would take this one for.
 fn known(path: &str) -> Option<&'static str> {
     const KNOWN: [&str; 5] = [MESSAGE, PING, local_api::MESH, local_api::JOIN, local_api::AGENTS];

@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body::Body;
 use mesh_shared::AgentName;
-use mesh_shared::config::{Config, Policy};
+use mesh_shared::config::Config;
+use mesh_shared::policy::{Asked, Hosted};
 
 use crate::access_log::Subject;
 use crate::caller::Connection;
@@ -21,7 +23,8 @@ use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::{Backend, SlotsByAddress};
 use crate::inbound::mesh_api::{self, Endpoint};
-use crate::policy;
+use crate::metrics::Direction;
+use crate::policy::{self, PolicyStore};
 use crate::roster::registryd::RegistryLink;
 use crate::tls::verify::PeerIdentity;
 
@@ -29,7 +32,8 @@ use crate::tls::verify::PeerIdentity;
 pub struct Pipeline {
     backend: Backend,
     registry: Arc<RegistryLink>,
-    policy: Policy,
+    policies: Arc<PolicyStore>,
+    hosted: Hosted,
     rules: Rules,
     node: String,
     /// The agents that live here; others are not told apart.
@@ -41,7 +45,12 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// The steps as configured.
-    pub fn new(config: &Config, registry: Arc<RegistryLink>, slots: &SlotsByAddress) -> Self {
+    pub fn new(
+        config: &Config,
+        registry: Arc<RegistryLink>,
+        policies: Arc<PolicyStore>,
+        slots: &SlotsByAddress,
+    ) -> Self {
         let (proxy, node) = (&config.proxy, config.mesh.node_name.to_string());
         let default_agent = match config.registryd.agents.as_slice() {
             [only] => only.name.clone(),
@@ -50,7 +59,8 @@ impl Pipeline {
         Self {
             backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
-            policy: proxy.policy.clone(),
+            policies,
+            hosted: Hosted::new(config),
             rules: Rules::new(proxy),
             node,
             agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
@@ -61,7 +71,7 @@ impl Pipeline {
 
     /// Whether policy lets a peer in at all.
     pub fn lets_in(&self, peer: &PeerIdentity) -> bool {
-        policy::allows(&self.policy, peer.identity())
+        policy::allows(&self.policies.load().inbound, peer.identity())
     }
 
     /// Takes a peer's request to the head of its answer; its body takes the exchange to its end.
@@ -107,6 +117,20 @@ impl Pipeline {
         exchange
     }
 
+    fn check_rules(&self, peer: &PeerIdentity, parts: &Parts) -> Result<(), ProxyError> {
+        let named = parts.headers.get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
+        let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
+        let asked = Asked {
+            peer: Some(peer.identity()),
+            agent: self.hosted.called(named.as_ref()),
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            of_mesh: mesh_api::is_of_mesh(parts),
+        };
+        let rules = &self.policies.load().inbound.rules;
+        policy::check(rules, Direction::Inbound, format_args!("peer.cn={}", peer.name()), parts, asked)
+    }
+
     /// Policy, the mesh's own paths, then the agent.
     async fn answer(
         &self,
@@ -125,6 +149,7 @@ impl Pipeline {
         if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
+        self.check_rules(peer, &parts)?;
         exchange.hold(share.request()?);
         exchange.check_size(&body)?;
         let body = body.tapped(exchange.account().tap());

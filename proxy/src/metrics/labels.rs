@@ -269,6 +269,18 @@ label! {
     }
 }
 
+label! {
+    /// What became of a request that rules do not simply allow.
+    PolicyVerdict {
+        /// It was refused.
+        Refused = "refused",
+        /// It passed, because the policy is in audit mode.
+        WouldRefuse = "would_refuse",
+        /// A rule lets it pass and asks for a line in the log.
+        Audited = "audited",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use mesh_shared::config::{Config, Origin};
 use mesh_shared::logging::Excerpt;
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::policy::Asked;
+use mesh_shared::{AgentName, Identity, NodeName};
 
 use crate::access_log::Subject;
 use crate::caller::{Caller, Connection};
@@ -19,8 +21,10 @@ use crate::http::interim::Interim;
 use crate::http::upgrade::Upgrade;
 use crate::http::{message, redirect};
 use crate::inbound::mesh_api;
+use crate::metrics::Direction;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination, Wanted};
+use crate::policy::{self, PolicyStore};
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
 use crate::upstream::{Recipient, Target, Upstream};
@@ -30,6 +34,7 @@ pub struct Pipeline {
     upstream: Upstream,
     registry: Arc<RegistryLink>,
     roster: Arc<RosterStore>,
+    policies: Arc<PolicyStore>,
     rules: Rules,
     allowed_origins: Vec<Origin>,
     /// The port of this node, which most others have as well.
@@ -45,11 +50,13 @@ impl Pipeline {
         upstream: Upstream,
         registry: Arc<RegistryLink>,
         roster: Arc<RosterStore>,
+        policies: Arc<PolicyStore>,
     ) -> Self {
         Self {
             upstream,
             registry,
             roster,
+            policies,
             rules: Rules::new(&config.proxy),
             allowed_origins: config.proxy.outbound.allowed_origins.clone(),
             mesh_port: config.mesh.agent_channel_port,
@@ -126,6 +133,26 @@ impl Pipeline {
         finish(exchange, connection, upgrade, outcome).await
     }
 
+    /// What registryd of this host is asked is for all programs.
+    fn check_rules(&self, to: &Destination, parts: &Parts) -> Result<(), ProxyError> {
+        let named = || parts.headers.get(headers::MESH_AGENT)?.to_str().ok()?.parse::<AgentName>().ok();
+        let (peer, agent) = match to {
+            Destination::Registry => return Ok(()),
+            Destination::Node(node) => (Some(Identity::Node(node.clone())), named()),
+            // Which node it will be is not known before one is chosen.
+            Destination::Agent(agent) => (None, Some(agent.clone())),
+        };
+        let asked = Asked {
+            peer: peer.as_ref(),
+            agent: agent.as_ref(),
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            of_mesh: mesh_api::is_of_mesh(parts),
+        };
+        let caller = format_args!("a request to {to}");
+        policy::check(&self.policies.load().outbound, Direction::Outbound, caller, parts, asked)
+    }
+
     async fn answer(
         &self,
         exchange: &mut Exchange,
@@ -142,6 +169,7 @@ impl Pipeline {
         let Wanted { to: destination, prefix } =
             destination::read(&mut parts, only, on_unix_socket, |to, port| self.is_mesh_port(to, port))?;
         exchange.account().uri = parts.uri.clone();
+        self.check_rules(&destination, &parts)?;
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
@@ -163,7 +191,7 @@ impl Pipeline {
                 Recipient::Agent(agent)
             }
         };
-        let own_path = !matches!(mesh_api::endpoint(&parts), Ok(None));
+        let own_path = mesh_api::is_of_mesh(&parts);
         let session = parts.headers.get(headers::MESH_SESSION).cloned();
         let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {

@@ -9,6 +9,7 @@ mod hosts;
 mod nodes;
 mod output;
 mod ping;
+mod policy;
 mod status;
 mod store;
 mod upgrade;
@@ -37,6 +38,7 @@ Examples:
   meshctl nodes --agent grok               who hosts the agent grok
   meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
+  meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
 /// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
@@ -79,6 +81,8 @@ enum Command {
     Hosts(Asking<hosts::HostsArgs>),
     /// Move the registry between mesh.json and etcd
     Store(Asking<store::StoreArgs>),
+    /// Explain what proxy.policy and proxy.outbound.policy come to
+    Policy(Asking<policy::PolicyArgs>),
     /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
@@ -164,6 +168,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
+        Command::Policy(Asking { args, global }) => policy::run(args, &global),
         Command::Ca(args) => ca::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,

@@ -5,7 +5,7 @@
 //! joined through. A heartbeat renews a lease and writes nothing; a change of one node is one write of one key, and
 //! reaches everybody as one event of a watch.
 //!
-//! [`connection`] speaks to one member of the cluster, [`keeper`] brings entries and leases up to date, [`worker`] follows
+//! `connection` speaks to one member of the cluster, `keeper` brings entries and leases up to date, `worker` follows
 //! the watch and goes on with another member when one fails.
 
 pub mod connection;

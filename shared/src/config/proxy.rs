@@ -10,6 +10,7 @@ use super::yaml::{Section, repeated};
 use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
+use crate::policy::{Action, PeerPattern, Rule, Rules};
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -123,6 +124,8 @@ pub struct Outbound {
     pub listeners: Vec<OutboundListener>,
     /// Values of `Origin` that programs of this host may send.
     pub allowed_origins: Vec<Origin>,
+    /// What programs of this host may ask for.
+    pub policy: Rules,
     /// Most requests of this host to one node at once.
     pub max_requests_per_node: usize,
     /// How often a request is sent at most, the first time included, as long as nothing of it was processed.
@@ -317,6 +320,61 @@ pub struct Policy {
     pub allow: Option<Vec<Identity>>,
     /// Never these.
     pub deny: Vec<Identity>,
+    /// What those that may come in may ask for.
+    pub rules: Rules,
+}
+
+/// `mode` and `rules` of a policy; `peer` is how its rules call the other side.
+fn rules(section: &Section<'_>, peer: &'static str) -> Rules {
+    const EXPECTED: &str = "{method: POST, path: /api/message, action: allow}";
+    let mode = section.parsed("mode").unwrap_or_default();
+    let mut rules = Vec::new();
+    if section.length("rules") > MAX_RULES {
+        section.mistake("rules", format!("there are more than {MAX_RULES}"));
+    }
+    for (_, item) in section.sections("rules", EXPECTED) {
+        let action = item.parsed("action");
+        if !item.has("action") {
+            item.mistake_here("action is missing; expected allow, deny or audit");
+        }
+        // A key without a value would make the rule one for all.
+        for key in [peer, "agent", "method", "path"] {
+            if item.is_empty(key) {
+                item.mistake(key, "is empty; remove the key for a rule that is for all of them");
+            }
+        }
+        let rule = Rule {
+            peer: match peer {
+                "node" => item.parsed(peer).map(|node| PeerPattern::One(Identity::Node(node))),
+                _ => item.parsed(peer),
+            },
+            agent: item.parsed("agent"),
+            method: item.parsed("method").map(|Method(method)| method),
+            path: item.parsed("path"),
+            action: action.unwrap_or(Action::Deny),
+        };
+        item.finish();
+        rules.push(rule);
+    }
+    Rules { rules, mode }
+}
+
+/// Each is compared with each request.
+const MAX_RULES: usize = 1000;
+
+/// An HTTP method, in capitals.
+struct Method(String);
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let good = |byte: u8| byte.is_ascii_uppercase() || b"-_".contains(&byte);
+        match (1..=32).contains(&text.len()) && text.bytes().all(good) {
+            true => Ok(Self(text.into())),
+            false => Err(format!("expected a method in capitals such as POST, found {text:?}")),
+        }
+    }
 }
 
 pub(super) fn read(section: Section<'_>) -> Proxy {
@@ -396,7 +454,11 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     if policy.is_empty("allow") {
         policy.mistake("allow", "is empty; write [] for nobody, or remove the key for everybody");
     }
-    let policy_read = Policy { allow: policy.list("allow"), deny: policy.list("deny").unwrap_or_default() };
+    let policy_read = Policy {
+        allow: policy.list("allow"),
+        deny: policy.list("deny").unwrap_or_default(),
+        rules: rules(&policy, "peer"),
+    };
     policy.finish();
 
     let admin = section.section("admin");
@@ -491,8 +553,11 @@ fn outbound(section: Section<'_>) -> Outbound {
         section.number("max_requests_per_node", 1..=1_000_000).unwrap_or(4_096) as usize;
     let max_attempts = section.number("max_attempts", 1..=10).unwrap_or(3) as u32;
     let allowed_origins = section.list("allowed_origins").unwrap_or_default();
+    let policy = section.section("policy");
+    let policy_read = rules(&policy, "node");
+    policy.finish();
     section.finish();
-    Outbound { listen, listeners, allowed_origins, max_requests_per_node, max_attempts }
+    Outbound { listen, listeners, allowed_origins, policy: policy_read, max_requests_per_node, max_attempts }
 }
 
 /// The value of an `Origin` header (RFC 6454, section 7), as browsers and some programs send it.

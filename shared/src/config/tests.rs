@@ -40,6 +40,11 @@ proxy:
     listeners:
       - listen: 127.0.0.1:3111
         node: ct111
+    policy:
+      rules:
+        - node: ct111
+          path: /x
+          action: deny
   backend:
     address: 127.0.0.1:8080
     protocol: auto
@@ -52,6 +57,12 @@ proxy:
     body_ms: 1000
   policy:
     allow: [ct111, opus@ct111, 'device:phone']
+    mode: audit
+    rules:
+      - peer: '*@*'
+        method: POST
+        path: /api/**
+        action: allow
   admin:
     listen: 127.0.0.1:3002
   log:
