@@ -31,7 +31,7 @@ use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::outbound::destination::Destination;
-use crate::policy::{Policies, PolicyStore};
+use crate::policy::{self, Policies, PolicyStore};
 use crate::pulse::Pulse;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
@@ -180,7 +180,7 @@ impl Sidecar {
         );
         let config = Arc::new(config);
         tokio::spawn(reload::follow(hangup, config.clone(), shared.credentials.clone()));
-        tokio::spawn(follow_policies(policy_hangup, config.clone(), shared.policies.clone()));
+        tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone()));
         Ok(Self {
             config,
             program,
@@ -525,25 +525,6 @@ impl Shared {
             worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
-    }
-}
-
-/// Takes the policies anew from the configuration file on SIGHUP. While it is bad, those in use stay.
-async fn follow_policies(mut hangup: Signal, config: Arc<Config>, policies: Arc<PolicyStore>) {
-    while hangup.recv().await.is_some() {
-        let Some(path) = config.source.clone() else { continue };
-        // One that panicked has said so already.
-        match tokio::task::spawn_blocking(move || Config::load(&path)).await {
-            Err(_) => {}
-            Ok(Ok(fresh)) => {
-                policies.store(Arc::new(Policies::new(&fresh.proxy)));
-                tracing::info!(target: "Mesh", "policy reloaded");
-            }
-            Ok(Err(error)) => {
-                METRICS.reloaded(false);
-                tracing::error!(target: "Mesh", "policy not reloaded, going on with the one in use: {error}");
-            }
-        }
     }
 }
 

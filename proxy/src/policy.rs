@@ -1,12 +1,15 @@
 //! Which peers may come in, and which requests pass: the policies in use, and what becomes of a request that they
 //! refuse. The rules themselves are [`mesh_shared::policy`].
 
+use std::sync::Arc;
+
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use mesh_shared::Identity;
-use mesh_shared::config::{Policy, Proxy};
+use mesh_shared::config::{Config, Policy, Proxy};
 use mesh_shared::logging::{Excerpt, Repeats};
 use mesh_shared::policy::{Action, Asked, By, Decision, Mode, OVERRIDES, Rules, covers};
+use tokio::signal::unix::Signal;
 
 use crate::error::ProxyError;
 use crate::metrics::{Direction, METRICS, PolicyVerdict};
@@ -29,6 +32,25 @@ impl Policies {
 
 /// The policies in use.
 pub type PolicyStore = ArcSwap<Policies>;
+
+/// Takes the policies anew from the configuration file on SIGHUP. While it is bad, those in use stay.
+pub async fn follow(mut hangup: Signal, config: Arc<Config>, policies: Arc<PolicyStore>) {
+    while hangup.recv().await.is_some() {
+        let Some(path) = config.source.clone() else { continue };
+        // One that panicked has said so already.
+        match tokio::task::spawn_blocking(move || Config::load(&path)).await {
+            Err(_) => {}
+            Ok(Ok(fresh)) => {
+                policies.store(Arc::new(Policies::new(&fresh.proxy)));
+                tracing::info!(target: "Mesh", "policy reloaded");
+            }
+            Ok(Err(error)) => {
+                METRICS.reloaded(false);
+                tracing::error!(target: "Mesh", "policy not reloaded, going on with the one in use: {error}");
+            }
+        }
+    }
+}
 
 /// Refusals are the log's only lines that a caller can cause by rules as often as it likes.
 static REFUSALS: Repeats = Repeats::new(|more| tracing::warn!(target: "Policy", "{more}"));

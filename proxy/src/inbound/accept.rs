@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryFutureExt;
-use http::Request;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use mesh_shared::certificate::{Role, describe};
 use mesh_shared::config::{Config, Timeouts};
 use mesh_shared::logging::Repeats;
@@ -27,8 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
-use crate::downstream::interim::{Aside, WithAside};
-use crate::downstream::refusal::Refusing;
+use crate::downstream;
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
 use crate::drain::Drain;
@@ -36,8 +33,6 @@ use crate::error::BoxError;
 use crate::http::h1;
 use crate::http::h2::server::{self, Server};
 use crate::http::headers::Writer;
-use crate::http::incoming::Incoming;
-use crate::http::interim::Interim;
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
@@ -217,14 +212,7 @@ impl Inbound {
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
-                let aside = Aside::default();
-                let io = WithAside::new(Refusing::new(io, of.clone()), aside.clone());
-                let io = TokioIo::new(io);
-                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let request = request.map(Incoming::Left);
-                    let interim = Interim::new(&request, Writer::Agent);
-                    aside.relay(interim.clone(), answer(request, interim))
-                });
+                let (io, service) = downstream::http1(io, of.clone(), Writer::Agent, answer);
                 let connection = self.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
                 Box::pin(linger_to_end(connection, finish, &self.drain).map_err(Into::into))

@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::{Method, Request, Response};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_shared::config::Config;
 use pingora_core::apps::ServerApp;
@@ -16,8 +15,7 @@ use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::{Caller, Connection};
-use crate::downstream::interim::{Aside, WithAside};
-use crate::downstream::refusal::Refusing;
+use crate::downstream;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
 use crate::http::body::ResponseBody;
@@ -132,14 +130,7 @@ impl OutboundListener {
                 let connection = this.outbound.http2.serve(io, answer, None);
                 linger_to_end(connection, server::Connection::graceful_shutdown, &drain).await
             } else {
-                let aside = Aside::default();
-                let io = WithAside::new(Refusing::new(io, from), aside.clone());
-                let io = TokioIo::new(io);
-                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let request = request.map(Incoming::Left);
-                    let interim = Interim::new(&request, Writer::Sidecar);
-                    aside.relay(interim.clone(), answer(request, interim))
-                });
+                let (io, service) = downstream::http1(io, from, Writer::Sidecar, answer);
                 let connection = this.outbound.http1.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
                 linger_to_end(connection, finish, &drain).await.map_err(Into::into)
