@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use etcd_client::{Client, Error, PutOptions};
 use mesh_tests::etcd::Cluster;
-use mesh_tests::eventually_within;
 use mesh_tests::mesh::{Mesh, Node, entry};
+use mesh_tests::{eventually_within, process};
 use tokio::time::sleep;
 
 /// A change counts as lost after this.
@@ -128,14 +128,7 @@ async fn knows(node: &Node, agent: &str) {
 
 /// The CPU time of these processes, in seconds.
 fn cpu(pids: &[u32]) -> f64 {
-    let ticks = |pid: &u32| -> Option<u64> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may contain anything: utime and stime are the 12th and 13th (proc(5)).
-        let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
-        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-    };
-    // Linux counts 100 a second for programs.
-    pids.iter().filter_map(ticks).sum::<u64>() as f64 / 100.0
+    pids.iter().map(|pid| process::cpu_ticks(*pid)).sum::<u64>() as f64 / 100.0
 }
 
 /// What they have in memory, on average.

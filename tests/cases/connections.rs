@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use mesh_tests::eventually;
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::{Daemon, succeed};
+use mesh_tests::process::{self, Daemon, succeed};
 use mesh_tests::tls::{Client, Peer, PeerOptions};
 use mesh_tests::web;
 use rustls::HandshakeKind;
@@ -529,15 +529,10 @@ async fn where_the_system_is_out_of_files_the_sidecar_waits_and_does_not_spin() 
     std::fs::write(&full, "").unwrap();
     let waiting = TcpStream::connect(node.outbound()).await.unwrap();
     node.proxy().wait_log(&["WARN [Mesh] cannot accept connections on ", "trying again"]).await;
-    let busy = |pid| -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let times = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
-        times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
-    };
-    let before = busy(node.proxy().pid());
+    let before = process::cpu_ticks(node.proxy().pid());
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A loop that spins takes 200 ticks, with a line for each of thousands of tries.
-    let took = busy(node.proxy().pid()) - before;
+    let took = process::cpu_ticks(node.proxy().pid()) - before;
     assert!(took < 50, "{took} ticks of a hundredth of a second");
     assert!(node.proxy().lines_with(&["cannot accept connections"]).len() < 3);
     // Who waited is served.

@@ -124,15 +124,7 @@ fn get(path: &str) -> Request<Body> {
 
 /// Frames of HTTP/2 (RFC 9113, section 4), as they are written.
 mod frames {
-    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.extend(payload);
-        bytes
-    }
+    pub use mesh_tests::frames::{PREFACE, frame};
 
     /// Preface, and windows as large as they can be.
     pub fn opening() -> Vec<u8> {

@@ -91,6 +91,14 @@ pub fn of_threads(pid: u32, file: &str) -> Vec<String> {
         .collect()
 }
 
+/// The CPU time that a process has used, in hundredths of a second.
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Behind the name, which may contain anything: utime and stime are the 12th and 13th (proc(5)).
+    let times = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+    times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
 /// Sends a signal to a process that this test started, or that such a one started.
 pub fn signal(pid: u32, signal: libc::c_int) {
     // SAFETY: a plain system call.
