@@ -26,6 +26,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::name::NodeName;
 use crate::pem::{self, Mistake};
 use crate::revocation::{self, InForce, RevocationList};
+use crate::spiffe::SpiffeId;
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +114,8 @@ pub struct Leaf {
     pub dns_names: Vec<String>,
     /// Address subject alternative names.
     pub addresses: Vec<IpAddr>,
+    /// SPIFFE IDs among the URI subject alternative names.
+    pub spiffe_ids: Vec<SpiffeId>,
     /// Start of validity, epoch seconds.
     pub not_before: i64,
     /// End of validity, epoch seconds.
@@ -134,12 +137,13 @@ impl Leaf {
             several => return Err(LeafError::SeveralCommonNames(several.len())),
         };
         let identity = common_name.parse()?;
-        let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+        let (mut dns_names, mut addresses, mut spiffe_ids) = (Vec::new(), Vec::new(), Vec::new());
         let alternative = parsed.subject_alternative_name().ok().flatten();
         for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
                 GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                GeneralName::URI(uri) => spiffe_ids.extend(uri.parse::<SpiffeId>()),
                 _ => {}
             }
         }
@@ -149,6 +153,7 @@ impl Leaf {
             identity,
             dns_names,
             addresses,
+            spiffe_ids,
             not_before: validity.not_before.timestamp(),
             not_after: validity.not_after.timestamp(),
         })

@@ -23,6 +23,7 @@ pub mod policy;
 pub mod registry;
 pub mod revocation;
 pub mod service_manager;
+pub mod spiffe;
 pub mod unix_socket;
 
 pub use address::{BackendAddr, LocalAddr, LoopbackAddr};

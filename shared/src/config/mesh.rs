@@ -1,5 +1,5 @@
-//! The `mesh:` section, exactly as the reference document has it, and two keys of ours
-//! (`advertise_host`, `peers`).
+//! The `mesh:` section, exactly as the reference document has it, and keys of ours
+//! (`advertise_host`, `peers`, `trust_domain`, `ca`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::yaml::{BoolOrSection, Document, Section, repeated};
 use crate::address::is_host;
 use crate::name::NodeName;
+use crate::spiffe::TrustDomain;
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -29,6 +30,10 @@ pub struct Mesh {
     pub advertise_host: Option<String>,
     /// Nodes known from the start.
     pub peers: Vec<StaticPeer>,
+    /// The trust domain of SPIFFE IDs in the mesh's certificates.
+    pub trust_domain: TrustDomain,
+    /// The node beside whose sidecar `meshctl ca serve` runs; `None`: certificates are files that others renew.
+    pub ca_node: Option<NodeName>,
 }
 
 impl Mesh {
@@ -130,6 +135,10 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
     }
     let peers = static_peers(&section);
     let discovery = discovery(&section);
+    let trust_domain = section.parsed("trust_domain").unwrap_or_default();
+    let ca = section.section("ca");
+    let ca_node = ca.parsed("node");
+    ca.finish();
     let advertise_host = section.string("advertise_host");
     if let Some(host) = &advertise_host
         && !is_host(host)
@@ -161,6 +170,8 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
         discovery,
         advertise_host,
         peers,
+        trust_domain,
+        ca_node,
     })
 }
 
