@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 deploy/prerequisites.sh
 PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 echo "building; the first time takes a few minutes"
-cargo build --profile demo --locked --bins
-exec "${CARGO_TARGET_DIR:-target}/demo/meshctl" demo "$@"
+cargo build --no-default-features --locked --bins
+exec "${CARGO_TARGET_DIR:-target}/debug/meshctl" demo "$@"

@@ -21,7 +21,7 @@ unavailable() {
 export MESH_BIN="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
 for each in mesh-proxy registryd meshctl; do
   [ -x "$MESH_BIN/$each" ] || {
-    echo "$MESH_BIN/$each is missing: cargo build --locked --bins" >&2
+    echo "$MESH_BIN/$each is missing: cargo build --no-default-features --locked --bins" >&2
     exit 1
   }
 done

@@ -7,11 +7,13 @@ use mesh_shared::confinement::Confinement;
 use mesh_shared::{certificate, check, daemon};
 
 /// Fragments less and is faster than the system's under many small requests.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A thread's caches hold what the requests of one turn of its loop need. With jemalloc's own sizes they overflow, and are
 /// emptied and filled again with each turn.
+#[cfg(feature = "jemalloc")]
 #[allow(unsafe_code, reason = "jemalloc finds its options by this name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_OPTIONS: &[u8; 52] = b"tcache_nslots_small_max:1000,lg_tcache_nslots_mul:4\0";

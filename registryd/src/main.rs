@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use mesh_shared::{check, daemon};
 
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -29,13 +29,16 @@ fn build() -> PathBuf {
     }
     let test = env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).expect("a test lies in <target>/<profile>/deps");
-    let profile = match folder.file_name().and_then(OsStr::to_str) {
-        Some("debug") => "dev",
-        Some(profile) => profile,
+    let (profile, features): (_, &[_]) = match folder.file_name().and_then(OsStr::to_str) {
+        // As tests/run.sh has built them.
+        Some("debug") => ("dev", &["--no-default-features"]),
+        Some(profile) => (profile, &[]),
         None => panic!("{} has no profile", test.display()),
     };
     let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile])
+        .args(features)
+        .arg("--target-dir")
         .arg(folder.parent().unwrap())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
