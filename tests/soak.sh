@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 
 deploy/prerequisites.sh test
 PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-exec cargo test --workspace --test soak --locked -- --nocapture --test-threads 1 "$@"
+exec cargo test --workspace --test soak --no-default-features --locked -- --nocapture --test-threads 1 "$@"
