@@ -8,6 +8,7 @@ mod demo;
 mod hosts;
 mod nodes;
 mod output;
+mod pages;
 mod ping;
 mod policy;
 mod status;
@@ -87,6 +88,10 @@ enum Command {
     Ca(ca::CaArgs),
     /// Run two nodes on this machine and show a delegation between them
     Demo(demo::DemoArgs),
+    /// Print completions of this command line for a shell
+    Completions(pages::CompletionsArgs),
+    /// Write the man pages of this command and its subcommands
+    Man(pages::ManArgs),
     /// One of the demo's agents
     #[command(hide = true)]
     DemoAgent(demo::agent::AgentArgs),
@@ -171,6 +176,8 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Policy(Asking { args, global }) => policy::run(args, &global),
         Command::Ca(args) => ca::run(args),
         Command::Demo(args) => demo::run(args).await,
+        Command::Completions(args) => pages::completions(&args),
+        Command::Man(args) => pages::man(&args),
         Command::DemoAgent(args) => demo::agent::run(args).await,
     }
 }
