@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for building (no argument), for building and testing ("test"), or for tests/sdk.sh ("sdk").
+# Installs what is missing for building (no argument), for building and testing ("test"), for Debian packages ("package"),
+# for testing those ("packages"), for tests/manifests.sh ("manifests"), or for tests/sdk.sh ("sdk").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
@@ -12,9 +13,12 @@ case "$what" in
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
       etcd:etcd-server etcdctl:etcd-client faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
+  package) need+=(dpkg-shlibdeps:dpkg-dev strip:binutils gzip:gzip xz:xz-utils) ;;
+  packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;
+  manifests) need=(python3:python3) ;;
   sdk) need=(curl:curl python3:python3) ;;
   *)
-    echo "usage: $0 [build|test|sdk]" >&2
+    echo "usage: $0 [build|test|package|packages|manifests|sdk]" >&2
     exit 2
     ;;
 esac
@@ -73,14 +77,14 @@ for each in "${need[@]}"; do
   command -v "${each%%:*}" >/dev/null || missing+=("${each##*:}")
 done
 # Debian's python3 comes without what makes a virtual environment.
-if [ "$what" = sdk ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+if [[ "$what" = sdk || "$what" = manifests ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
   missing+=(python3-venv)
 fi
 # What protoc includes; an archive of protoc brings it beside itself.
 for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
   [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
 done
-[ "$what" = sdk ] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
+[[ "$what" = sdk || "$what" = manifests ]] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
 # Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The
@@ -93,7 +97,7 @@ if [ "$what" = sdk ] && ! command -v nginx >/dev/null && [ ! -e "$tools/sdk/ngin
   unpack "$tools/sdk/nginx" nginx
 fi
 
-if [ "$what" != sdk ] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+if [[ "$what" != sdk && "$what" != manifests ]] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
   echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
   exit 1
 fi
