@@ -143,7 +143,7 @@ if [ -n "$inside" ]; then
   started+=("$!")
   eventually within meshctl ping
   eventually within meshctl status
-  call() { beside curl --fail --silent --show-error --max-time 120 "http://127.0.0.1:3001/nodes/ct110/$1"; }
+  call() { beside curl --no-buffer --fail --silent --show-error --max-time 120 "http://127.0.0.1:3001/nodes/ct110/$1"; }
   eventually call quick
 
   step "upgrade with calls under way"
