@@ -109,12 +109,12 @@ fn every_kind_of_key_and_identity_is_accepted_by_the_verifiers_of_peers() {
         folder.ca.renew(&node.parse().unwrap(), &Renewal::of(90)).unwrap();
         assert_eq!(kind(node), Some(key_type), "renewal keeps the kind of key");
     }
-    folder.ca.renew(&"c".parse().unwrap(), 90, Some(EcP256)).unwrap();
+    folder.ca.renew(&"c".parse().unwrap(), &Renewal { key_type: Some(EcP256), ..Renewal::of(90) }).unwrap();
     assert_eq!(kind("c"), Some(EcP256));
     assert_eq!(folder.problems(), [""; 0]);
 
     let rsa = Folder { ca: Ca::at(folder.temp.path().join("rsa")), temp: tempfile::tempdir().unwrap() };
-    rsa.ca.init(&rsa.root_dir(), Rsa2048).unwrap();
+    rsa.ca.init(&rsa.root_dir(), Rsa2048, &TrustDomain::default()).unwrap();
     rsa.issue("ct110", &[]).unwrap();
     assert_eq!(rsa.problems(), [""; 0]);
 }
