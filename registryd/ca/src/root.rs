@@ -11,6 +11,7 @@ use crate::authority::Authority;
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
 use crate::files::{self, replace, write_new};
+use crate::index::Entry;
 use crate::key::{KeyType, read_pair};
 use crate::make::{ROOT_DAYS, authority, load_root, mark, root_paths};
 use crate::model::Ca;
@@ -159,8 +160,11 @@ impl Ca {
                 && entry.revoked.is_none()
                 && entry.authority(&change.authorities).is_some_and(is_it)
         });
-        let mut needed_by: Vec<String> = leaves.map(|entry| entry.issuance.name.clone()).collect();
-        needed_by.dedup();
+        let told = |entry: &Entry| match entry.current {
+            true => entry.issuance.name.clone(),
+            false => format!("{} from before its renewal", entry.issuance.name),
+        };
+        let mut needed_by: Vec<String> = leaves.map(told).collect();
         if retired.certificate.is_root() {
             let below = change.authorities.iter().filter(|each| {
                 !is_it(each) && each.certificate.days_left(now) >= 0 && each.certificate.is_of(&retired.certificate)
