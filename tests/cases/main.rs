@@ -6,6 +6,8 @@ mod addresses;
 mod admin;
 mod agents;
 mod bad_certificates;
+mod ca_folder;
+mod ca_requests;
 mod certificates;
 mod clocks;
 mod clones;
