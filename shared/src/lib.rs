@@ -10,6 +10,7 @@ pub mod certificate;
 pub mod check;
 pub mod config;
 pub mod daemon;
+pub mod enrolment;
 pub mod event;
 pub mod hosts_file;
 pub mod identity;
