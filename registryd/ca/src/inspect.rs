@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
+use mesh_shared::name::AgentName;
 use rustls::pki_types::UnixTime;
 use serde::Serialize;
 
 use crate::authority::Authority;
 use crate::certificate::{Certificate, day, days_until, ends};
 use crate::error::CaError;
+use crate::index::{Index, Origin};
 use crate::issue::accepted;
 use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::model::{Ca, LEAF_DAYS};
+use crate::revoke::Reason;
 
 /// A certificate that ends within so many days deserves a word.
 const SOON_DAYS: i64 = 14;
@@ -49,6 +52,10 @@ pub struct Examined {
     pub problems: Vec<String>,
     /// What will become a problem.
     pub remarks: Vec<String>,
+    /// The agents that it lets its node host.
+    pub agents: Vec<AgentName>,
+    /// Whether its key was made where it is used, so that its owner renews it.
+    pub key_elsewhere: bool,
     /// Whom it names, if its file is named alike.
     #[serde(skip)]
     pub identity: Option<Identity>,
@@ -136,6 +143,8 @@ impl Examined {
             state: State::Ok,
             problems: Vec::new(),
             remarks: Vec::new(),
+            agents: Vec::new(),
+            key_elsewhere: false,
             identity: None,
         }
     }
@@ -175,6 +184,7 @@ impl Ca {
             .into_iter()
             .filter(|each| Certificate::of(&each.der).not_a_ca.is_none())
             .collect();
+        let (index, _) = self.survey(&authorities, &lists)?;
         let bundle = Arc::new(TrustBundle::of(&self.chain_path(), &cas)?);
         let mut all: Vec<_> = authorities
             .iter()
@@ -204,7 +214,7 @@ impl Ca {
         }
         issued.sort();
         for path in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
-            all.push(self.examine_issued(path, &bundle, &lists, now));
+            all.push(self.examine_issued(path, &bundle, &lists, &index, now));
         }
         for key in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "key")) {
             if !issued.contains(&key.with_extension("crt")) {
@@ -267,6 +277,7 @@ impl Ca {
         path: &Path,
         bundle: &Arc<TrustBundle>,
         lists: &Lists,
+        index: &Index,
         now: UnixTime,
     ) -> Examined {
         let mut examined = Examined::new(Kind::Unknown, path);
@@ -293,16 +304,23 @@ impl Ca {
         examined.cn = Some(leaf.common_name.clone());
         let certificate = Certificate::of(&material.chain[0]);
         examined.serial = Some(certificate.serial_text());
+        examined.agents = leaf.agents();
+        examined.key_elsewhere =
+            index.of(&certificate).is_some_and(|entry| entry.issuance.why == Origin::Signed);
         examined.alternative_names =
             leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
-        if let Some(since) = lists.since(&certificate.issuer, &certificate.serial) {
+        if let Some((since, reason)) = lists.find(&certificate.issuer, &certificate.serial) {
             // As it should be: nothing more is asked of it.
             examined.state = State::Revoked;
             examined.not_after = Some(leaf.not_after);
             examined.days_left = Some(leaf.days_left(now));
             examined.remarks.push(format!(
-                "revoked on {}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
+                "revoked on {}{}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
                 day(since),
+                match reason {
+                    Reason::Unspecified => String::new(),
+                    reason => format!(" ({})", reason.as_str()),
+                },
                 leaf.identity
             ));
             return examined;
@@ -312,7 +330,15 @@ impl Ca {
         {
             examined.identity = Some(leaf.identity.clone());
         }
-        examined.ends(leaf.not_after, now, SOON_DAYS, &format!("`meshctl ca renew {}` it", leaf.identity));
+        let (soon_days, remedy) = match examined.key_elsewhere {
+            false => (SOON_DAYS, format!("`meshctl ca renew {}` it", leaf.identity)),
+            true => {
+                let life = (leaf.not_after - leaf.not_before) / 86_400;
+                let remedy = "its owner, who has the key, has not renewed it yet";
+                (SOON_DAYS.min(life / 3), remedy.to_owned())
+            }
+        };
+        examined.ends(leaf.not_after, now, soon_days, &remedy);
         let strong = check_strength(&certificate, &mut examined);
         if examined.state != State::Expired
             && let Err(error) = accepted(&material, now)
@@ -325,7 +351,7 @@ impl Ca {
                 format!("the file's name and the certificate's CN {} are not the same", leaf.common_name),
             );
         }
-        if strong {
+        if strong && !examined.key_elsewhere {
             examine_key(&material, &path.with_extension("key"), &mut examined);
         }
         examined
@@ -369,7 +395,7 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
 }
 
 fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
-    if !key.exists() {
+    if !key.exists() && !certificate::fresh_key(key).exists() {
         examined.remarks.push("its key is not here".into());
         return;
     }

@@ -18,24 +18,34 @@
 
 mod authority;
 mod certificate;
+mod change;
 mod error;
 mod files;
+mod index;
 mod inspect;
 mod issue;
 mod key;
 mod lists;
+mod lock;
 mod make;
 mod model;
+mod request;
 mod revoke;
 mod rivetos;
 
 pub use certificate::{day, ends};
 pub use error::CaError;
+pub use index::{Entry, Issuance, Origin, Revocation};
 pub use inspect::{Examined, Kind, State};
 pub use key::KeyType;
+pub use lock::Lock;
 pub use make::{INTERMEDIATE_DAYS, NewIntermediate};
-pub use model::{Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, LEAF_DAYS, Order, RENEW_WITHIN_DAYS};
-pub use revoke::{Revoked, Which};
+pub use model::{
+    Bundle, CRL_DAYS, Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, LEAF_DAYS, Order, RENEW_WITHIN_DAYS,
+    Renewal, Signed,
+};
+pub use request::{NewRequest, RequestError, SigningRequest};
+pub use revoke::{Reason, Refreshed, Revoked, Which};
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,10 @@
 //! Making a CA, and replacing its intermediate.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate;
+use mesh_shared::spiffe::TrustDomain;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
@@ -13,7 +15,7 @@ use crate::error::{CaError, make};
 use crate::files::{self, absolute, make_dir, replace, write_new};
 use crate::key::{KeyType, random, read_pair};
 use crate::lists::Lists;
-use crate::model::Ca;
+use crate::model::{CRL_DAYS, Ca};
 
 const ROOT_DAYS: i64 = 3653;
 /// Validity of an intermediate, in days.
@@ -37,7 +39,12 @@ impl Ca {
     /// # Errors
     /// Any of its files exists already, or a folder cannot be written. An interruption leaves a CA that
     /// every later command calls half made.
-    pub fn init(&self, root_dir: &Path, key_type: KeyType) -> Result<Option<PathBuf>, CaError> {
+    pub fn init(
+        &self,
+        root_dir: &Path,
+        key_type: KeyType,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<PathBuf>, CaError> {
         let (root_cert, root_key) = (root_dir.join("root.crt"), root_dir.join("root.key"));
         let (chain, crl, intermediate_key) = (self.chain_path(), self.crl_path(), self.signing_key_path());
         let dir = absolute(&self.dir)?;
@@ -58,8 +65,9 @@ impl Ca {
                 return Err(CaError::HalfMade { found: found.clone(), missing: chain });
             }
         }
-        if let Some(found) = self.all_issued()?.into_iter().next() {
-            return Err(CaError::IssuedByNone { dir: self.dir.clone(), found: found.path, missing: chain });
+        let issued = files::listed(&self.dir.join("issued"))?;
+        if let Some(found) = issued.into_iter().find(|path| path.extension() == Some(OsStr::new("crt"))) {
+            return Err(CaError::IssuedByNone { dir: self.dir.clone(), found, missing: chain });
         }
         match (root_cert.exists(), root_key.exists()) {
             (false, false) => {}
@@ -87,12 +95,13 @@ impl Ca {
         let intermediate = params.signed_by(&pair, &issuer).map_err(make("the intermediate"))?;
         let intermediate = Authority::new(intermediate.pem(), intermediate.der());
         let mut lists = Lists::default();
-        lists.publish(&intermediate, &pair, &[])?;
+        lists.publish(&intermediate, &pair, &[], CRL_DAYS)?;
 
         let made = dir.ancestors().skip(1).take_while(|folder| !folder.exists()).last().map(Path::to_owned);
         make_dir(root_dir, 0o700)?;
         make_dir(&self.dir.join("intermediate"), 0o755)?;
         make_dir(&self.dir.join("issued"), 0o755)?;
+        replace(&self.trust_domain_path(), &format!("{trust_domain}\n"), 0o644)?;
         write_new(&root_key, &root_pair.serialize_pem(), 0o600)?;
         write_new(&root_cert, &root.pem(), 0o644)?;
         write_new(&intermediate_key, &pair.serialize_pem(), 0o600)?;
@@ -114,15 +123,15 @@ impl Ca {
         root_dir: &Path,
         key_type: Option<KeyType>,
     ) -> Result<NewIntermediate, CaError> {
-        let _lock = self.lock()?;
-        let authorities = self.authorities()?;
+        let change = self.change()?;
+        let authorities = &change.authorities;
         let (root, root_pair) = load_root(root_dir)?;
         if !authorities.iter().any(|authority| authority.der() == root.der()) {
             return Err(CaError::OtherRoot { root: root_dir.join("root.crt"), chain: self.chain_path() });
         }
         let path = self.signing_key_path();
         let former = match path.exists() || self.signing_key.is_none() {
-            true => Some(self.signer(&authorities)?.0),
+            true => Some(self.signer(authorities)?.0),
             false => None,
         };
         if former.is_some_and(|former| former.der() == root.der()) {
@@ -163,7 +172,7 @@ impl Ca {
         if self.crl_paths().iter().any(|crl| crl.exists()) {
             let mut lists = self.lists()?;
             if !lists.covers(&intermediate) {
-                lists.publish(&intermediate, &pair, &[])?;
+                lists.publish(&intermediate, &pair, &[], CRL_DAYS)?;
             }
             lists.keep_only(&chain);
             self.write_lists(&lists)?;

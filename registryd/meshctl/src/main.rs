@@ -4,6 +4,7 @@
 
 mod ca;
 mod card;
+mod csr;
 mod demo;
 mod hosts;
 mod nodes;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
+use mesh_shared::identity::Identity;
 use mesh_shared::name::{NameError, NodeName};
 
 use mesh_client::{ClientError, Daemon};
@@ -85,6 +87,10 @@ enum Command {
     Policy(Asking<policy::PolicyArgs>),
     /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
+    /// Make a key and the request for a certificate of it, to be signed with `meshctl ca sign`
+    ///
+    /// The key stays on this host. Neither the request nor the certificate is secret.
+    Csr(csr::CsrArgs),
     /// Run two nodes on this machine and show a delegation between them
     Demo(demo::DemoArgs),
     /// One of the demo's agents
@@ -104,6 +110,11 @@ struct Asking<A: clap::Args> {
 /// A node as people name it: `ct110` or `ct110.mesh`.
 fn node_name(text: &str) -> Result<NodeName, NameError> {
     NodeName::from_mesh_host(text).map_or_else(|| text.parse(), Ok)
+}
+
+/// An identity as people name it.
+fn identity(text: &str) -> Result<Identity, Failure> {
+    text.parse().map_err(|error| Failure::Usage(format!("{error}")))
 }
 
 /// Why a command failed.
@@ -170,6 +181,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
         Command::Policy(Asking { args, global }) => policy::run(args, &global),
         Command::Ca(args) => ca::run(args),
+        Command::Csr(args) => csr::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::DemoAgent(args) => demo::agent::run(args).await,
     }
