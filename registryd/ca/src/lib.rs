@@ -32,6 +32,7 @@ mod model;
 mod request;
 mod revoke;
 mod rivetos;
+mod serving;
 
 pub use certificate::{day, ends};
 pub use error::CaError;
@@ -46,6 +47,7 @@ pub use model::{
 };
 pub use request::{NewRequest, RequestError, SigningRequest};
 pub use revoke::{Reason, Refreshed, Revoked, Which};
+pub use serving::{ENROLMENT_NAME, Serving};
 
 #[cfg(test)]
 mod tests;
