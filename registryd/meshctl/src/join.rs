@@ -140,6 +140,7 @@ async fn node_joins(args: &JoinArgs, token: &Token, node: NodeName) -> Result<Ex
             "node": node, "notAfter": leaf.not_after, "certificate": tls.paths().cert_path, "config": args.config,
             "configKept": existing.is_some(), "remarks": remarks, "started": works.is_some(),
             "nodes": works.as_ref().map(|works| works.nodes), "seed": seed,
+            "problems": works.as_ref().map(|works| &works.problems),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -189,7 +189,7 @@ fn document(
         match enrolled.seed.as_ref().filter(|seed| seed.node != *node) {
             Some(seed) => {
                 mesh["discovery"] = seed_of(&seed.node, seed.port);
-                mesh["peers"] = json!([seed]);
+                mesh["peers"] = json!([{"name": seed.node, "host": seed.host, "port": seed.port}]);
             }
             // The first node: the others will come to it.
             None => mesh["discovery"] = seed_of(node, 3000),
@@ -197,11 +197,6 @@ fn document(
         if !enrolled.crl.is_empty() {
             proxy["crl_path"] = json!(wanted.crl_path());
         }
-    }
-    if let Some(peer) = mesh["peers"].get_mut(0).and_then(Value::as_object_mut)
-        && let Some(name) = peer.remove("node")
-    {
-        peer.insert("name".into(), name);
     }
     let mut sections = Map::new();
     sections.insert("mesh".into(), mesh);

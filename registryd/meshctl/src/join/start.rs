@@ -26,6 +26,8 @@ const UNITS: [&str; 2] = ["registryd", "mesh-proxy"];
 pub struct Works {
     /// Nodes that it knows.
     pub nodes: usize,
+    /// What registryd finds wrong all the same, such as an agent that does not run yet.
+    pub problems: Vec<String>,
     outbound: std::net::SocketAddr,
 }
 
@@ -42,7 +44,9 @@ impl Works {
         let example = seed.map_or_else(String::new, |seed| {
             format!("  http_proxy=http://{outbound} curl http://{seed}.mesh/api/mesh/ping\n")
         });
-        format!("{reached}\nworks now:\n{example}  meshctl nodes; meshctl ping; meshctl status\n")
+        let problems: String =
+            self.problems.iter().map(|problem| format!("still to do: {problem}\n")).collect();
+        format!("{reached}\n{problems}works now:\n{example}  meshctl nodes; meshctl ping; meshctl status\n")
     }
 }
 
@@ -95,11 +99,13 @@ async fn look(config: &Config, seed: Option<&NodeName>) -> Result<Works, String>
     let status: DaemonStatus = registryd.read(STATUS).await.map_err(|error| error.to_string())?;
     let sidecar = status.sidecar.ok_or("mesh-proxy does not report to registryd")?;
     let nodes: Vec<NodeView> = registryd.read(NODES).await.map_err(|error| error.to_string())?;
-    let registered = |view: &NodeView| view.local && view.node.status == Status::Online;
+    // An agent that does not answer yet makes a node degraded; it is in the mesh all the same.
+    let registered = |view: &NodeView| view.local && view.node.status != Status::Offline;
     if !nodes.iter().any(registered) {
         return Err("this node is not registered".into());
     }
-    let works = Works { nodes: nodes.len(), outbound: sidecar.outbound };
+    let (nodes, problems) = (nodes.len(), status.problems);
+    let works = Works { nodes, problems, outbound: sidecar.outbound };
     let Some(seed) = seed else { return Ok(works) };
     let sidecar = Daemon::Sidecar(sidecar.outbound);
     let outcome = ping(&sidecar, seed.as_str()).await;
@@ -111,7 +117,7 @@ async fn look(config: &Config, seed: Option<&NodeName>) -> Result<Works, String>
     let answer =
         answer.and_then(|answer| sidecar.accepted(&path, answer)).map_err(|error| error.to_string())?;
     let known: Vec<Value> = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-    match known.iter().any(|node| node["name"] == own.as_str() && node["status"] == "online") {
+    match known.iter().any(|node| node["name"] == own.as_str() && node["status"] != "offline") {
         true => Ok(works),
         false => Err(format!("{seed} does not know this node")),
     }
