@@ -80,6 +80,14 @@ impl Credentials {
     /// # Errors
     /// Whatever would make peers refuse this node, or this node unable to verify peers. Fails closed.
     pub fn load(config: &Config) -> Result<Self, CredentialsError> {
+        match Self::load_once(config) {
+            // Certificate and key are two files: the one may have been read before the two were replaced, the other after.
+            Err(CredentialsError::Material(MaterialError::KeyMismatch { .. })) => Self::load_once(config),
+            loaded => loaded,
+        }
+    }
+
+    fn load_once(config: &Config) -> Result<Self, CredentialsError> {
         let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
         // Before anything is read: what changes meanwhile is noticed at the next look.
         let fingerprint = Fingerprint::of(config);

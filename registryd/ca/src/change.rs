@@ -9,6 +9,7 @@ use std::path::Path;
 
 use mesh_shared::atomic_file;
 use mesh_shared::certificate::{self, fresh_key};
+use rustls::pki_types::UnixTime;
 
 use crate::authority::Authority;
 use crate::certificate::Certificate;
@@ -19,6 +20,9 @@ use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::lock::Lock;
 use crate::model::Ca;
+
+/// How long copies of certificates that have ended are kept: 30 days.
+const KEPT_SECONDS: i64 = 30 * 86_400;
 
 /// The right to change a CA's folder, and what was found in it.
 pub(crate) struct Change<'c> {
@@ -38,7 +42,30 @@ impl Ca {
         let (authorities, lists) = (self.authorities()?, self.lists()?);
         let (mut index, missing) = self.survey(&authorities, &lists)?;
         self.append(&mut index, &missing)?;
+        self.clear_superseded(&index)?;
         Ok(Change { ca: self, _lock: lock, authorities, lists, index })
+    }
+
+    /// Ends what was interrupted, and takes into the index what is missing there; nothing else.
+    ///
+    /// # Errors
+    /// There is no CA, or the folder cannot be written.
+    pub fn mend(&self) -> Result<(), CaError> {
+        self.change().map(drop)
+    }
+
+    /// Removes copies of certificates that ended a while ago: the index knows them, and nobody has to revoke them.
+    fn clear_superseded(&self, index: &Index) -> Result<(), CaError> {
+        let (folder, now) = (self.superseded_dir(), UnixTime::now().as_secs() as i64);
+        for entry in &index.entries {
+            if let Some(path) = entry.path.as_ref().filter(|path| path.starts_with(&folder))
+                && entry.issuance.not_after < now - KEPT_SECONDS
+            {
+                files::remove(path)?;
+                files::remove(&path.with_extension("key"))?;
+            }
+        }
+        Ok(())
     }
 
     /// The one lock over every change of the folder: everything here that changes it takes it. For callers that keep files of

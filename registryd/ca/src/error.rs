@@ -112,7 +112,7 @@ pub enum CaError {
         "the intermediate that signs (in {}) {when}; `meshctl ca renew-intermediate` makes a new one", path.display()
     )]
     IntermediateEnds { path: PathBuf, when: String },
-    #[error("the root in {} {when}; make a new CA with another --dir and --root-dir", path.display())]
+    #[error("the root in {} {when}; `meshctl ca renew-root` makes a new one", path.display())]
     RootEnds { path: PathBuf, when: String },
     #[error(
         "{} has been locked for a minute by {holder}; if that hangs, end it", path.display()
@@ -134,6 +134,17 @@ pub enum CaError {
     KeyElsewhere { name: Identity },
     #[error("only a node can host agents, and {0} is none")]
     NoHost(Identity),
+    #[error("no authority in {} is called {which:?} or has that serial number; `meshctl ca list` shows them", chain.display())]
+    NothingToRetire { which: String, chain: PathBuf },
+    #[error("several authorities are called {which:?}; name one by its serial number: {serials}")]
+    SeveralToRetire { which: String, serials: String },
+    #[error("CN={cn} signs what is issued; make its successor first (`meshctl ca renew-intermediate`)")]
+    StillSigns { cn: String },
+    #[error(
+        "{count} that have not ended hang on CN={cn} ({first}{}); renew or revoke those first, or say --force: then no node \
+         accepts them any more", if *count > 5 { ", …" } else { "" }
+    )]
+    StillNeeded { cn: String, count: usize, first: String },
     #[error("{}: {source}", path.display())]
     TrustDomain { path: PathBuf, source: SpiffeError },
     #[error("no random numbers from the operating system")]

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use mesh_shared::atomic_file::sync_folder;
 use mesh_shared::certificate::{self, Leaf, MaterialError};
 use mesh_shared::identity::Identity;
+use mesh_shared::name::AgentName;
+use mesh_shared::spiffe::SpiffeId;
 use rustls::pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +128,15 @@ impl Entry {
     /// Whether its time is over.
     pub fn has_ended(&self, now: UnixTime) -> bool {
         self.issuance.not_after < now.as_secs() as i64
+    }
+
+    /// The agents that these SPIFFE IDs of its let it host.
+    pub(crate) fn hosted(&self, ids: &[String]) -> Vec<AgentName> {
+        let hosted = ids.iter().filter_map(|id| match id.parse::<SpiffeId>().ok()?.identity()? {
+            Identity::Agent(agent, node) if self.identity() == Some(Identity::Node(node.clone())) => Some(agent),
+            _ => None,
+        });
+        hosted.collect()
     }
 
     /// Which of these signed it, as far as names and key identifiers tell.

@@ -34,8 +34,8 @@ const RSA_BITS: usize = 2048;
 pub struct Examined {
     /// What it is for.
     pub kind: Kind,
-    /// Its file.
-    pub path: PathBuf,
+    /// Its file; `None` where only the index knows it.
+    pub path: Option<PathBuf>,
     /// Its common name, where it can be read.
     pub cn: Option<String>,
     /// Its serial number in hexadecimal, where it can be read.
@@ -46,6 +46,8 @@ pub struct Examined {
     pub not_after: Option<i64>,
     /// Whole days until then; negative once it has passed.
     pub days_left: Option<i64>,
+    /// Since when it is revoked, if it is.
+    pub revoked: Option<RevokedSince>,
     /// How it is with it in a word.
     pub state: State,
     /// Why it cannot work; empty if it can, and if it is not to.
@@ -61,6 +63,15 @@ pub struct Examined {
     pub identity: Option<Identity>,
 }
 
+/// That a certificate is revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RevokedSince {
+    /// Since when, epoch seconds.
+    pub at: i64,
+    /// Why.
+    pub why: Reason,
+}
+
 /// What a certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +82,16 @@ pub enum Kind {
     Agent,
     Device,
     Unknown,
+}
+
+impl From<&Identity> for Kind {
+    fn from(identity: &Identity) -> Self {
+        match identity {
+            Identity::Node(_) => Self::Node,
+            Identity::Agent(..) => Self::Agent,
+            Identity::Device(_) => Self::Device,
+        }
+    }
 }
 
 impl Kind {
@@ -98,6 +119,8 @@ pub enum State {
     Expired,
     /// It is in the revocation list.
     Revoked,
+    /// It still works, and a newer one has taken its place.
+    Superseded,
     /// No chain to this CA, not valid yet, or not for what it is issued for.
     Untrusted,
     /// Its file names somebody else.
@@ -120,6 +143,7 @@ impl State {
             Self::EndsSoon => "ends soon",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Superseded => "superseded",
             Self::Untrusted => "untrusted",
             Self::Misnamed => "misnamed",
             Self::WrongKey => "wrong key",
@@ -131,15 +155,16 @@ impl State {
 }
 
 impl Examined {
-    fn new(kind: Kind, path: &Path) -> Self {
+    pub(crate) fn new(kind: Kind, path: &Path) -> Self {
         Self {
             kind,
-            path: path.into(),
+            path: Some(path.into()),
             cn: None,
             serial: None,
             alternative_names: Vec::new(),
             not_after: None,
             days_left: None,
+            revoked: None,
             state: State::Ok,
             problems: Vec::new(),
             remarks: Vec::new(),
@@ -166,6 +191,18 @@ impl Examined {
         } else if days < soon_days {
             self.state = State::EndsSoon;
             self.remarks.push(text);
+        }
+    }
+}
+
+impl Examined {
+    /// Notes the end of an authority whose successor signs; it is only there for what it has signed.
+    fn has_successor(&mut self, not_after: i64, now: UnixTime) {
+        let days = days_until(not_after, now);
+        (self.not_after, self.days_left) = (Some(not_after), Some(days));
+        if days < 0 {
+            self.state = State::Expired;
+            self.remarks.push(format!("{}, and its successor signs since", ends(days)));
         }
     }
 }
@@ -199,8 +236,8 @@ impl Ca {
                     && !lists.covers(authority)
                 {
                     examined.remarks.push(
-                        "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; the next \
-                         `meshctl ca revoke` adds one"
+                        "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; \
+                         `meshctl ca refresh-lists` adds one"
                             .into(),
                     );
                 }
@@ -272,7 +309,25 @@ impl Ca {
         }
     }
 
+    /// [`Ca::examine_once`], again if the pair was replaced between the readings of its two files.
     fn examine_issued(
+        &self,
+        path: &Path,
+        bundle: &Arc<TrustBundle>,
+        lists: &Lists,
+        index: &Index,
+        now: UnixTime,
+    ) -> Examined {
+        let serial = || Some(Certificate::of(certificate::read_certificates("certificate", path).ok()?.first()?).serial_text());
+        loop {
+            let examined = self.examine_once(path, bundle, lists, index, now);
+            if examined.state != State::WrongKey || examined.serial == serial() {
+                return examined;
+            }
+        }
+    }
+
+    fn examine_once(
         &self,
         path: &Path,
         bundle: &Arc<TrustBundle>,
@@ -296,11 +351,7 @@ impl Ca {
             }
         };
         let leaf = &material.leaf;
-        examined.kind = match leaf.identity {
-            Identity::Node(_) => Kind::Node,
-            Identity::Agent(..) => Kind::Agent,
-            Identity::Device(_) => Kind::Device,
-        };
+        examined.kind = Kind::from(&leaf.identity);
         examined.cn = Some(leaf.common_name.clone());
         let certificate = Certificate::of(&material.chain[0]);
         examined.serial = Some(certificate.serial_text());
@@ -312,6 +363,7 @@ impl Ca {
         if let Some((since, reason)) = lists.find(&certificate.issuer, &certificate.serial) {
             // As it should be: nothing more is asked of it.
             examined.state = State::Revoked;
+            examined.revoked = Some(RevokedSince { at: since, why: reason });
             examined.not_after = Some(leaf.not_after);
             examined.days_left = Some(leaf.days_left(now));
             examined.remarks.push(format!(
@@ -368,22 +420,21 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
     examined.cn = certificate.cn.clone();
     examined.serial = Some(certificate.serial_text());
     let not_after = certificate.not_after;
-    let successor =
-        |other: &&Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    let successor = |other: &Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    let successor_root =
+        |other: &Authority| other.certificate.is_root() && other.certificate.not_after > not_after;
     if certificate.is_root() {
-        let remedy = "with it ends all that it signed: make a new CA with another --dir and --root-dir";
-        examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
-    } else if all.iter().find(successor).is_none() {
+        if all.iter().any(successor_root) {
+            examined.has_successor(not_after, now);
+        } else {
+            let remedy = "with it ends all that it signed: `meshctl ca renew-root` makes the next one";
+            examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
+        }
+    } else if !all.iter().any(successor) {
         let remedy = "with it ends all that it signed: `meshctl ca renew-intermediate` makes the next one";
         examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
     } else {
-        // Its successor signs; this one is only there for what it has signed.
-        let days = certificate.days_left(now);
-        (examined.not_after, examined.days_left) = (Some(not_after), Some(days));
-        if days < 0 {
-            examined.state = State::Expired;
-            examined.remarks.push(format!("{}, and its successor signs since", ends(days)));
-        }
+        examined.has_successor(not_after, now);
     }
     if let Some(reason) = certificate.not_a_ca {
         let file = path.file_name().unwrap_or_default().to_string_lossy();

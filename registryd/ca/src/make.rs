@@ -17,7 +17,7 @@ use crate::key::{KeyType, random, read_pair};
 use crate::lists::Lists;
 use crate::model::{CRL_DAYS, Ca};
 
-const ROOT_DAYS: i64 = 3653;
+pub(crate) const ROOT_DAYS: i64 = 3653;
 /// Validity of an intermediate, in days.
 pub const INTERMEDIATE_DAYS: i64 = 1826;
 
@@ -177,14 +177,10 @@ impl Ca {
             lists.keep_only(&chain);
             self.write_lists(&lists)?;
         }
-        let text: String = chain.iter().map(|authority| authority.pem.as_str()).collect();
-        replace(&self.chain_path(), &text, 0o644)?;
-        // RivetOS reads these two.
-        for (file, content) in [("chain.pem", &text), ("int.crt", &intermediate.pem)] {
-            let path = self.dir.join("intermediate").join(file);
-            if path.exists() && path != self.chain_path() {
-                replace(&path, content, 0o644)?;
-            }
+        self.write_chain(&chain)?;
+        let of_rivetos = self.dir.join("intermediate/int.crt");
+        if of_rivetos.exists() {
+            replace(&of_rivetos, &intermediate.pem, 0o644)?;
         }
         // Up to here the old key signs, and its certificate is still in the chain.
         let former_key = match former {
@@ -236,14 +232,20 @@ impl Ca {
     }
 }
 
-/// The root's certificate and its key, which belong together.
-fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
+/// The root's certificate and its key, by RivetOS's names where only those are there.
+pub(crate) fn root_paths(root_dir: &Path) -> (PathBuf, PathBuf) {
     let (own, of_rivetos) = (["root.crt", "root.key"], ["ca.crt", "ca.key"]);
-    let names = match !root_dir.join(own[0]).exists() && root_dir.join(of_rivetos[0]).exists() {
+    let [certificate, key] = match !root_dir.join(own[0]).exists() && root_dir.join(of_rivetos[0]).exists() {
         true => of_rivetos,
         false => own,
     };
-    let [cert_path, key_path] = names.map(|name| root_dir.join(name));
+    (root_dir.join(certificate), root_dir.join(key))
+}
+
+/// The root's certificate and its key, which belong together. While they are replaced, or where that was interrupted, the key is
+/// the one that waits beside the old one.
+pub(crate) fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
+    let (cert_path, key_path) = root_paths(root_dir);
     for path in [&cert_path, &key_path] {
         if !path.exists() {
             return Err(CaError::NoRoot { missing: path.clone() });
@@ -252,15 +254,18 @@ fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
     let der = certificate::read_certificates("root", &cert_path)?.swap_remove(0);
     let root = Authority::new(String::new(), &der);
     let pair = read_pair(&key_path)?;
-    match root.certificate.has_key(&pair) {
-        true => Ok((root, pair)),
-        false => Err(CaError::OtherKey { key: key_path, certificate: cert_path }),
+    if root.certificate.has_key(&pair) {
+        return Ok((root, pair));
+    }
+    match read_pair(&certificate::fresh_key(&key_path)) {
+        Ok(pair) if root.certificate.has_key(&pair) => Ok((root, pair)),
+        _ => Err(CaError::OtherKey { key: key_path, certificate: cert_path }),
     }
 }
 
 /// Without a mark of its own, every CA made here would have the same name, and a certificate of another one would
 /// be "badly signed" instead of "from an unknown issuer".
-fn mark() -> Result<String, CaError> {
+pub(crate) fn mark() -> Result<String, CaError> {
     let mut mark = [0; 4];
     random(&mut mark)?;
     Ok(format!("{:08x}", u32::from_be_bytes(mark)))
@@ -271,7 +276,7 @@ fn intermediate_params(mark: &str, root_end: OffsetDateTime) -> Result<Certifica
     authority(&format!("Mesh Intermediate CA {mark}"), end, BasicConstraints::Constrained(0))
 }
 
-fn authority(
+pub(crate) fn authority(
     name: &str,
     end: OffsetDateTime,
     constraints: BasicConstraints,

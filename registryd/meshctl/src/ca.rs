@@ -16,7 +16,7 @@ use mesh_shared::spiffe::TrustDomain;
 use rustls::pki_types::UnixTime;
 
 use crate::{Failure, identity, node_name};
-use authority::{show_intermediate, show_made};
+use authority::{show_intermediate, show_made, show_retired, show_root};
 use issue::{renew_all, show_issued, sign};
 use mesh_ca::{
     CRL_DAYS, Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, KeyType, LEAF_DAYS, Order, RENEW_WITHIN_DAYS, Reason,
@@ -145,6 +145,29 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
+    /// Make a new root, which signs the next intermediate; the old one stays trusted
+    ///
+    /// For a root that ends, or whose key somebody else may have. The new one stands in ca-chain.pem beside the old one: every
+    /// host reads that anew, then `renew-intermediate` signs under the new root, then certificates are renewed, and in the end
+    /// `retire` takes the old ones out. Needs the root's key, so run it where that lies.
+    RenewRoot {
+        /// The folder with root.crt and root.key
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
+        root_dir: PathBuf,
+        /// Kind of the new key [default: that of the old one]
+        #[arg(long, value_enum)]
+        key_type: Option<KeyType>,
+    },
+    /// Take a former intermediate or root out of ca-chain.pem, once nothing that works hangs on it
+    Retire {
+        /// Its common name, the last word of that, or its serial number
+        authority: String,
+        /// Also if certificates hang on it; no node accepts those any more
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
     /// Make peers refuse a certificate before it ends, such as that of a host that was broken into
     ///
     /// Writes intermediate/crl.pem. A host looks at it once proxy.crl_path in its configuration names it, and
@@ -194,8 +217,12 @@ enum Command {
     },
     /// Check every certificate the way peers will; exit code 1 if one cannot work that is not revoked
     Verify,
-    /// Show every certificate with its names and dates
-    List,
+    /// Show everything that was issued and has not ended, with names, dates and serial numbers
+    List {
+        /// What has ended too
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +293,13 @@ pub async fn run(args: CaArgs) -> Result<ExitCode, Failure> {
             let ca = ca.signing_with(signing.signing_key);
             show_intermediate(&ca, &ca.renew_intermediate(&root_dir, key_type)?, json)
         }
+        Command::RenewRoot { root_dir, key_type } => {
+            show_root(&ca, &ca.renew_root(&root_dir, key_type)?, json)
+        }
+        Command::Retire { authority, force, signing } => {
+            let ca = ca.signing_with(signing.signing_key);
+            show_retired(&ca, &ca.retire(&authority, force)?, json)
+        }
         Command::Revoke { name, serial, file, reason, with_agents, lists, signing } => {
             let which = match (name, serial, file) {
                 (_, Some(serial), _) => Which::Serial(serial),
@@ -292,7 +326,11 @@ pub async fn run(args: CaArgs) -> Result<ExitCode, Failure> {
         Command::Serve { serve, lists, signing } => {
             serve::run(*serve, ca.signing_with(signing.signing_key), &args.dir, lists.crl_days).await
         }
-        Command::Verify => verify(&ca.examine(UnixTime::now())?, json),
-        Command::List => list(&ca.examine(UnixTime::now())?, json),
+        Command::Verify => {
+            // Whoever may not change the folder can still look; what is wrong with it then shows below.
+            let _ = ca.mend();
+            verify(&ca.examine(UnixTime::now())?, json)
+        }
+        Command::List { all } => list(&ca.list(UnixTime::now(), all)?, json),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use mesh_ca::{Ca, INTERMEDIATE_DAYS, NewIntermediate};
+use mesh_ca::{Ca, INTERMEDIATE_DAYS, NewIntermediate, NewRoot, Retired};
 use serde_json::json;
 
 use crate::Failure;
@@ -63,6 +63,49 @@ pub(super) fn show_intermediate(ca: &Ca, new: &NewIntermediate, json: bool) -> R
         new.cn,
         day(new.not_after),
         ca.signing_key_path().display(),
+        ca.chain_path().display(),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn show_root(ca: &Ca, new: &NewRoot, json: bool) -> Result<ExitCode, Failure> {
+    let NewRoot { cn, not_after, key, former_cn, former_key } = new;
+    if json {
+        print_json(&json!({
+            "cn": cn, "notAfter": not_after, "chain": ca.chain_path(), "key": key,
+            "formerCn": former_cn, "formerKey": former_key,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&format!(
+        "made a new root, CN={cn}, valid until {}\n  its key           {}\n  old key           {}\n  trusted by nodes  {} \
+         (the old one too)\n\
+         next, in this order:\n\
+         \x20 1. on every host: copy ca-chain.pem if you copied it before; mesh-proxy notices\n\
+         \x20 2. meshctl ca renew-intermediate (signed by the new root), and every host reads ca-chain.pem again\n\
+         \x20 3. meshctl ca renew --all --within 3650, and wait for those that renew themselves\n\
+         \x20 4. meshctl ca retire the old intermediate, then \"{former_cn}\"; every host reads ca-chain.pem again\n\
+         \x20 5. take the new root's key offline, and destroy the old one\n",
+        day(*not_after),
+        key.display(),
+        former_key.display(),
+        ca.chain_path().display(),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn show_retired(ca: &Ca, retired: &Retired, json: bool) -> Result<ExitCode, Failure> {
+    let Retired { cn, serial, key } = retired;
+    if json {
+        print_json(&json!({ "cn": cn, "serial": serial, "chain": ca.chain_path(), "key": key }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let key = key.as_ref().map_or_else(String::new, |key| {
+        format!("its key {} signs nothing any more; once every host has the new chain, it can be destroyed\n", key.display())
+    });
+    print(&format!(
+        "took CN={cn}, serial number {serial}, out of {}\n{key}next, on every host: copy ca-chain.pem if you copied it before; \
+         mesh-proxy notices\n",
         ca.chain_path().display(),
     ))?;
     Ok(ExitCode::SUCCESS)

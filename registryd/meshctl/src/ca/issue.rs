@@ -145,7 +145,8 @@ pub(super) fn renew_all(
             elsewhere += 1;
             continue;
         }
-        let name = each.cn.clone().unwrap_or_else(|| each.path.display().to_string());
+        let file = || each.path.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+        let name = each.cn.clone().unwrap_or_else(file);
         let left = match each.days_left {
             Some(left) if left >= i64::from(within) => {
                 later += 1;
