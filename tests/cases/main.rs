@@ -11,6 +11,7 @@ mod certificates;
 mod clocks;
 mod clones;
 mod configuration;
+mod confinement;
 mod connections;
 mod demo;
 mod departures;
