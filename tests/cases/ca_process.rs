@@ -2,7 +2,8 @@
 //! what every node trusts.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base64::Engine;
@@ -10,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use mesh_shared::enrolment::{BUNDLE_PATH, RENEW_PATH, renewal_message};
 use mesh_tests::loopback::Loopback;
-use mesh_tests::process::{Daemon, command, succeed};
+use mesh_tests::process::{Daemon, command, run, succeed, text};
+use mesh_tests::skipped;
 use mesh_tests::web::{self, Answer};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::SignatureScheme;
@@ -204,6 +206,65 @@ async fn who_renews_too_often_has_to_wait() {
     let wait: u64 = last.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
     assert_eq!(office.renew("ct112", &two, &asked("ct112")).await.status, 200);
+}
+
+/// As registryd and mesh-proxy do.
+#[tokio::test]
+async fn the_service_manager_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = std::os::unix::net::UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    let told = || {
+        let mut message = [0; 100];
+        let length = manager.recv(&mut message).unwrap();
+        text(&message[..length]).trim().to_owned()
+    };
+    succeed(ca(&folder, &["init"]).arg("--root-dir").arg(folder.path().join("root")));
+    let address = Loopback::take();
+    let mut serve = ca(&folder, &["serve", "--listen", &address.port(3005).to_string()]);
+    serve.arg("--socket").arg(folder.path().join("ca.sock")).arg("--config").arg(folder.path().join("none"));
+    serve.env("NOTIFY_SOCKET", folder.path().join("notify")).env("WATCHDOG_USEC", "200000");
+    let mut process = Daemon::start("ca", &mut serve);
+    // The first signs of life may come before or after.
+    let mut first = vec![told(), told()];
+    first.sort();
+    assert_eq!(first, ["READY=1", "WATCHDOG=1"]);
+    assert_eq!(told(), "WATCHDOG=1");
+    process.signal(libc::SIGTERM);
+    while told() != "STOPPING=1" {}
+    assert!(process.exited().await.success());
+}
+
+/// The folder belongs to the CA's user, and so does what root puts into it.
+#[tokio::test]
+async fn root_invites_as_the_folders_owner() {
+    let office = Office::start().await;
+    let folder = office.folder.path();
+    let owned = run(Command::new("chown").args(["-R", "65534:65534"]).arg(folder));
+    if !owned.status.success() {
+        return skipped("files cannot be given to another user (that needs root)");
+    }
+    succeed(Command::new("chmod").args(["755"]).arg(folder));
+    succeed(command("meshctl").args(["invite", "ct112", "--dir"]).arg(folder.join("ca")));
+    for entry in fs::read_dir(folder.join("ca/invites")).unwrap() {
+        let entry = entry.unwrap();
+        let found = entry.metadata().unwrap();
+        assert_eq!(found.uid(), 65534, "{}", entry.path().display());
+        assert_eq!(found.mode() & 0o077, 0, "{}", entry.path().display());
+    }
+}
+
+#[test]
+fn the_units_leave_little_open() {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
+    for unit in ["mesh-ca.service", "mesh-proxy.service", "registryd.service"] {
+        let mut analyze = Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true", "--no-pager", "--threshold=19"]).arg(units.join(unit));
+        match analyze.output() {
+            Ok(output) => assert!(output.status.success(), "{unit}: {}", text(&output.stdout)),
+            Err(_) => return skipped("no systemd-analyze here"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::enrolment::{ENROL_PATH, ENROLMENT_REFUSED};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -27,6 +27,8 @@ use super::limits::{Failures, Origin};
 /// Most connections at once, and of one address.
 const MOST: usize = 256;
 const MOST_OF_ONE: usize = 16;
+/// Requests that are judged at once; the others wait, so that a flood takes neither all processors nor all threads.
+const JUDGED: usize = 4;
 /// How long a handshake may take, and everything after it.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -61,6 +63,7 @@ pub(super) async fn run(
     mut stopped: watch::Receiver<bool>,
 ) {
     let (acceptor, failures) = (TlsAcceptor::from(tls), Arc::<Mutex<Failures>>::default());
+    let judging = Arc::new(Semaphore::new(JUDGED));
     let (mut places, mut connections) = (Places::default(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
@@ -89,7 +92,8 @@ pub(super) async fn run(
             // Closed before anything is read.
             continue;
         }
-        let visitor = Visitor { address, office: office.clone(), failures: failures.clone() };
+        let (office, failures, judging) = (office.clone(), failures.clone(), judging.clone());
+        let visitor = Visitor { address, office, failures, judging };
         let handle = connections.spawn(connection(acceptor.clone(), stream, visitor));
         places.0.push_back((handle.id(), origin, handle));
     }
@@ -103,6 +107,7 @@ struct Visitor {
     address: SocketAddr,
     office: Arc<Office>,
     failures: Arc<Mutex<Failures>>,
+    judging: Arc<Semaphore>,
 }
 
 async fn connection(acceptor: TlsAcceptor, stream: TcpStream, visitor: Visitor) {
@@ -129,15 +134,21 @@ async fn connection(acceptor: TlsAcceptor, stream: TcpStream, visitor: Visitor) 
 }
 
 async fn answer(request: Request<Incoming>, visitor: Visitor) -> Answer {
-    let Visitor { address, office, failures } = visitor;
+    let Visitor { address, office, failures, judging } = visitor;
     if (request.method(), request.uri().path()) != (&Method::POST, ENROL_PATH) {
         return not_found();
     }
     let refused_at = tokio::time::Instant::now() + REFUSED_AFTER;
     let body = read(request.into_body()).await;
     let from = address.ip().to_canonical().to_string();
+    let turn = judging.acquire_owned().await;
     // The folder may lie on a mount that is slow.
-    let outcome = tokio::task::spawn_blocking(move || office.enrol(body.as_deref(), &from)).await;
+    let outcome = tokio::task::spawn_blocking(move || {
+        // Kept until it is done, also where nobody waits for it any more.
+        let _turn = turn;
+        office.enrol(body.as_deref(), &from)
+    });
+    let outcome = outcome.await;
     match outcome {
         Ok(Outcome::Enrolled(enrolled)) => json(&*enrolled),
         Ok(Outcome::Refused) => {

@@ -9,6 +9,7 @@ use clap::Args;
 use mesh_ca::Ca;
 use mesh_enrolment::{Address, Here, MAX_ADDRESSES, Settings, serve};
 use mesh_shared::config::{self, Config};
+use mesh_shared::confinement::{Confined, Confinement};
 use mesh_shared::enrolment::{DEFAULT_PORT, DEFAULT_SOCKET, SeedAddress};
 use mesh_shared::logging;
 use nix::unistd::Group;
@@ -48,7 +49,16 @@ pub struct ServeArgs {
 /// # Errors
 /// There is no CA that can sign, or an address or the socket cannot be had.
 pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<ExitCode, Failure> {
+    // First of all: what is confined is this thread, with all that it starts.
+    let confined = confine(&args, dir);
     let _log = logging::init(args.log_format)?;
+    match confined {
+        Ok(Confined::To(needs)) => {
+            tracing::info!(target: "Enrolment", "confined by Landlock: writes only below {}", needs.shown());
+        }
+        Ok(Confined::Not(why)) => tracing::info!(target: "Enrolment", "not confined by Landlock: {why}"),
+        Err(error) => tracing::warn!(target: "Enrolment", "cannot be confined by Landlock: {error}"),
+    }
     let addresses = addresses(&args)?;
     let host = addresses.first().map(|address| address.host.clone()).unwrap_or_default();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -84,6 +94,12 @@ pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<E
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Takes from this process what it never needs: it writes to the CA's folder and makes its socket, and starts no program.
+fn confine(args: &ServeArgs, dir: &Path) -> Result<Confined, impl std::fmt::Display + use<>> {
+    let beside = args.socket.parent().unwrap_or(&args.socket);
+    Confinement::default().writing(dir).writing(beside).apply()
 }
 
 /// Where this host stands in the mesh, by its configuration as it is whenever somebody asks. One that breaks later
