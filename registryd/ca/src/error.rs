@@ -105,6 +105,10 @@ pub enum CaError {
     #[error("{name} is the name of another node; a certificate of {node} must not hold it")]
     NameOfOther { name: String, node: NodeName },
     #[error(
+        "{0} is the name of the CA's own process (`meshctl ca serve`), and no member's certificate holds it"
+    )]
+    NameOfEnrolment(String),
+    #[error(
         "the intermediate that signs (in {}) {when}; `meshctl ca renew-intermediate` makes a new one", path.display()
     )]
     IntermediateEnds { path: PathBuf, when: String },

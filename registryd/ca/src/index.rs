@@ -133,7 +133,9 @@ impl Entry {
     /// The agents that these SPIFFE IDs of its let it host.
     pub(crate) fn hosted(&self, ids: &[String]) -> Vec<AgentName> {
         let hosted = ids.iter().filter_map(|id| match id.parse::<SpiffeId>().ok()?.identity()? {
-            Identity::Agent(agent, node) if self.identity() == Some(Identity::Node(node.clone())) => Some(agent),
+            Identity::Agent(agent, node) if self.identity() == Some(Identity::Node(node.clone())) => {
+                Some(agent)
+            }
             _ => None,
         });
         hosted.collect()

@@ -318,7 +318,12 @@ impl Ca {
         index: &Index,
         now: UnixTime,
     ) -> Examined {
-        let serial = || Some(Certificate::of(certificate::read_certificates("certificate", path).ok()?.first()?).serial_text());
+        let serial = || {
+            Some(
+                Certificate::of(certificate::read_certificates("certificate", path).ok()?.first()?)
+                    .serial_text(),
+            )
+        };
         loop {
             let examined = self.examine_once(path, bundle, lists, index, now);
             if examined.state != State::WrongKey || examined.serial == serial() {
@@ -420,7 +425,8 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
     examined.cn = certificate.cn.clone();
     examined.serial = Some(certificate.serial_text());
     let not_after = certificate.not_after;
-    let successor = |other: &Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    let successor =
+        |other: &Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
     let successor_root =
         |other: &Authority| other.certificate.is_root() && other.certificate.not_after > not_after;
     if certificate.is_root() {

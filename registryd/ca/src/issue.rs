@@ -25,6 +25,7 @@ use crate::files::{self, make_dir, replace, write_new};
 use crate::index::{Event, Issuance, Origin};
 use crate::model::{Ca, Issued, Order, Renewal, Signed};
 use crate::request::{RequestError, SigningRequest};
+use crate::serving::ENROLMENT_NAME;
 
 impl Ca {
     /// Issues a certificate with a new key, having checked it as peers will.
@@ -343,6 +344,9 @@ impl Ca {
             names.push(node.mesh_host());
         }
         for name in &order.alternative_names {
+            if name.trim_end_matches('.').eq_ignore_ascii_case(ENROLMENT_NAME) {
+                return Err(CaError::NameOfEnrolment(name.clone()));
+            }
             match (NodeName::from_mesh_host(name), order.identity.node()) {
                 (Some(named), Some(node)) if self.is_of_other(&named, node, kept.renewal) => {
                     return Err(CaError::NameOfOther { name: name.clone(), node: node.clone() });

@@ -36,13 +36,14 @@ mod request;
 mod revoke;
 mod rivetos;
 mod root;
+mod serving;
 
 pub use certificate::{day, ends};
 pub use error::CaError;
 pub use index::{Entry, Issuance, Origin, Revocation};
 pub use inspect::{Examined, Kind, RevokedSince, State};
-pub use list::Listed;
 pub use key::KeyType;
+pub use list::Listed;
 pub use lock::Lock;
 pub use make::{INTERMEDIATE_DAYS, NewIntermediate};
 pub use model::{
@@ -50,8 +51,9 @@ pub use model::{
     Renewal, Signed,
 };
 pub use request::{NewRequest, RequestError, SigningRequest};
-pub use root::{NewRoot, Retired};
 pub use revoke::{Reason, Refreshed, Revoked, Which};
+pub use root::{NewRoot, Retired};
+pub use serving::{ENROLMENT_NAME, Serving};
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ mod authority;
 mod issue;
 mod report;
 mod revoke;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -203,6 +204,17 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
+    /// Run the CA's process: hosts join with `meshctl join`, and members renew
+    ///
+    /// The only process that needs the signing key; deploy/systemd/mesh-ca.service runs it as a user of its own.
+    Serve {
+        #[command(flatten)]
+        serve: Box<serve::ServeArgs>,
+        #[command(flatten)]
+        lists: ListArgs,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
     /// Check every certificate the way peers will; exit code 1 if one cannot work that is not revoked
     Verify,
     /// Show everything that was issued and has not ended, with names, dates and serial numbers
@@ -241,7 +253,7 @@ struct SigningArgs {
 ///
 /// # Errors
 /// See [`mesh_ca::CaError`].
-pub fn run(args: CaArgs) -> Result<ExitCode, Failure> {
+pub async fn run(args: CaArgs) -> Result<ExitCode, Failure> {
     let (ca, json) = (Ca::at(&args.dir), args.json);
     let issue = |identity: Identity, names, agents, leaf: LeafArgs, signing: SigningArgs| {
         let LeafArgs { days, key_type } = leaf;
@@ -310,6 +322,9 @@ pub fn run(args: CaArgs) -> Result<ExitCode, Failure> {
         }
         Command::RefreshLists { lists, signing } => {
             refresh_lists(&ca.signing_with(signing.signing_key), lists.crl_days, json)
+        }
+        Command::Serve { serve, lists, signing } => {
+            serve::run(*serve, ca.signing_with(signing.signing_key), &args.dir, lists.crl_days).await
         }
         Command::Verify => {
             // Whoever may not change the folder can still look; what is wrong with it then shows below.

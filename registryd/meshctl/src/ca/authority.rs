@@ -101,7 +101,10 @@ pub(super) fn show_retired(ca: &Ca, retired: &Retired, json: bool) -> Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     let key = key.as_ref().map_or_else(String::new, |key| {
-        format!("its key {} signs nothing any more; once every host has the new chain, it can be destroyed\n", key.display())
+        format!(
+            "its key {} signs nothing any more; once every host has the new chain, it can be destroyed\n",
+            key.display()
+        )
     });
     print(&format!(
         "took CN={cn}, serial number {serial}, out of {}\n{key}next, on every host: copy ca-chain.pem if you copied it before; \
