@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
 use rcgen::{
@@ -134,6 +134,7 @@ impl Ca {
             leaf: leaf.clone(),
             bundle: TrustBundle::of(&self.chain_path(), &self.located()?)?.into(),
             crls: Vec::new(),
+            coverage: Coverage::Optional,
         };
         accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
         // A peer that trusts the root alone needs the intermediate too.
