@@ -47,6 +47,8 @@ pub enum ProxyError {
     HeadersTooLarge { most: usize },
     #[error("the request's target is longer than 65,534 bytes")]
     UriTooLong,
+    #[error("revocation lists have at most {limit_bytes} bytes together")]
+    ListsTooLarge { limit_bytes: usize },
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
     #[error(
@@ -64,6 +66,8 @@ pub enum ProxyError {
         "{peer} sends more than {most} requests a second (proxy.limits.max_requests_per_second_per_peer)"
     )]
     RateLimited { peer: String, most: u32 },
+    #[error("{peer} sends revocation lists too often")]
+    ListsTooOften { peer: String },
     #[error(
         "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
          ({key})"
@@ -183,6 +187,8 @@ impl ProxyError {
             | Self::MethodNotAllowed { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
             | Self::AgentBusy { .. }
             | Self::NoRoster(_)
             | Self::UnknownNode(_)
@@ -218,6 +224,8 @@ impl ProxyError {
             | Self::BodyTooSlow { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_)
@@ -259,9 +267,11 @@ impl ProxyError {
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. } => G::PermissionDenied,
             Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
-            Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
-                G::ResourceExhausted
-            }
+            Self::BodyTooLarge { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. } => G::ResourceExhausted,
             Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
             Self::AgentBusy { .. }
             | Self::NoRoster(_)
@@ -312,6 +322,8 @@ impl ProxyError {
                 (S::TOO_MANY_REQUESTS, "too_many_requests", "Too many requests at once")
             }
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
+            Self::ListsTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::ListsTooOften { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),

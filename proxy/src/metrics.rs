@@ -24,8 +24,8 @@ use prometheus_client::registry::{Registry, Unit};
 use definition::{Age, Count, CountedElsewhere, Definitions, Durations, Labelled, Level, Seconds, Stamp};
 pub use definition::{Definition, Held};
 pub use labels::{
-    CodeClass, Direction, HandshakeFailure, Limit, Outcome, PolicyVerdict, Resumption, RetryReason,
-    RetryRefusal, Side, Way,
+    CodeClass, Direction, HandshakeFailure, Limit, ListVerdict, ListWay, Outcome, PolicyVerdict, Resumption,
+    RetryReason, RetryRefusal, Side, Way,
 };
 
 /// The metrics.
@@ -74,6 +74,7 @@ pub struct Metrics {
     ejected: Labelled<Level>,
     certificate_end: Stamp,
     crl_end: Stamp,
+    lists: [[Count; ListVerdict::ALL.len()]; ListWay::ALL.len()],
     reload_time: Stamp,
     reload_successful: Level,
     roster_age: Age,
@@ -280,6 +281,13 @@ impl Metrics {
             "When the first of the revocation lists ends, in epoch seconds; missing without lists",
             Stamp::default(),
         );
+        let lists = define.family(
+            "revocation_lists",
+            none.clone(),
+            &["source", "verdict"],
+            "Revocation lists that peers pushed, that were pulled from peers, or that the CA gave, and what became of them",
+            Count::default,
+        );
         let reload_time = define.metric(
             "last_reload_timestamp",
             Some(Unit::Seconds),
@@ -363,6 +371,9 @@ impl Metrics {
             ejected,
             certificate_end,
             crl_end,
+            lists: each(ListWay::ALL, |way| {
+                each(ListVerdict::ALL, |verdict| lists.with([way.as_str(), verdict.as_str()]))
+            }),
             reload_time,
             reload_successful,
             roster_age,
@@ -699,6 +710,11 @@ impl Metrics {
     /// When the first of the revocation lists in use ends, in epoch seconds; `None`: there are none.
     pub fn set_crl_end(&self, epoch_seconds: Option<i64>) {
         self.crl_end.set(epoch_seconds);
+    }
+
+    /// A revocation list came from elsewhere.
+    pub fn list_offered(&self, way: ListWay, verdict: ListVerdict) {
+        self.lists[way.index()][verdict.index()].add_one();
     }
 
     /// registryd was heard: a view of the mesh, or that there is no other.

@@ -22,6 +22,7 @@ use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::{Backend, SlotsByAddress};
+use crate::inbound::lists::ListsApi;
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::metrics::Direction;
 use crate::policy::{self, PolicyStore};
@@ -32,6 +33,7 @@ use crate::tls::verify::PeerIdentity;
 pub struct Pipeline {
     backend: Backend,
     registry: Arc<RegistryLink>,
+    lists: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     hosted: Hosted,
     rules: Rules,
@@ -48,6 +50,7 @@ impl Pipeline {
     pub fn new(
         config: &Config,
         registry: Arc<RegistryLink>,
+        lists: Arc<ListsApi>,
         policies: Arc<PolicyStore>,
         slots: &SlotsByAddress,
     ) -> Self {
@@ -59,6 +62,7 @@ impl Pipeline {
         Self {
             backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
+            lists,
             policies,
             hosted: Hosted::new(config),
             rules: Rules::new(proxy),
@@ -160,8 +164,10 @@ impl Pipeline {
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
-        if let Some((Endpoint::Ping, _)) = endpoint {
-            return Ok(mesh_api::ping(&self.node, peer));
+        match endpoint {
+            Some((Endpoint::Ping, _)) => return Ok(mesh_api::ping(&self.node, peer)),
+            Some((Endpoint::Lists, _)) => return Box::pin(self.lists.answer(peer, &parts, body)).await,
+            Some((Endpoint::Registry, _)) | None => {}
         }
         let mut response = match endpoint {
             Some((_, path)) => {

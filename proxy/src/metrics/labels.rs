@@ -127,6 +127,40 @@ impl Resumption {
 }
 
 label! {
+    /// How a revocation list came here.
+    ListWay {
+        /// A peer sent it.
+        Pushed = "pushed",
+        /// A peer was asked for it.
+        Pulled = "pulled",
+        /// The CA was asked for it.
+        Ca = "ca",
+    }
+}
+
+label! {
+    /// What became of a revocation list that came from elsewhere.
+    ListVerdict {
+        /// It is in use.
+        Taken = "taken",
+        /// It was known.
+        Known = "known",
+        /// A newer one of its issuer is known.
+        Older = "older",
+        /// It says that it was made in the future.
+        Coming = "coming",
+        /// Its issuer is not in the trust bundle.
+        UnknownIssuer = "unknown_issuer",
+        /// Its issuer did not sign it, or it has a form that no verifier understands.
+        Forged = "forged",
+        /// It cannot be read.
+        Unreadable = "unreadable",
+        /// The peer sends too many.
+        Limited = "limited",
+    }
+}
+
+label! {
     /// Why a TLS handshake failed.
     HandshakeFailure {
         /// It took longer than `proxy.timeouts.handshake_ms`.

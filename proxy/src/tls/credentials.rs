@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Material, MaterialError};
+use mesh_shared::NodeName;
+use mesh_shared::certificate::{Coverage, Material, MaterialError, TrustBundle};
 use mesh_shared::config::{Config, Group, Tls, TlsVersion};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::metrics::METRICS;
 use crate::tls::fingerprint::Fingerprint;
-use crate::tls::revocation::{self, Memory};
+use crate::tls::revocation::{self, Lists, Shared};
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
@@ -57,8 +58,12 @@ pub struct Credentials {
     pub made: i64,
     /// The content of the files.
     pub fingerprint: Fingerprint,
+    /// What peers may have of the revocation lists.
+    pub lists: Shared,
     /// The public files.
     material: Arc<Material>,
+    key: Arc<SingleCertAndKey>,
+    tls: Tls,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
@@ -75,26 +80,58 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads the configured files.
+    /// Reads the configured files, and adds the revocation lists that are known from elsewhere.
     ///
     /// # Errors
     /// Whatever would make peers refuse this node, or this node unable to verify peers. Fails closed.
-    pub fn load(config: &Config) -> Result<Self, CredentialsError> {
-        let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
+    pub fn load(config: &Config, lists: &Lists) -> Result<Self, CredentialsError> {
         // Before anything is read: what changes meanwhile is noticed at the next look.
         let fingerprint = Fingerprint::of(config);
-        let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
         let mut material = Material::load(config)?;
-        let memory = config.proxy.crl_path.as_ref().map(|_| Memory::below(&config.proxy.state_dir));
-        let problems = match &memory {
-            Some(memory) => revocation::join(&mut material, memory.recall()),
-            None => Vec::new(),
-        };
+        let mut problems = revocation::add_found(config, &mut material);
+        problems.extend(revocation::join(&mut material, lists));
         material.names_node(&config.mesh.node_name)?;
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
         let key = Arc::new(SingleCertAndKey::from(material.with_key(&config.mesh.tls.key_path)?));
+        let made = Self::of(material, key, config.proxy.tls.clone(), fingerprint, problems)?;
+        lists.keep(&made.material);
+        Ok(made)
+    }
+
+    /// The same with the revocation lists that are known by now. The files are not read: they may not fit together at
+    /// the moment, and a revocation does not wait for them.
+    ///
+    /// # Errors
+    /// Lists that are not understood.
+    pub fn with_lists(&self, node: &NodeName, lists: &Lists) -> Result<Self, CredentialsError> {
+        let mut material = Material::clone(&self.material);
+        const REFUSED: &str = "peers refuse this node";
+        let mut problems = self.problems.clone();
+        problems.retain(|problem| !problem.starts_with(REFUSED));
+        problems.extend(revocation::join(&mut material, lists));
+        // Whoever is revoked itself still refuses others that are.
+        if let Err(error) = material.accepted_by_peers(node, UnixTime::now()) {
+            problems.push(format!("{REFUSED}: {error}"));
+        }
+        problems.sort();
+        problems.dedup();
+        material.crls = material.revocations(UnixTime::now()).known();
+        let made = Self::of(material, self.key.clone(), self.tls.clone(), self.fingerprint, problems)?;
+        lists.keep(&made.material);
+        Ok(made)
+    }
+
+    fn of(
+        material: Material,
+        key: Arc<SingleCertAndKey>,
+        agreed_on: Tls,
+        fingerprint: Fingerprint,
+        problems: Vec<String>,
+    ) -> Result<Self, CredentialsError> {
+        let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
+        let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
         let material = Arc::new(material);
-        let (provider, versions) = (Arc::new(agreed(&config.proxy.tls)), versions(&config.proxy.tls));
+        let (provider, versions) = (Arc::new(agreed(&agreed_on)), versions(&agreed_on));
 
         let clients = Arc::new(ClientVerifier::new(material.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
@@ -118,15 +155,12 @@ impl Credentials {
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
             .with_custom_certificate_verifier(servers.clone())
-            .with_client_cert_resolver(key);
+            .with_client_cert_resolver(key.clone());
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         client.require_ems = true;
         client.enable_early_data = false;
         let mut client_http1 = client.clone();
         client_http1.alpn_protocols = vec![ALPN_HTTP_1_1.into()];
-        if let Some(memory) = memory {
-            memory.keep(&material);
-        }
 
         Ok(Self {
             server: Arc::new(server),
@@ -139,8 +173,16 @@ impl Credentials {
             not_after: material.leaf.not_after,
             made,
             fingerprint,
+            lists: Shared::of(&material),
             material,
+            key,
+            tls: agreed_on,
         })
+    }
+
+    /// The CA certificates that are trusted.
+    pub fn bundle(&self) -> &Arc<TrustBundle> {
+        &self.material.bundle
     }
 
     /// When what [`Credentials::clients`] and [`Credentials::servers`] say may change without new files, epoch seconds.
@@ -162,7 +204,14 @@ impl Credentials {
                 continue;
             };
             let subject = format!("the revocation list of {}", list.issuer_name);
-            let meaning = "everyone is refused whose certificate this CA signed; publish a new list";
+            let meaning = match self.material.coverage {
+                Coverage::Required => {
+                    "everyone is refused whose certificate this CA signed; publish a new list"
+                }
+                Coverage::Optional => {
+                    "later revocations by this CA may be missing here; publish a new list (what it revokes stays refused)"
+                }
+            };
             warnings.push(match left {
                 ..=0 => Warning {
                     text: format!("{subject} has ended, so {meaning}"),
@@ -228,11 +277,16 @@ impl CredentialStore {
         self.current.load_full()
     }
 
-    /// Uses `credentials` from now on.
+    /// Uses `credentials` from now on, which were made from the files as they are now.
     pub fn replace(&self, credentials: Credentials) {
+        self.apply(credentials);
+        self.failed(None);
+    }
+
+    /// Uses `credentials` from now on.
+    pub fn apply(&self, credentials: Credentials) {
         credentials.show();
         self.current.store(Arc::new(credentials));
-        self.failed(None);
         self.replaced.send_replace(());
     }
 
