@@ -127,7 +127,7 @@ struct Sidecar {
     /// What belongs to the one process that is the service: following registryd's roster and reporting to registryd.
     following: AbortHandle,
     /// What it asks other nodes for by itself.
-    upkeep: AbortHandle,
+    upkeep: Vec<AbortHandle>,
     reporting: Option<AbortHandle>,
     failed_upgrade: Option<FailedUpgrade>,
     end: watch::Sender<bool>,
@@ -166,9 +166,14 @@ impl Sidecar {
             let _ = timeout(FIRST_ROSTER, known).await;
         }
         let (end, ended) = watch::channel(false);
+        let mut upkeep = Vec::new();
         let threads = (0..config.proxy.threads)
             .map(|number| {
-                let worker = shared.worker(&config, &sockets)?;
+                let upstream = Arc::new(Upstream::new(shared.nodes.clone()));
+                let worker = shared.worker(&config, &sockets, upstream.clone())?;
+                if number == 0 {
+                    upkeep = shared.upkeep(&config, &worker, upstream);
+                }
                 worker.start(number, shared.pulse.clone(), ended.clone())
             })
             .collect::<io::Result<Vec<_>>>()
@@ -191,13 +196,6 @@ impl Sidecar {
             shared.credentials.clone(),
             shared.lists.clone(),
         ));
-        let upkeep = Exchange::new(
-            shared.lists.clone(),
-            shared.credentials.clone(),
-            shared.roster.clone(),
-            Arc::new(Requests::new(shared.nodes.clone())),
-        );
-        let upkeep = tokio::spawn(upkeep.follow(config.mesh.heartbeat_interval)).abort_handle();
         tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone()));
         Ok(Self {
             config,
@@ -294,7 +292,7 @@ impl Sidecar {
     /// given: until the last of them is answered.
     async fn drain(&mut self) {
         self.supervisor.stopping().await;
-        self.upkeep.abort();
+        self.upkeep.iter().for_each(AbortHandle::abort);
         self.shared.inbound.begin();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
@@ -324,7 +322,7 @@ impl Sidecar {
     async fn hand_over(&mut self, mut successor: Box<Successor>) {
         // Only the new process reports, and only its file keeps the roster.
         self.following.abort();
-        self.upkeep.abort();
+        self.upkeep.iter().for_each(AbortHandle::abort);
         if let Some(reporting) = self.reporting.take() {
             reporting.abort();
         }
@@ -518,7 +516,19 @@ impl Shared {
         format!("{inbound} inbound and {outbound} outbound requests")
     }
 
-    fn worker(&self, config: &Config, sockets: &Sockets) -> io::Result<Worker> {
+    /// What the sidecar asks other nodes for by itself. It shares the connections of `worker`.
+    fn upkeep(&self, config: &Config, worker: &Worker, upstream: Arc<Upstream>) -> Vec<AbortHandle> {
+        let requests = Arc::new(Requests::new(upstream));
+        let lists = Exchange::new(
+            self.lists.clone(),
+            self.credentials.clone(),
+            self.roster.clone(),
+            requests.clone(),
+        );
+        vec![worker.run(lists.follow(config.mesh.heartbeat_interval))]
+    }
+
+    fn worker(&self, config: &Config, sockets: &Sockets, upstream: Arc<Upstream>) -> io::Result<Worker> {
         let worker = Worker::new()?;
         let inbound = Inbound::new(
             config,
@@ -534,7 +544,6 @@ impl Shared {
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let upstream = Upstream::new(self.nodes.clone());
         let pipeline = outbound::pipeline::Pipeline::new(
             config,
             upstream,

@@ -19,6 +19,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod app;
+pub mod ca_link;
 pub mod caller;
 pub mod descriptors;
 pub mod downstream;
@@ -30,6 +31,7 @@ pub mod http;
 pub mod inbound;
 pub mod io;
 pub mod listener;
+pub mod local_socket;
 pub mod metrics;
 pub mod outbound;
 pub mod policy;

@@ -244,14 +244,18 @@ async fn garbage_and_floods_are_bounded() {
 async fn peers_without_a_sidecar_are_left_alone() {
     let mesh = Mesh::new();
     let (peer, _address) = mesh.peer_with("ct150", &[], PeerOptions::good(&mesh.ca, "ct150")).await;
-    let asked = || peer.example.requests().iter().filter(|request| request.target == CRL).count();
-    let node = mesh.start("ct110", "opus").await;
-    eventually("it is asked", async || (asked() > 0).then_some(())).await;
-    let registry = async || node.local("/v1/status").await.unwrap().status;
-    // Several heartbeats.
-    for _ in 0..6 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(registry().await, 200);
+    let (one, two) = mesh.pair().await;
+    one.reaches("ct150").await;
+    let made = |days: u32| mesh.ca.crl_pem_made(SystemTime::now() - days * DAY, &[]);
+    for (days, asked) in [(5, 1), (4, 1), (3, 1)] {
+        let list = made(days);
+        assert_eq!(taken(&mesh, &one, &list).await, 1);
+        eventually("the other sidecar has it", async || {
+            (two.get_from_peer(&mesh, "ct119", CRL).await.text() == list).then_some(())
+        })
+        .await;
+        eventually("it was asked", async || (peer.example.asked_for_lists() >= asked).then_some(())).await;
     }
-    assert_eq!(asked(), 1);
+    // Once by each sidecar.
+    assert!(peer.example.asked_for_lists() <= 2, "{}", peer.example.asked_for_lists());
 }

@@ -11,6 +11,7 @@ use mesh_shared::config::Config;
 use mesh_shared::policy::{Asked, Hosted};
 
 use crate::access_log::Subject;
+use crate::ca_link::CaLink;
 use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
@@ -33,6 +34,7 @@ use crate::tls::verify::PeerIdentity;
 pub struct Pipeline {
     backend: Backend,
     registry: Arc<RegistryLink>,
+    ca: CaLink,
     lists: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     hosted: Hosted,
@@ -62,6 +64,7 @@ impl Pipeline {
         Self {
             backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
+            ca: CaLink::new(config),
             lists,
             policies,
             hosted: Hosted::new(config),
@@ -167,9 +170,13 @@ impl Pipeline {
         match endpoint {
             Some((Endpoint::Ping, _)) => return Ok(mesh_api::ping(&self.node, peer)),
             Some((Endpoint::Lists, _)) => return Box::pin(self.lists.answer(peer, &parts, body)).await,
-            Some((Endpoint::Registry, _)) | None => {}
+            Some((Endpoint::Registry | Endpoint::Ca, _)) | None => {}
         }
         let mut response = match endpoint {
+            Some((Endpoint::Ca, path)) => {
+                headers::set_path(&mut parts.uri, path);
+                self.ca.pass(Request::from_parts(parts, body)).await?.map(ResponseBody::passing)
+            }
             Some((_, path)) => {
                 headers::set_path(&mut parts.uri, path);
                 self.registry.send(Request::from_parts(parts, body)).await?.map(ResponseBody::passing)

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, IF_NONE_MATCH};
@@ -14,7 +14,7 @@ use mesh_shared::local_api::CRL;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::metrics::{ListVerdict, ListWay, METRICS};
 use crate::roster::store::RosterStore;
@@ -26,6 +26,8 @@ use crate::upkeep::requests::{Answer, AskError, Requests};
 const FAN_OUT: usize = 8;
 /// Requests of this kind under way at most.
 const MOST: usize = 4 * FAN_OUT;
+/// How often a peer is asked at most, however short heartbeats are: what is urgent is pushed.
+const SHORTEST: Duration = Duration::from_secs(10);
 /// How many peers are asked until one answers.
 const TRIES: usize = 3;
 /// For how long a peer is left alone that knows nothing of lists (RivetOS, an older sidecar) or refuses.
@@ -58,7 +60,9 @@ impl Exchange {
     /// Pushes each newer list, and asks a peer once in each `period`; for ever.
     pub async fn follow(self: Arc<Self>, period: Duration) {
         let mut replaced = self.credentials.replacements();
-        let mut ticks = interval_at(tokio::time::Instant::now() + part_of(period), period);
+        let period = period.max(SHORTEST);
+        // Not all that start together ask together.
+        let mut ticks = interval_at(Instant::now() + period + random_part(period), period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What was known before this run was passed on then.
         let mut pushed = self.lists.remembered().clone();
@@ -183,7 +187,7 @@ impl Exchange {
     }
 }
 
-/// A random part of a time: nodes that start together do not ask together.
-fn part_of(period: Duration) -> Duration {
+/// A random part of a time.
+fn random_part(period: Duration) -> Duration {
     period.mul_f64((RandomState::new().hash_one(()) % 1000) as f64 / 1000.0)
 }

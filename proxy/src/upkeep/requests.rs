@@ -1,4 +1,4 @@
-//! Requests that the sidecar itself sends to peers, over the same pools, checks and retries as those of its agent.
+//! Requests that the sidecar itself sends to peers, with the same connections, checks and retries as those of its agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use tokio::time::timeout;
 
 use crate::error::{ProxyError, root_cause};
 use crate::http::body::RequestBody;
-use crate::upstream::{Nodes, Recipient, Target, Upstream};
+use crate::upstream::{Recipient, Target, Upstream};
 
 /// How long a peer may take for a whole answer.
 const ANSWER: Duration = Duration::from_secs(15);
 
-/// The main thread's way to the nodes.
+/// The way to the nodes, that of the agent's requests on the same thread.
 pub struct Requests {
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
 }
 
 /// A whole answer.
@@ -60,9 +60,9 @@ impl AskError {
 }
 
 impl Requests {
-    /// Without connections; they are made when they are needed, and kept like those of agents.
-    pub fn new(nodes: Arc<Nodes>) -> Self {
-        Self { upstream: Upstream::new(nodes) }
+    /// Nothing is sent yet.
+    pub fn new(upstream: Arc<Upstream>) -> Self {
+        Self { upstream }
     }
 
     /// Sends a request to a node and reads its answer, of at most `most` bytes.
