@@ -42,7 +42,9 @@ use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::reload;
 use crate::tls::revocation::Lists;
+use crate::upkeep::ca::Ca;
 use crate::upkeep::lists::Exchange;
+use crate::upkeep::renewal::Renewal;
 use crate::upkeep::requests::Requests;
 use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
@@ -525,7 +527,16 @@ impl Shared {
             self.roster.clone(),
             requests.clone(),
         );
-        vec![worker.run(lists.follow(config.mesh.heartbeat_interval))]
+        let renewal = Renewal::new(
+            Arc::new(config.clone()),
+            Ca::new(config, requests),
+            self.credentials.clone(),
+            self.lists.clone(),
+            self.roster.clone(),
+        );
+        let mut tasks = vec![worker.run(lists.follow(config.mesh.heartbeat_interval))];
+        tasks.extend(renewal.map(|renewal| worker.run(renewal.follow())));
+        tasks
     }
 
     fn worker(&self, config: &Config, sockets: &Sockets, upstream: Arc<Upstream>) -> io::Result<Worker> {

@@ -468,23 +468,29 @@ pub struct Located {
 /// An unreadable or malformed file, or none in it.
 pub fn read_located(what: &'static str, path: &Path) -> Result<Vec<Located>, MaterialError> {
     let text = read(what, path)?;
-    let located = || {
-        let mut located = Vec::new();
-        for block in pem::blocks(&text)? {
-            if block.is_certificate()? {
-                let der = CertificateDer::from(block.der()?.to_vec());
-                located.push(Located { der, line: block.line, pem: block.text().to_string() });
-            }
-        }
-        Ok(located)
-    };
-    let located = located().map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
+    let located =
+        located(&text).map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
     match located.is_empty() {
         true => {
             Err(MaterialError::Empty { what, path: path.into(), expected: "-----BEGIN CERTIFICATE-----" })
         }
         false => Ok(located),
     }
+}
+
+/// The certificates of a PEM text.
+///
+/// # Errors
+/// The first block that cannot be read.
+pub fn located(text: &str) -> Result<Vec<Located>, Mistake> {
+    let mut located = Vec::new();
+    for block in pem::blocks(text)? {
+        if block.is_certificate()? {
+            let der = CertificateDer::from(block.der()?.to_vec());
+            located.push(Located { der, line: block.line, pem: block.text().to_string() });
+        }
+    }
+    Ok(located)
 }
 
 /// Reads a certificate with its chain, and what the leaf, which is the first, says.

@@ -161,6 +161,28 @@ label! {
 }
 
 label! {
+    /// How an attempt to renew the certificate ended.
+    Renewal {
+        /// The new certificate is in the files.
+        Renewed = "renewed",
+        /// The CA refuses it.
+        Refused = "refused",
+        /// The CA asks to wait.
+        TooSoon = "too_soon",
+        /// The CA's process is away, or cannot sign now.
+        Unavailable = "unavailable",
+        /// The CA's node cannot be reached.
+        Unreachable = "unreachable",
+        /// What the CA answered is not the certificate that was asked for.
+        Invalid = "invalid",
+        /// The CA's node did not accept the new certificate.
+        NotAccepted = "not_accepted",
+        /// The files cannot be written.
+        Files = "files",
+    }
+}
+
+label! {
     /// Why a TLS handshake failed.
     HandshakeFailure {
         /// It took longer than `proxy.timeouts.handshake_ms`.

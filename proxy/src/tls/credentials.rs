@@ -3,18 +3,19 @@
 //! A snapshot is built whole, judged by the verifiers that peers use, and only then published; a failed
 //! reload leaves the one in use as it is. Each handshake sees exactly one snapshot.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_shared::NodeName;
-use mesh_shared::certificate::{Coverage, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{Coverage, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::config::{Config, Group, Tls, TlsVersion};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::UnixTime;
-use rustls::sign::SingleCertAndKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::metrics::METRICS;
 use crate::tls::fingerprint::Fingerprint;
@@ -62,7 +63,7 @@ pub struct Credentials {
     pub lists: Shared,
     /// The public files.
     material: Arc<Material>,
-    key: Arc<SingleCertAndKey>,
+    key: Arc<CertifiedKey>,
     tls: Tls,
     /// End of the own certificate's validity, epoch seconds.
     pub not_after: i64,
@@ -92,7 +93,7 @@ impl Credentials {
         problems.extend(revocation::join(&mut material, lists));
         material.names_node(&config.mesh.node_name)?;
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
-        let key = Arc::new(SingleCertAndKey::from(material.with_key(&config.mesh.tls.key_path)?));
+        let key = Arc::new(material.with_key(&config.mesh.tls.key_path)?);
         let made = Self::of(material, key, config.proxy.tls.clone(), fingerprint, problems)?;
         lists.keep(&made.material);
         Ok(made)
@@ -121,9 +122,44 @@ impl Credentials {
         Ok(made)
     }
 
+    /// The same with another certificate, as it would be if that were in the files.
+    ///
+    /// # Errors
+    /// A certificate that cannot be read, or that peers would not accept.
+    pub fn with_leaf(&self, node: &NodeName, key: Arc<CertifiedKey>) -> Result<Self, CredentialsError> {
+        let mut material = Material::clone(&self.material);
+        material.chain.clone_from(&key.cert);
+        let path = material.cert_path.clone();
+        let leaf = key.end_entity_cert().map_err(|error| CredentialsError::Tls(error.to_string()))?;
+        material.leaf = Leaf::parse(leaf).map_err(|source| MaterialError::Parse { path, source })?;
+        material.names_node(node)?;
+        material.accepted_by_peers(node, UnixTime::now())?;
+        Self::of(material, key, self.tls.clone(), self.fingerprint, Vec::new())
+    }
+
+    /// Whether peers that trust these CA certificates would accept the certificate in use.
+    ///
+    /// # Errors
+    /// They would not.
+    pub fn fits(&self, node: &NodeName, bundle: TrustBundle) -> Result<(), MaterialError> {
+        let mut material = Material::clone(&self.material);
+        material.bundle = Arc::new(bundle);
+        material.accepted_by_peers(node, UnixTime::now())
+    }
+
+    /// The certificate in use with its key.
+    pub fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    /// What the certificate in use says.
+    pub fn leaf(&self) -> &Leaf {
+        &self.material.leaf
+    }
+
     fn of(
         material: Material,
-        key: Arc<SingleCertAndKey>,
+        key: Arc<CertifiedKey>,
         agreed_on: Tls,
         fingerprint: Fingerprint,
         problems: Vec<String>,
@@ -132,13 +168,14 @@ impl Credentials {
         let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
         let material = Arc::new(material);
         let (provider, versions) = (Arc::new(agreed(&agreed_on)), versions(&agreed_on));
+        let presented = Arc::new(SingleCertAndKey::from(key.clone()));
 
         let clients = Arc::new(ClientVerifier::new(material.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)
             .map_err(|error| tls(&error))?
             .with_client_cert_verifier(clients.clone())
-            .with_cert_resolver(key.clone());
+            .with_cert_resolver(presented.clone());
         server.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         // Tickets carry the session, so resumption costs no memory here. Their keys live and die with this
         // snapshot: after a reload nobody resumes past new certificates or revocations.
@@ -155,7 +192,7 @@ impl Credentials {
             .map_err(|error| tls(&error))?
             .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
             .with_custom_certificate_verifier(servers.clone())
-            .with_client_cert_resolver(key.clone());
+            .with_client_cert_resolver(presented);
         client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
         client.require_ems = true;
         client.enable_early_data = false;
@@ -257,14 +294,43 @@ pub struct CredentialStore {
     replaced: watch::Sender<()>,
     /// Why the files as they are now cannot be used.
     failure: Mutex<Option<String>>,
+    /// What others who take care of them have to say, by what it is about.
+    notes: Mutex<BTreeMap<&'static str, String>>,
+    look: Notify,
 }
 
 impl CredentialStore {
     /// Starts with `credentials`.
     pub fn new(credentials: Credentials) -> Self {
         credentials.show();
+        Self::on_trial(credentials)
+    }
+
+    /// For connections that try `credentials` which are not in use.
+    pub fn on_trial(credentials: Credentials) -> Self {
         let (current, replaced) = (ArcSwap::from_pointee(credentials), watch::Sender::new(()));
-        Self { current, replaced, failure: Mutex::new(None) }
+        let (failure, notes, look) = Default::default();
+        Self { current, replaced, failure, notes, look }
+    }
+
+    /// Asks for the files to be read, which have changed just now.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Waits until somebody asks for that.
+    pub async fn asked_to_look(&self) {
+        self.look.notified().await;
+    }
+
+    /// Notes something that an operator has to know about one matter, in a sentence; `None`: all is well with it. True if
+    /// that is news.
+    pub fn note(&self, about: &'static str, sentence: Option<String>) -> bool {
+        let notes = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        match sentence {
+            Some(sentence) => notes.insert(about, sentence.clone()).as_ref() != Some(&sentence),
+            None => notes.remove(about).is_some(),
+        }
     }
 
     /// The snapshot in use.
@@ -299,7 +365,9 @@ impl CredentialStore {
     pub fn problems(&self) -> Vec<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let warnings = self.load().warnings(UnixTime::now());
-        failure.into_iter().chain(warnings.into_iter().map(|warning| warning.text)).collect()
+        let notes: Vec<_> =
+            self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        failure.into_iter().chain(notes).chain(warnings.into_iter().map(|warning| warning.text)).collect()
     }
 
     /// Wakes at each snapshot from now on.

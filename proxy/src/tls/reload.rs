@@ -43,6 +43,7 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<Credenti
                 apply(&config, &store, &lists).await;
                 continue;
             }
+            () = store.asked_to_look() => false,
             _ = looks.tick() => false,
         };
         let skip = Skip {
