@@ -26,6 +26,7 @@ use crate::inbound::accept::Inbound;
 use crate::inbound::admission::Admission;
 use crate::inbound::backend::SlotsByAddress;
 use crate::inbound::backend::dial::Dialer;
+use crate::inbound::lists::ListsApi;
 use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
@@ -40,6 +41,11 @@ use crate::sockets::{Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::reload;
+use crate::tls::revocation::Lists;
+use crate::upkeep::ca::Ca;
+use crate::upkeep::lists::Exchange;
+use crate::upkeep::renewal::Renewal;
+use crate::upkeep::requests::Requests;
 use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
@@ -122,6 +128,8 @@ struct Sidecar {
     supervisor: Arc<Supervisor>,
     /// What belongs to the one process that is the service: following registryd's roster and reporting to registryd.
     following: AbortHandle,
+    /// What it asks other nodes for by itself.
+    upkeep: Vec<AbortHandle>,
     reporting: Option<AbortHandle>,
     failed_upgrade: Option<FailedUpgrade>,
     end: watch::Sender<bool>,
@@ -160,9 +168,14 @@ impl Sidecar {
             let _ = timeout(FIRST_ROSTER, known).await;
         }
         let (end, ended) = watch::channel(false);
+        let mut upkeep = Vec::new();
         let threads = (0..config.proxy.threads)
             .map(|number| {
-                let worker = shared.worker(&config, &sockets)?;
+                let upstream = Arc::new(Upstream::new(shared.nodes.clone()));
+                let worker = shared.worker(&config, &sockets, upstream.clone())?;
+                if number == 0 {
+                    upkeep = shared.upkeep(&config, &worker, upstream);
+                }
                 worker.start(number, shared.pulse.clone(), ended.clone())
             })
             .collect::<io::Result<Vec<_>>>()
@@ -179,7 +192,12 @@ impl Sidecar {
             config.proxy.backend.server.address
         );
         let config = Arc::new(config);
-        tokio::spawn(reload::follow(hangup, config.clone(), shared.credentials.clone()));
+        tokio::spawn(reload::follow(
+            hangup,
+            config.clone(),
+            shared.credentials.clone(),
+            shared.lists.clone(),
+        ));
         tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone()));
         Ok(Self {
             config,
@@ -190,6 +208,7 @@ impl Sidecar {
             signals,
             supervisor: Arc::default(),
             following,
+            upkeep,
             reporting: None,
             failed_upgrade: None,
             end,
@@ -275,6 +294,7 @@ impl Sidecar {
     /// given: until the last of them is answered.
     async fn drain(&mut self) {
         self.supervisor.stopping().await;
+        self.upkeep.iter().for_each(AbortHandle::abort);
         self.shared.inbound.begin();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
@@ -304,6 +324,7 @@ impl Sidecar {
     async fn hand_over(&mut self, mut successor: Box<Successor>) {
         // Only the new process reports, and only its file keeps the roster.
         self.following.abort();
+        self.upkeep.iter().for_each(AbortHandle::abort);
         if let Some(reporting) = self.reporting.take() {
             reporting.abort();
         }
@@ -448,6 +469,8 @@ impl Signals {
 /// What all workers share.
 struct Shared {
     credentials: Arc<CredentialStore>,
+    lists: Arc<Lists>,
+    lists_api: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     roster: Arc<RosterStore>,
     nodes: Arc<Nodes>,
@@ -468,11 +491,14 @@ impl Shared {
         let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
         METRICS.set_limits(proxy);
-        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let lists = Arc::new(Lists::open(&proxy.state_dir));
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config, &lists)?));
         let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
         Ok(Self {
             nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            lists_api: Arc::new(ListsApi::new(lists.clone(), credentials.clone())),
             credentials,
+            lists,
             policies: Arc::new(PolicyStore::from_pointee(Policies::new(proxy))),
             roster,
             registry: Arc::new(RegistryLink::new(config)),
@@ -492,7 +518,28 @@ impl Shared {
         format!("{inbound} inbound and {outbound} outbound requests")
     }
 
-    fn worker(&self, config: &Config, sockets: &Sockets) -> io::Result<Worker> {
+    /// What the sidecar asks other nodes for by itself. It shares the connections of `worker`.
+    fn upkeep(&self, config: &Config, worker: &Worker, upstream: Arc<Upstream>) -> Vec<AbortHandle> {
+        let requests = Arc::new(Requests::new(upstream));
+        let lists = Exchange::new(
+            self.lists.clone(),
+            self.credentials.clone(),
+            self.roster.clone(),
+            requests.clone(),
+        );
+        let renewal = Renewal::new(
+            Arc::new(config.clone()),
+            Ca::new(config, requests),
+            self.credentials.clone(),
+            self.lists.clone(),
+            self.roster.clone(),
+        );
+        let mut tasks = vec![worker.run(lists.follow(config.mesh.heartbeat_interval))];
+        tasks.extend(renewal.map(|renewal| worker.run(renewal.follow())));
+        tasks
+    }
+
+    fn worker(&self, config: &Config, sockets: &Sockets, upstream: Arc<Upstream>) -> io::Result<Worker> {
         let worker = Worker::new()?;
         let inbound = Inbound::new(
             config,
@@ -500,6 +547,7 @@ impl Shared {
             inbound::pipeline::Pipeline::new(
                 config,
                 self.registry.clone(),
+                self.lists_api.clone(),
                 self.policies.clone(),
                 &self.agents,
             ),
@@ -507,7 +555,6 @@ impl Shared {
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let upstream = Upstream::new(self.nodes.clone());
         let pipeline = outbound::pipeline::Pipeline::new(
             config,
             upstream,

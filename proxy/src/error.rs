@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use http::StatusCode;
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::{AgentName, NodeName, enrolment};
 
 /// Any error.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -47,6 +47,10 @@ pub enum ProxyError {
     HeadersTooLarge { most: usize },
     #[error("the request's target is longer than 65,534 bytes")]
     UriTooLong,
+    #[error("revocation lists have at most {limit_bytes} bytes together")]
+    ListsTooLarge { limit_bytes: usize },
+    #[error("what is for the CA has at most {limit_bytes} bytes")]
+    CaBodyTooLarge { limit_bytes: usize },
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
     #[error(
@@ -64,6 +68,8 @@ pub enum ProxyError {
         "{peer} sends more than {most} requests a second (proxy.limits.max_requests_per_second_per_peer)"
     )]
     RateLimited { peer: String, most: u32 },
+    #[error("{peer} sends revocation lists too often")]
+    ListsTooOften { peer: String },
     #[error(
         "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
          ({key})"
@@ -123,6 +129,12 @@ pub enum ProxyError {
     BackendFailed { address: String, reason: String },
     #[error("registryd does not answer on {socket}: {reason}; is it running?")]
     RegistryUnavailable { socket: String, reason: String },
+    #[error(
+        "the mesh's CA does not run beside this node; mesh.ca.node is to name the node where `meshctl ca serve` does"
+    )]
+    NoCaHere,
+    #[error("the CA's process does not answer on {socket}: {reason}; is mesh-ca.service running?")]
+    CaUnavailable { socket: String, reason: String },
 }
 
 /// How far a request got before it failed.
@@ -170,6 +182,7 @@ impl ProxyError {
             // may have been read up to there.
             Self::BackendFailed { .. }
             | Self::RegistryUnavailable { .. }
+            | Self::CaUnavailable { .. }
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow { .. } => false,
             Self::NoDestination
@@ -183,6 +196,10 @@ impl ProxyError {
             | Self::MethodNotAllowed { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::NoCaHere
             | Self::AgentBusy { .. }
             | Self::NoRoster(_)
             | Self::UnknownNode(_)
@@ -218,6 +235,10 @@ impl ProxyError {
             | Self::BodyTooSlow { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::NoCaHere
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_)
@@ -225,7 +246,8 @@ impl ProxyError {
             Self::NoRoster(_)
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
-            | Self::RegistryUnavailable { .. } => Fault::Here,
+            | Self::RegistryUnavailable { .. }
+            | Self::CaUnavailable { .. } => Fault::Here,
             Self::NodeOffline(_)
             | Self::AgentOffline { .. }
             | Self::PeerUnresolved { .. }
@@ -259,9 +281,12 @@ impl ProxyError {
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. } => G::PermissionDenied,
             Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
-            Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
-                G::ResourceExhausted
-            }
+            Self::BodyTooLarge { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::ListsTooOften { .. } => G::ResourceExhausted,
             Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
             Self::AgentBusy { .. }
             | Self::NoRoster(_)
@@ -279,6 +304,8 @@ impl ProxyError {
             | Self::PeerFailed { .. }
             | Self::BackendUnreachable { .. }
             | Self::BackendFailed { .. }
+            | Self::NoCaHere
+            | Self::CaUnavailable { .. }
             | Self::RegistryUnavailable { .. } => match self.repeat_is_safe() {
                 true => G::Unavailable,
                 false => G::Unknown,
@@ -312,6 +339,13 @@ impl ProxyError {
                 (S::TOO_MANY_REQUESTS, "too_many_requests", "Too many requests at once")
             }
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
+            Self::ListsTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::CaBodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::NoCaHere => (S::NOT_FOUND, "no_ca_here", "No CA here"),
+            Self::CaUnavailable { .. } => {
+                (S::SERVICE_UNAVAILABLE, enrolment::CA_UNAVAILABLE, "CA is unavailable")
+            }
+            Self::ListsTooOften { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),

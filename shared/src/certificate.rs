@@ -12,7 +12,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
@@ -217,15 +217,35 @@ pub struct Material {
     pub leaf: Leaf,
     /// The CA certificates that are trusted.
     pub bundle: Arc<TrustBundle>,
-    /// All revocation lists that are known; none where none are configured.
+    /// All revocation lists that are known.
     pub crls: Vec<RevocationList>,
+    /// What they mean for certificates about which they tell nothing.
+    pub coverage: Coverage,
+}
+
+/// What becomes of a certificate about which no revocation list tells anything now: none is of its CA, or that one has
+/// ended. What a list revokes is refused in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// It is refused: the operator named lists (`proxy.crl_path`) and keeps them current.
+    Required,
+    /// It is accepted: lists were found, or came from peers. A mesh must not end with a file that nobody thinks of.
+    Optional,
+}
+
+impl Coverage {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        if config.proxy.crl_path.is_some() { Self::Required } else { Self::Optional }
+    }
 }
 
 impl Material {
     /// Reads certificate, trust bundle and, where configured, revocation lists.
     ///
     /// # Errors
-    /// The first file that cannot be used. Fails closed: a revocation list that is configured must load.
+    /// The first file that cannot be used. Fails closed: a revocation list that is configured must load. Lists that are
+    /// found without being configured ([`revocation::beside`]) are not among them.
     pub fn load(config: &Config) -> Result<Self, MaterialError> {
         let tls = &config.mesh.tls;
         let (chain, leaf) = read_leaf(&tls.cert_path)?;
@@ -235,6 +255,7 @@ impl Material {
             leaf,
             bundle: Arc::new(TrustBundle::read(&tls.ca_path)?),
             crls: config.proxy.crl_path.as_deref().map(revocation::read).transpose()?.unwrap_or_default(),
+            coverage: Coverage::of(config),
         })
     }
 
@@ -251,17 +272,32 @@ impl Material {
         revocation::in_force(&self.crls, &self.bundle, now)
     }
 
-    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. A
-    /// list that has ended tells nothing any more, so then all whom it concerns are refused.
+    /// The revocation lists for verifiers. They check nothing where there is none, so where lists are required there must be one.
+    fn counting(&self, now: UnixTime) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
+        let lists = self.revocations(now).as_der();
+        match self.coverage == Coverage::Required && lists.is_empty() {
+            true => {
+                let reason = "no revocation list counts now (proxy.crl_path): its CA did not sign it, or it is from the future";
+                Err(self.untrusted(reason.into()))
+            }
+            false => Ok(lists),
+        }
+    }
+
+    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. Where
+    /// they must cover everybody, a list that has ended tells nothing any more, so then all whom it concerns are refused.
     ///
     /// # Errors
     /// A bundle or list that is not understood, or a bundle of which nothing is valid. Fails closed.
     pub fn client_verifier(&self, now: UnixTime) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
-        WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
-            .with_crls(self.revocations(now).as_der())
-            .enforce_revocation_expiration()
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+                .with_crls(self.counting(now)?);
+        let verifier = match self.coverage {
+            Coverage::Required => verifier.enforce_revocation_expiration(),
+            Coverage::Optional => verifier.allow_unknown_revocation_status(),
+        };
+        verifier.build().map_err(|error| self.untrusted(error.to_string()))
     }
 
     /// What judges servers, as [`Material::client_verifier`] does clients.
@@ -269,11 +305,14 @@ impl Material {
     /// # Errors
     /// As there.
     pub fn server_verifier(&self, now: UnixTime) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
-        WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
-            .with_crls(self.revocations(now).as_der())
-            .enforce_revocation_expiration()
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+                .with_crls(self.counting(now)?);
+        let verifier = match self.coverage {
+            Coverage::Required => verifier.enforce_revocation_expiration(),
+            Coverage::Optional => verifier.allow_unknown_revocation_status(),
+        };
+        verifier.build().map_err(|error| self.untrusted(error.to_string()))
     }
 
     /// When, after `now`, other CA certificates or other revocation lists count, epoch seconds.
@@ -443,23 +482,29 @@ pub struct Located {
 /// An unreadable or malformed file, or none in it.
 pub fn read_located(what: &'static str, path: &Path) -> Result<Vec<Located>, MaterialError> {
     let text = read(what, path)?;
-    let located = || {
-        let mut located = Vec::new();
-        for block in pem::blocks(&text)? {
-            if block.is_certificate()? {
-                let der = CertificateDer::from(block.der()?.to_vec());
-                located.push(Located { der, line: block.line, pem: block.text().to_string() });
-            }
-        }
-        Ok(located)
-    };
-    let located = located().map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
+    let located =
+        located(&text).map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
     match located.is_empty() {
         true => {
             Err(MaterialError::Empty { what, path: path.into(), expected: "-----BEGIN CERTIFICATE-----" })
         }
         false => Ok(located),
     }
+}
+
+/// The certificates of a PEM text.
+///
+/// # Errors
+/// The first block that cannot be read.
+pub fn located(text: &str) -> Result<Vec<Located>, Mistake> {
+    let mut located = Vec::new();
+    for block in pem::blocks(text)? {
+        if block.is_certificate()? {
+            let der = CertificateDer::from(block.der()?.to_vec());
+            located.push(Located { der, line: block.line, pem: block.text().to_string() });
+        }
+    }
+    Ok(located)
 }
 
 /// Reads a certificate with its chain, and what the leaf, which is the first, says.
@@ -490,6 +535,8 @@ pub struct Anchor {
     pub subject: Vec<u8>,
     /// Its SubjectPublicKeyInfo as DER.
     pub public_key: Vec<u8>,
+    /// Whether it may sign revocation lists (RFC 5280, section 4.2.1.3).
+    pub may_sign_lists: bool,
     /// Start of validity, epoch seconds.
     pub not_before: i64,
     /// End of validity, epoch seconds; it is valid in that second.
@@ -532,6 +579,9 @@ impl TrustBundle {
                 name,
                 subject: parsed.subject().as_raw().to_vec(),
                 public_key: parsed.public_key().raw.to_vec(),
+                may_sign_lists: parsed
+                    .key_usage()
+                    .is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign())),
                 not_before: parsed.validity().not_before.timestamp(),
                 not_after: parsed.validity().not_after.timestamp(),
             })

@@ -33,6 +33,8 @@ pub const MESH: &str = "/api/mesh";
 pub const JOIN: &str = "/api/mesh/join";
 /// This node's agents.
 pub const AGENTS: &str = "/api/agents";
+/// The newest revocation lists of a sidecar, for peers and from them.
+pub const CRL: &str = "/api/mesh/crl";
 /// All nodes, for agents and people.
 pub const NODES: &str = "/mesh/nodes";
 /// All agents with the nodes that host them.

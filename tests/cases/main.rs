@@ -56,6 +56,7 @@ mod refusals;
 mod resilience;
 mod restarts;
 mod retries;
+mod revocation_travels;
 mod rivetos_ca;
 mod roster_feed;
 mod socket_limits;

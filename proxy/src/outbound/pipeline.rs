@@ -31,7 +31,7 @@ use crate::upstream::{Recipient, Target, Upstream};
 
 /// What a request of this host passes.
 pub struct Pipeline {
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     registry: Arc<RegistryLink>,
     roster: Arc<RosterStore>,
     policies: Arc<PolicyStore>,
@@ -47,7 +47,7 @@ impl Pipeline {
     /// The steps as configured.
     pub fn new(
         config: &Config,
-        upstream: Upstream,
+        upstream: Arc<Upstream>,
         registry: Arc<RegistryLink>,
         roster: Arc<RosterStore>,
         policies: Arc<PolicyStore>,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mesh_shared::local_api::{Roster, RosterNode, RosterUpdate};
+use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
@@ -195,6 +196,14 @@ impl RosterStore {
         route.ok_or_else(|| view.unknown(|| ProxyError::UnknownNode(name.clone())))
     }
 
+    /// The other nodes that are not known to be offline.
+    pub fn others(&self) -> Vec<NodeName> {
+        let view = self.read();
+        let rows = view.table.rows().values();
+        let others = rows.filter(|row| row.name != self.own_node && row.status != Status::Offline);
+        others.map(|row| row.name.clone()).collect()
+    }
+
     /// The ways to all nodes that host `agent`, whatever their state.
     ///
     /// # Errors
@@ -227,7 +236,6 @@ impl View {
 #[cfg(test)]
 mod tests {
     use mesh_shared::local_api::RosterNode;
-    use mesh_shared::registry::Status;
 
     use super::*;
 

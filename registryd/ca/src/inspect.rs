@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::AgentName;
 use rustls::pki_types::UnixTime;
@@ -346,7 +346,8 @@ impl Ca {
             let leaf = Leaf::parse(&chain[0])
                 .map_err(|source| MaterialError::Parse { path: path.into(), source })?;
             let bundle = bundle.clone();
-            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, bundle, crls: Vec::new() })
+            let (cert_path, crls, coverage) = (path.into(), Vec::new(), Coverage::Optional);
+            Ok::<_, MaterialError>(Material { cert_path, chain, leaf, bundle, crls, coverage })
         };
         let material = match loaded() {
             Ok(material) => material,

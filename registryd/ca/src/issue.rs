@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::{self, Leaf, LeafError, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Coverage, Leaf, LeafError, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
 use mesh_shared::revocation;
@@ -251,6 +251,7 @@ impl Ca {
             leaf: leaf.clone(),
             bundle: TrustBundle::of(&self.chain_path(), &self.located()?)?.into(),
             crls: Vec::new(),
+            coverage: Coverage::Optional,
         };
         accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
         // A peer that trusts the root alone needs the intermediate too.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::yaml::{Section, repeated};
 use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
+use crate::enrolment::DEFAULT_SOCKET;
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
 use crate::policy::{Action, PeerPattern, Rule, Rules};
@@ -31,6 +32,8 @@ pub struct Proxy {
     pub admin: Option<LoopbackAddr>,
     /// Revocation lists (PEM) to enforce in both directions; `None`: there are none.
     pub crl_path: Option<PathBuf>,
+    /// Where the CA's process answers, if it runs on this host.
+    pub ca_socket: PathBuf,
     /// What peers and this node must agree on in a handshake.
     pub tls: Tls,
     /// Where the last known roster and the newest revocation lists are kept for the next start.
@@ -478,6 +481,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         policy: policy_read,
         admin: admin_listen,
         crl_path: section.string("crl_path").map(PathBuf::from),
+        ca_socket: section.string("ca_socket").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
         tls: tls(section.section("tls")),
         state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
         threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
