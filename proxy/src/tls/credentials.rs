@@ -88,7 +88,9 @@ impl Credentials {
     pub fn load(config: &Config, lists: &Lists) -> Result<Self, CredentialsError> {
         match Self::load_once(config, lists) {
             // Certificate and key are two files: the one may have been read before the two were replaced, the other after.
-            Err(CredentialsError::Material(MaterialError::KeyMismatch { .. })) => Self::load_once(config, lists),
+            Err(CredentialsError::Material(MaterialError::KeyMismatch { .. })) => {
+                Self::load_once(config, lists)
+            }
             loaded => loaded,
         }
     }

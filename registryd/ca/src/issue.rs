@@ -202,7 +202,9 @@ impl Ca {
         for path in self.crl_paths().iter().filter(|path| path.exists()) {
             crls.extend(revocation::read(path)?);
         }
-        let material = Material { cert_path, chain, leaf, bundle, crls };
+        // Where nothing was ever revoked, there are no lists.
+        let coverage = if crls.is_empty() { Coverage::Optional } else { Coverage::Required };
+        let material = Material { cert_path, chain, leaf, bundle, crls, coverage };
         material.accepted_as_client(UnixTime::now())?;
         Ok(material.leaf)
     }

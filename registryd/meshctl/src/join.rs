@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use mesh_enrolment::{Token, enrol, hex, sha256};
-use mesh_shared::certificate::{Leaf, Located, Material, TrustBundle};
+use mesh_shared::certificate::{Coverage, Leaf, Located, Material, TrustBundle};
 use mesh_shared::config::{DEFAULT_PATH, PATH_VARIABLE};
 use mesh_shared::enrolment::{DEFAULT_SOCKET, Enrolled};
 use mesh_shared::identity::Identity;
@@ -238,6 +238,7 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
         leaf,
         bundle: Arc::new(TrustBundle::of(path, &authorities).map_err(|error| bad(error.to_string()))?),
         crls,
+        coverage: Coverage::Optional,
     };
     let now = UnixTime::now();
     match &token.identity {
