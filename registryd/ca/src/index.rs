@@ -133,7 +133,9 @@ impl Entry {
     /// The agents that these SPIFFE IDs of its let it host.
     pub(crate) fn hosted(&self, ids: &[String]) -> Vec<AgentName> {
         let hosted = ids.iter().filter_map(|id| match id.parse::<SpiffeId>().ok()?.identity()? {
-            Identity::Agent(agent, node) if self.identity() == Some(Identity::Node(node.clone())) => Some(agent),
+            Identity::Agent(agent, node) if self.identity() == Some(Identity::Node(node.clone())) => {
+                Some(agent)
+            }
             _ => None,
         });
         hosted.collect()
@@ -374,7 +376,9 @@ impl Index {
     fn named_by(&self, path: &Path) -> Option<usize> {
         let stem = path.file_stem()?.to_str()?;
         let serial = stem.rsplit('-').next()?.to_ascii_lowercase();
-        match self.by_serial.get(serial.trim_start_matches('0'))?.as_slice() {
+        let known =
+            self.by_serial.get(&serial).or_else(|| self.by_serial.get(serial.trim_start_matches('0')));
+        match known?.as_slice() {
             [one] => Some(*one),
             _ => None,
         }

@@ -41,8 +41,8 @@ pub use certificate::{day, ends};
 pub use error::CaError;
 pub use index::{Entry, Issuance, Origin, Revocation};
 pub use inspect::{Examined, Kind, RevokedSince, State};
-pub use list::Listed;
 pub use key::KeyType;
+pub use list::Listed;
 pub use lock::Lock;
 pub use make::{INTERMEDIATE_DAYS, NewIntermediate};
 pub use model::{
@@ -50,8 +50,8 @@ pub use model::{
     Renewal, Signed,
 };
 pub use request::{NewRequest, RequestError, SigningRequest};
-pub use root::{NewRoot, Retired};
 pub use revoke::{Reason, Refreshed, Revoked, Which};
+pub use root::{NewRoot, Retired};
 
 #[cfg(test)]
 mod tests;

@@ -55,7 +55,11 @@ impl Ca {
                 examined,
             });
         }
-        let others = index.entries.iter().zip(&shown).filter(|(entry, shown)| !**shown && (all || !entry.has_ended(now)));
+        let others = index
+            .entries
+            .iter()
+            .zip(&shown)
+            .filter(|(entry, shown)| !**shown && (all || !entry.has_ended(now)));
         listed.extend(others.map(|(entry, _)| former(entry, now)));
         listed.sort_by_cached_key(|each| {
             let authority = each.examined.kind == Kind::Authority;

@@ -89,7 +89,8 @@ impl Ca {
         };
         let mut chain = change.authorities.clone();
         if !chain.iter().any(|authority| authority.der() == new.der()) {
-            let at = chain.iter().position(|authority| authority.certificate.is_root()).unwrap_or(chain.len());
+            let at =
+                chain.iter().position(|authority| authority.certificate.is_root()).unwrap_or(chain.len());
             chain.insert(at, new.clone());
             self.write_chain(&chain)?;
         }
@@ -167,12 +168,15 @@ impl Ca {
         let mut needed_by: Vec<String> = leaves.map(told).collect();
         if retired.certificate.is_root() {
             let below = change.authorities.iter().filter(|each| {
-                !is_it(each) && each.certificate.days_left(now) >= 0 && each.certificate.is_of(&retired.certificate)
+                !is_it(each)
+                    && each.certificate.days_left(now) >= 0
+                    && each.certificate.is_of(&retired.certificate)
             });
             needed_by.extend(below.map(|each| each.certificate.shown()));
         }
         if !needed_by.is_empty() && !force {
-            let (count, first) = (needed_by.len(), needed_by.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
+            let (count, first) =
+                (needed_by.len(), needed_by.iter().take(5).cloned().collect::<Vec<_>>().join(", "));
             return Err(CaError::StillNeeded { cn, count, first });
         }
         let rest: Vec<_> = change.authorities.iter().filter(|each| !is_it(each)).cloned().collect();
@@ -183,7 +187,9 @@ impl Ca {
             self.write_lists(&lists)?;
         }
         let key = self.key_files().into_iter();
-        let key = key.filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair))).last();
+        let key = key
+            .filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair)))
+            .next_back();
         Ok(Retired { cn, serial, key })
     }
 

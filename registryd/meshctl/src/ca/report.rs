@@ -61,8 +61,16 @@ pub(super) fn list(all: &[Listed], json: bool) -> Result<ExitCode, Failure> {
         print_json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table =
-        Table::new(["CN", "KIND", "STATE", "VALID UNTIL", "", "ALTERNATIVE NAMES", "MAY HOST", "SERIAL NUMBER"]);
+    let mut table = Table::new([
+        "CN",
+        "KIND",
+        "STATE",
+        "VALID UNTIL",
+        "",
+        "ALTERNATIVE NAMES",
+        "MAY HOST",
+        "SERIAL NUMBER",
+    ]);
     for Listed { examined: each, .. } in all {
         let colour = match each.state {
             State::Ok => Colour::Green,
