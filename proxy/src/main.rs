@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use mesh_shared::config::Config;
+use mesh_shared::confinement::Confinement;
 use mesh_shared::{certificate, check, daemon};
 
 /// Fragments less and is faster than the system's under many small requests.
@@ -17,7 +18,17 @@ pub static ALLOCATOR_OPTIONS: &[u8; 52] = b"tcache_nslots_small_max:1000,lg_tcac
 
 fn main() -> ExitCode {
     let about = "Sidecar that terminates and originates the mesh's mutual TLS";
-    daemon::main("mesh-proxy", about, check::mesh_proxy, run)
+    daemon::main("mesh-proxy", about, check::mesh_proxy, needs, run)
+}
+
+/// What the process may do once it runs: keep its state, make its sockets, and start what lies in its place at an upgrade.
+fn needs(config: &Config) -> Confinement {
+    let mut needs = Confinement::default().writing(&config.proxy.state_dir);
+    for socket in config.proxy.outbound.listeners.iter().filter_map(|listener| listener.listen.socket_path())
+    {
+        needs = needs.writing(socket.parent().unwrap_or(socket));
+    }
+    needs.running_programs()
 }
 
 fn run(config: Config) -> ExitCode {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mesh_shared::certificate::{self, MaterialError};
 use mesh_shared::config::{Config, Discovery, StoreKind};
+use mesh_shared::confinement::Confinement;
 use mesh_shared::service_manager;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -92,6 +93,16 @@ fn certificate_names_node(config: &Config) -> Result<(), AppError> {
     });
     looking.map_err(AppError::Threads)?;
     Ok(look.recv_timeout(FIRST_LOOK_LIMIT).unwrap_or(Ok(()))?)
+}
+
+/// What the process may do once it runs: keep the registry, and make its socket. The registry's folder is often a mount.
+pub fn needs(config: &Config) -> Confinement {
+    let mut needs = Confinement::default().writing_mounted(&config.mesh.storage_dir);
+    for file in [Some(&config.registryd.socket), config.registryd.store.export.as_ref()].into_iter().flatten()
+    {
+        needs = needs.writing(file.parent().unwrap_or(file));
+    }
+    needs
 }
 
 /// Runs the daemon until it is told to stop.

@@ -146,6 +146,16 @@ pub enum LocalAddr {
     Unix(PathBuf),
 }
 
+impl LocalAddr {
+    /// The path of a unix socket.
+    pub fn socket_path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
+}
+
 impl FromStr for LocalAddr {
     type Err = AddressError;
 

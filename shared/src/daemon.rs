@@ -10,6 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::check::{Check, Outcome};
 use crate::config::{self, Config};
+use crate::confinement::{Confined, Confinement};
 use crate::logging;
 
 #[derive(Parser)]
@@ -33,12 +34,13 @@ enum Command {
     Check,
 }
 
-/// Does what the process's arguments ask of the daemon `name`: `check` and its report, or `run` with a log that
-/// begins with the configuration's warnings.
+/// Does what the process's arguments ask of the daemon `name`: `check` and its report, or `run`, confined to what `needs`
+/// says, with a log that begins with the configuration's warnings.
 pub fn main(
     name: &'static str,
     about: &'static str,
     check: fn(&Config) -> Vec<Check>,
+    needs: fn(&Config) -> Confinement,
     run: fn(Config) -> ExitCode,
 ) -> ExitCode {
     let matches = Arguments::command().name(name).about(about).get_matches();
@@ -54,6 +56,8 @@ pub fn main(
     match arguments.command.unwrap_or(Command::Run) {
         Command::Check => show(&check(&config)),
         Command::Run => {
+            // First of all: what is confined is this thread, with all that it starts.
+            let confined = confine(&config, needs);
             let _log = match logging::init(arguments.log_format) {
                 Ok(log) => log,
                 Err(error) => {
@@ -64,8 +68,27 @@ pub fn main(
             for warning in &config.warnings {
                 tracing::warn!(target: "Config", "{warning}");
             }
+            match confined {
+                Ok(what) => tracing::info!(target: "Mesh", "{what}"),
+                Err(why) => {
+                    tracing::error!(target: "Mesh", "cannot start: {why}; mesh.landlock: false does without");
+                    return ExitCode::FAILURE;
+                }
+            }
             run(config)
         }
+    }
+}
+
+/// Says what this process is confined to, or what keeps it from being confined at all.
+fn confine(config: &Config, needs: fn(&Config) -> Confinement) -> Result<String, String> {
+    if !config.mesh.landlock {
+        return Ok("not confined by Landlock (mesh.landlock)".into());
+    }
+    match needs(config).apply() {
+        Ok(Confined::To(needs)) => Ok(format!("confined by Landlock: writes only below {}", needs.shown())),
+        Ok(Confined::Not(why)) => Ok(format!("not confined by Landlock: {why}")),
+        Err(error) => Err(format!("cannot be confined by Landlock: {error}")),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod atomic_file;
 pub mod certificate;
 pub mod check;
 pub mod config;
+pub mod confinement;
 pub mod daemon;
 pub mod event;
 pub mod hosts_file;

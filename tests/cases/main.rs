@@ -12,6 +12,7 @@ mod certificates;
 mod clocks;
 mod clones;
 mod configuration;
+mod confinement;
 mod connections;
 mod demo;
 mod departures;

@@ -1,5 +1,5 @@
 //! The `mesh:` section, exactly as the reference document has it, and keys of ours
-//! (`advertise_host`, `peers`, `trust_domain`, `ca`).
+//! (`advertise_host`, `peers`, `trust_domain`, `ca`, `landlock`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Mesh {
     pub trust_domain: TrustDomain,
     /// The node beside whose sidecar `meshctl ca serve` runs; `None`: certificates are files that others renew.
     pub ca_node: Option<NodeName>,
+    /// Whether the daemons confine themselves where the kernel can (see [`crate::confinement`]).
+    pub landlock: bool,
 }
 
 impl Mesh {
@@ -136,6 +138,7 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
     let peers = static_peers(&section);
     let discovery = discovery(&section);
     let trust_domain = section.parsed("trust_domain").unwrap_or_default();
+    let landlock = section.bool("landlock").unwrap_or(true);
     let ca = section.section("ca");
     let ca_node = ca.parsed("node");
     ca.finish();
@@ -172,6 +175,7 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
         peers,
         trust_domain,
         ca_node,
+        landlock,
     })
 }
 
