@@ -83,7 +83,7 @@ fn killed_after(mut command: Command, delay: Duration) -> bool {
 
 #[test]
 fn a_command_killed_at_any_instant_leaves_a_folder_that_works() {
-    const ROUNDS: u32 = 24;
+    const ROUNDS: u32 = 16;
     let temp = tempfile::tempdir().unwrap();
     let at = temp.path();
     succeed(&mut ca(at, &["init"]));

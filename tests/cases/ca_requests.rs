@@ -127,7 +127,7 @@ fn requests_that_prove_nothing_are_refused() {
         ("nobody", "must have exactly one common name, and has 0"),
         ("two", "must have exactly one common name, and has 2"),
         ("strange", "names nobody in the mesh"),
-        ("odd", "signing request"),
+        ("odd", "has a key that is not accepted"),
         ("forged", "is not signed with the key that it is for"),
         ("twice", "exactly one"),
         ("long", "is longer than"),

@@ -187,8 +187,9 @@ impl Ca {
             self.write_lists(&lists)?;
         }
         let key = self.key_files().into_iter();
-        let key =
-            key.filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair))).last();
+        let key = key
+            .filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair)))
+            .next_back();
         Ok(Retired { cn, serial, key })
     }
 
