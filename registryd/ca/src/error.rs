@@ -141,8 +141,9 @@ pub enum CaError {
     #[error("CN={cn} signs what is issued; make its successor first (`meshctl ca renew-intermediate`)")]
     StillSigns { cn: String },
     #[error(
-        "{count} that have not ended hang on CN={cn} ({first}{}); renew or revoke those first, or say --force: then no node \
-         accepts them any more", if *count > 5 { ", …" } else { "" }
+        "{count} certificates that have not ended hang on CN={cn} ({first}{}); renew them, and revoke or wait for those from \
+         before; or say --force, if no host uses them any more: then no node accepts them",
+        if *count > 5 { ", …" } else { "" }
     )]
     StillNeeded { cn: String, count: usize, first: String },
     #[error("{}: {source}", path.display())]

@@ -376,7 +376,9 @@ impl Index {
     fn named_by(&self, path: &Path) -> Option<usize> {
         let stem = path.file_stem()?.to_str()?;
         let serial = stem.rsplit('-').next()?.to_ascii_lowercase();
-        match self.by_serial.get(serial.trim_start_matches('0'))?.as_slice() {
+        let known =
+            self.by_serial.get(&serial).or_else(|| self.by_serial.get(serial.trim_start_matches('0')));
+        match known?.as_slice() {
             [one] => Some(*one),
             _ => None,
         }

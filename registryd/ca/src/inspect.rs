@@ -25,6 +25,8 @@ use crate::revoke::Reason;
 const SOON_DAYS: i64 = 14;
 /// The same of one that signs: what it signs cannot last longer.
 const AUTHORITY_SOON_DAYS: i64 = LEAF_DAYS as i64;
+/// A revocation list that ends within so many days deserves one too; sidecars warn from then on.
+const LIST_SOON_DAYS: i64 = 3;
 /// Peers accept no shorter RSA keys.
 const RSA_BITS: usize = 2048;
 
@@ -230,17 +232,25 @@ impl Ca {
         self.examine_signing_keys(&authorities, &mut all);
         if self.crl_paths().iter().any(|path| path.exists()) {
             for (authority, examined) in authorities.iter().zip(&mut all) {
-                if !authority.certificate.is_root()
-                    && authority.certificate.not_a_ca.is_none()
-                    && examined.state != State::Expired
-                    && !lists.covers(authority)
-                {
-                    examined.remarks.push(
+                let signs = !authority.certificate.is_root() && authority.certificate.not_a_ca.is_none();
+                if !signs || examined.state == State::Expired {
+                    continue;
+                }
+                let end = lists.end_of(authority).map(|end| days_until(end, now));
+                let remark = match end.filter(|days| *days < LIST_SOON_DAYS) {
+                    _ if !lists.covers(authority) => {
                         "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; \
                          `meshctl ca refresh-lists` adds one"
-                            .into(),
-                    );
-                }
+                            .into()
+                    }
+                    Some(days) => format!(
+                        "its revocation list {}; once it has, hosts with proxy.crl_path refuse what it signed: \
+                         `meshctl ca refresh-lists`, or enable mesh-ca-renew.timer",
+                        ends(days)
+                    ),
+                    None => continue,
+                };
+                examined.remarks.push(remark);
             }
         }
         let folder = self.dir.join("issued");
@@ -262,6 +272,15 @@ impl Ca {
                 );
                 all.push(orphan);
             }
+        }
+        if !index.damaged.is_empty() {
+            let lines: Vec<_> = index.damaged.iter().map(ToString::to_string).collect();
+            let mut damaged = Examined::new(Kind::Unknown, &self.index_path());
+            damaged.remarks.push(format!(
+                "line {} cannot be read; put it right from a copy if there is one",
+                lines.join(", ")
+            ));
+            all.push(damaged);
         }
         Ok(all)
     }

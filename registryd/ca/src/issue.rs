@@ -25,6 +25,7 @@ use crate::files::{self, make_dir, replace, write_new};
 use crate::index::{Event, Issuance, Origin};
 use crate::model::{Ca, Issued, Order, Renewal, Signed};
 use crate::request::{RequestError, SigningRequest};
+use crate::rivetos;
 use crate::serving::ENROLMENT_NAME;
 
 impl Ca {
@@ -225,6 +226,7 @@ impl Ca {
     fn record_issue(&self, change: &mut Change<'_>, made: &Made, why: Origin) -> Result<(), CaError> {
         let at = UnixTime::now().as_secs() as i64;
         let issuance = Issuance::of(&made.certificate, &made.leaf, why, at, &self.actor());
+        rivetos::mark_issued(&self.dir, &issuance)?;
         change.record(&[Event::Issued(issuance)])
     }
 

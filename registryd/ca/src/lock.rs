@@ -25,7 +25,7 @@ const MODE: u32 = 0o600;
 /// for itself, and gives up after a minute.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -59,9 +59,16 @@ impl Lock {
                     .set_len(0)
                     .and_then(|()| file.rewind())
                     .and_then(|()| writeln!(file, "{holder}, process {}", std::process::id()));
-                return Ok(Self { _file: file });
+                return Ok(Self { file });
             }
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Nobody holds it any more.
+        let _ = self.file.set_len(0);
     }
 }
 

@@ -8,7 +8,10 @@ use std::path::Path;
 use aws_lc_rs::digest;
 use mesh_shared::identity::{Identity, IdentityError};
 use mesh_shared::pem::{self, Mistake};
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+    PKCS_ED25519, PublicKeyData, SubjectPublicKeyInfo,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
@@ -77,19 +80,19 @@ impl SigningRequest {
         if !rest.is_empty() {
             return Err(RequestError::Der("there is something behind it".into()));
         }
-        request.verify_signature().map_err(|_| RequestError::Signature)?;
         let info = &request.certification_request_info;
-        if let Ok(PublicKey::RSA(key)) = info.subject_pki.parsed()
-            && !RSA_BITS.contains(&key.key_size())
-        {
-            return Err(RequestError::Key);
-        }
         let spki = info.subject_pki.raw.to_vec();
         let public_key = SubjectPublicKeyInfo::from_der(&spki).map_err(|_| RequestError::Key)?;
+        let is_accepted = match info.subject_pki.parsed() {
+            Ok(PublicKey::RSA(key)) => RSA_BITS.contains(&key.key_size()),
+            _ => [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519]
+                .contains(&public_key.algorithm()),
+        };
         // What is signed is made from the parsed key; it must be the one that the request was signed with.
-        if public_key.subject_public_key_info() != spki {
+        if !is_accepted || public_key.subject_public_key_info() != spki {
             return Err(RequestError::Key);
         }
+        request.verify_signature().map_err(|_| RequestError::Signature)?;
         let names: Vec<_> = info.subject.iter_common_name().collect();
         let [name] = names.as_slice() else { return Err(RequestError::CommonNames(names.len())) };
         let name = name.as_str().map_err(|error| RequestError::Der(error.to_string()))?;

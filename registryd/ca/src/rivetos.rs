@@ -28,6 +28,21 @@ pub(crate) fn mark_revoked(dir: &Path, issued: &[&Issuance], reason: Reason) -> 
     }
 }
 
+/// Enters a certificate as valid in `index.txt`; nothing where there are no such books, or where they may hold each subject only
+/// once: then `openssl ca` would refuse them after a renewal.
+///
+/// # Errors
+/// They cannot be read or written.
+pub(crate) fn mark_issued(dir: &Path, issued: &Issuance) -> Result<(), CaError> {
+    let several = book(dir, "index.txt.attr")?.is_some_and(|(_, text)| {
+        text.lines().any(|line| line.split('=').map(str::trim).eq(["unique_subject", "no"]))
+    });
+    let Some((path, text)) = book(dir, "index.txt")?.filter(|_| several) else { return Ok(()) };
+    let end = OffsetDateTime::from_unix_timestamp(issued.not_after).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (end, serial, name) = (stamp(end), even(issued.serial.to_uppercase()), &issued.name);
+    replace(&path, &format!("{text}V\t{end}\t\t{serial}\tunknown\t/CN={name}\n"), 0o644)
+}
+
 /// Lets `openssl ca` go on behind this number of a list.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use mesh_ca::{Ca, INTERMEDIATE_DAYS, NewIntermediate, NewRoot, Retired};
 use serde_json::json;
 
+use super::revoke::lists_told;
 use crate::Failure;
 use crate::output::{Colour, day, paint, print, print_json};
 
@@ -30,12 +31,13 @@ pub(super) fn show_made(
     });
     print(&format!(
         "{created}made a CA in {}\n  trusted by nodes  {}\n  signs from now on {}\n  root key          {} \
-         (not needed again for {} years; take it offline)\nnext: meshctl ca issue-node <node> <its address>\n",
+         (not needed again for {} years; take it offline)\n{}next: meshctl ca issue-node <node> <its address>\n",
         dir.display(),
         ca.chain_path().display(),
         ca.signing_key_path().display(),
         root_key.display(),
         INTERMEDIATE_DAYS / 365,
+        lists_told(ca)?,
     ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -114,7 +114,7 @@ pub(super) fn refreshed_text(ca: &Ca, refreshed: &Refreshed) -> Result<String, F
 }
 
 /// When the lists end and what keeps them from it.
-fn lists_told(ca: &Ca) -> Result<String, Failure> {
+pub(super) fn lists_told(ca: &Ca) -> Result<String, Failure> {
     let crl = ca.crl_path();
     Ok(match ca.lists_end()? {
         None => String::new(),
