@@ -56,7 +56,8 @@ fi
 for program in mesh-proxy registryd meshctl; do
   "${run[@]}" install -D -m 0755 "$from/$program" "$root/usr/local/bin/$program"
 done
-for unit in mesh-proxy.service mesh-proxy.socket registryd.service mesh-ca.service mesh-ca-renew.service mesh-ca-renew.timer; do
+for unit in mesh-proxy.service mesh-proxy.socket registryd.service mesh-ca.service mesh-ca-renew.service \
+  mesh-ca-renew.timer; do
   "${run[@]}" install -D -m 0644 "$here/systemd/$unit" "$root/etc/systemd/system/$unit"
 done
 if [ -e "$root/etc/mesh/mesh.yaml" ]; then

@@ -101,7 +101,7 @@ impl Office {
         fs::create_dir_all(folder.join("registry")).unwrap();
         let mut join = command("meshctl");
         join.args(["join", token, "--user", "root", "--group", "root"]);
-        join.arg("--config").arg(folder.join("mesh.yaml")).arg("--state-dir").arg(folder.join("state"));
+        join.arg("--config").arg(folder.join("mesh.yaml")).arg("--state-dir").arg(folder.join("var/state"));
         for setting in [
             format!("mesh.storage_dir={}", folder.join("registry").display()),
             format!("registryd.socket={}", folder.join("registryd.sock").display()),
@@ -233,7 +233,7 @@ async fn invitations_alone_make_a_mesh_of_three() {
     assert!(told.contains("ct110 is reached and knows this node"), "{told}");
     let (three, _) = joins(&office, "ct112", "scout", false).await;
 
-    let state = office.path("ct112/state/tls");
+    let state = office.path("ct112/var/state/tls");
     for (file, expected) in [
         (".", 0o750),
         ("ca-chain.pem", 0o640),
@@ -243,6 +243,7 @@ async fn invitations_alone_make_a_mesh_of_three() {
     ] {
         assert_eq!(mode(&state.join(file)), expected, "{file}");
     }
+    assert_eq!(mode(&office.path("ct112/var")) & 0o555, 0o555, "mesh-proxy gets to its folder");
     assert!(fs::symlink_metadata(state.join("current")).unwrap().is_symlink());
     assert!(!state.join("joining").exists());
     // No key is anywhere but on its host.
@@ -289,7 +290,7 @@ async fn an_interrupted_join_goes_on_and_a_token_serves_one_key() {
     office.process = None;
     let told = refused(join(&office, "ct112")).await;
     assert!(told.contains("cannot reach the CA's process"), "{told}");
-    let pending = office.path("ct112/state/tls/joining");
+    let pending = office.path("ct112/var/state/tls/joining");
     let key_of = |folder: &Path| {
         let keys = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let keys: Vec<_> = keys.filter(|path| path.extension().is_some_and(|kind| kind == "key")).collect();
@@ -299,7 +300,7 @@ async fn an_interrupted_join_goes_on_and_a_token_serves_one_key() {
     let key = key_of(&pending);
     office.serve().await;
     assert!(output(join(&office, "ct112")).await.status.success());
-    let current = office.path("ct112/state/tls/current");
+    let current = office.path("ct112/var/state/tls/current");
     assert_eq!(fs::read_to_string(current.join("node.key")).unwrap(), key);
     let certificate = fs::read_to_string(current.join("node.crt")).unwrap();
     // Again, also after the folder was put back as it was before the answer came: the same certificate.
@@ -314,7 +315,7 @@ async fn an_interrupted_join_goes_on_and_a_token_serves_one_key() {
     start.env("PATH", format!("{}:{}", broken.display(), std::env::var("PATH").unwrap()));
     let told = refused(start).await;
     assert!(told.contains("`systemctl enable --now registryd mesh-proxy` failed (exit status: 3)"), "{told}");
-    let folder = office.path("ct112/state/tls");
+    let folder = office.path("ct112/var/state/tls");
     fs::remove_file(folder.join("joined.json")).unwrap();
     fs::create_dir(&pending).unwrap();
     let name = mesh_enrolment::hex(&token.parse::<Token>().unwrap().secret.digest())[..16].to_owned();
@@ -582,7 +583,7 @@ async fn a_configuration_that_is_there_is_kept_or_told() {
         assert!(told.contains(key), "{key} is not in {told}");
     }
     // The token is still good.
-    let kept = text_of("ct112/state/tls", "ct112");
+    let kept = text_of("ct112/var/state/tls", "ct112");
     fs::write(&config, &kept).unwrap();
     let mut join = office.join_node(&token, "ct112", office.address.ip());
     let joined = output({
@@ -591,7 +592,9 @@ async fn a_configuration_that_is_there_is_kept_or_told() {
     })
     .await;
     assert!(joined.status.success(), "{}", text(&joined.stderr));
-    assert!(text(&joined.stdout).contains("which was there and is kept"), "{}", text(&joined.stdout));
+    let told = text(&joined.stdout);
+    assert!(told.contains("which was there and is kept"), "{told}");
+    assert!(told.contains("the CA's host is no node yet, so nothing renews this certificate"), "{told}");
     assert_eq!(fs::read_to_string(&config).unwrap(), kept);
 
     // The example, which every installation has, is no configuration of anybody.

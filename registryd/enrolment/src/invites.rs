@@ -76,7 +76,7 @@ pub struct Use {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it, and the fields are its parts
 pub enum InvitesError {
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), advice(source))]
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{}: is no invitation of this version ({reason}); remove it", path.display())]
     Malformed { path: PathBuf, reason: String },
@@ -84,6 +84,13 @@ pub enum InvitesError {
     TooMany(PathBuf),
     #[error("no random numbers from the operating system")]
     Random,
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => "; use sudo, or be the user that owns the CA's folder",
+        _ => "",
+    }
 }
 
 /// Why an invitation lets nobody in. For the CA's log alone: whoever asks is told nothing.

@@ -123,13 +123,20 @@ async fn node_joins(args: &JoinArgs, token: &Token, node: NodeName) -> Result<Ex
     };
     tls.forget_pending()?;
     let here = args.ca_socket.exists().then(|| node.clone());
-    let remarks = match &existing {
+    let mut remarks = match &existing {
         Some(config) => config::remarks(config, &enrolled, here.as_ref()),
         None => {
             config::write(&args.config, &wanted, &enrolled, here.as_ref(), &leaf, &args.set)?;
             Vec::new()
         }
     };
+    if here.is_none() && enrolled.ca_node.is_none() {
+        remarks.push(format!(
+            "the CA's host is no node yet, so nothing renews this certificate, which ends on {}: let that host join too, then set \
+             mesh.ca.node here",
+            day(leaf.not_after)
+        ));
+    }
     let seed = enrolled.seed.as_ref().map(|seed| seed.node.clone()).filter(|seed| *seed != node);
     let works = match args.no_start {
         true => None,

@@ -246,9 +246,10 @@ pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<Owner>) -> Re
 /// Makes a folder with this mode and owner, or gives them to the one that is there.
 fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Failure> {
     let make = || {
-        match path.is_dir() {
-            true => {}
-            false => DirBuilder::new().recursive(true).mode(mode).create(path)?,
+        if !path.is_dir() {
+            // Those above it are for everyone, or its owner would not get there.
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            DirBuilder::new().mode(mode).create(path)?;
         }
         Owner::give(owner, path)?;
         fs::set_permissions(path, Permissions::from_mode(mode))
