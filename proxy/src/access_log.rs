@@ -36,6 +36,8 @@ pub struct Account {
     pub connect: Option<Duration>,
     /// The code of an error that the far sidecar made.
     pub far_code: Option<HeaderValue>,
+    /// Whether it is one that sidecars send each other in each heartbeat, and nothing came of it: no line, but for debugging.
+    pub routine: bool,
     /// What passed of the bodies.
     pub traffic: Arc<Traffic>,
     subject: Subject,
@@ -85,6 +87,7 @@ impl Account {
             agent: None,
             node: None,
             attempts: 0,
+            routine: false,
             connect: None,
             far_code: None,
             traffic,
@@ -173,6 +176,9 @@ impl Account {
             _ => self.uri.path(),
         };
         let (path, method) = (Path(target), Excerpt { text: self.method.as_str(), max_chars: 32 });
+        if self.routine && !tracing::enabled!(target: INBOUND, Level::DEBUG) {
+            return;
+        }
         let line = match caller {
             Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
                 let peer = peer.name();

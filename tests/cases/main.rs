@@ -53,6 +53,7 @@ mod properties;
 mod queries;
 mod redirects;
 mod refusals;
+mod renewal;
 mod resilience;
 mod restarts;
 mod retries;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -134,6 +134,14 @@ impl Ca {
         self.sign(params)
     }
 
+    /// Issues a good leaf for a node that was made so long ago and ends so long from now.
+    pub fn made(&self, node: &str, ago: Duration, life: Duration) -> Issued {
+        let mut params = params(&Spec::node(node));
+        params.not_before = (SystemTime::now() - ago).into();
+        params.not_after = (SystemTime::now() + life).into();
+        self.sign(params)
+    }
+
     /// Issues a leaf for a node that ended so long ago and was good until then.
     pub fn ended(&self, node: &str, ago: Duration) -> Issued {
         let mut params = params(&Spec::node(node));
@@ -154,6 +162,18 @@ impl Ca {
             key_pem: key.serialize_pem(),
             serial,
         }
+    }
+
+    /// Issues a good leaf for the node that a signing request (PEM) names, and the key that it is for; gives leaf and
+    /// intermediate.
+    pub fn sign_request(&self, csr_pem: &str, life: Duration) -> String {
+        let asked = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        let cn = asked.params.distinguished_name.get(&DnType::CommonName).cloned().unwrap();
+        let DnValue::Utf8String(cn) = cn else { panic!("{cn:?}") };
+        let mut params = params(&Spec::node(&cn));
+        params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+        params.not_after = (SystemTime::now() + life).into();
+        params.signed_by(&asked.public_key, &self.issuer).unwrap().pem() + &self.intermediate_pem
     }
 
     /// Issues a good leaf for a node.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use mesh_shared::AgentName;
 use mesh_shared::config::Config;
@@ -169,7 +169,11 @@ impl Pipeline {
         let endpoint = mesh_api::endpoint(&parts)?;
         match endpoint {
             Some((Endpoint::Ping, _)) => return Ok(mesh_api::ping(&self.node, peer)),
-            Some((Endpoint::Lists, _)) => return Box::pin(self.lists.answer(peer, &parts, body)).await,
+            Some((Endpoint::Lists, _)) => {
+                let answer = Box::pin(self.lists.answer(peer, &parts, body)).await?;
+                exchange.account().routine = answer.status() == StatusCode::NOT_MODIFIED;
+                return Ok(answer);
+            }
             Some((Endpoint::Registry | Endpoint::Ca, _)) | None => {}
         }
         let mut response = match endpoint {
@@ -194,6 +198,9 @@ impl Pipeline {
                 response.map(ResponseBody::passing)
             }
         };
+        if matches!(endpoint, Some((Endpoint::Ca, _))) {
+            exchange.account().routine = response.status() == StatusCode::NOT_MODIFIED;
+        }
         headers::remove_hop_by_hop(response.headers_mut());
         Ok(response)
     }

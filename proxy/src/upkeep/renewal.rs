@@ -33,7 +33,7 @@ use crate::upkeep::trial;
 /// How often it is looked whether there is something to do, at most and at least.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// After how many seconds an attempt is repeated, at first and at last; in the last hours of a certificate sooner.
-const RETRIES: (i64, i64) = (60, 3600);
+const RETRIES: (i64, i64) = (10, 3600);
 /// The least time between attempts, in seconds.
 const SOONEST: i64 = 5;
 /// How long the new files may take to be used.
@@ -378,8 +378,8 @@ mod tests {
             let pause = pause(failed, left);
             assert!((least..=most).contains(&pause), "{failed} {left}: {pause}");
         };
-        between(1, 1_000_000, 60, 75);
-        between(3, 1_000_000, 240, 300);
+        between(1, 1_000_000, 10, 12);
+        between(3, 1_000_000, 40, 50);
         between(40, 1_000_000, 3_600, 4_500);
         between(40, 2_000, 100, 125);
         between(40, -5, 5, 6);
