@@ -23,7 +23,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 use crate::pem::{self, Mistake};
 use crate::revocation::{self, InForce, RevocationList};
 use crate::spiffe::SpiffeId;
@@ -177,6 +177,20 @@ impl Leaf {
             },
             node: node.clone(),
         })
+    }
+
+    /// The agents that its SPIFFE IDs let this node host; none of anybody but a node.
+    pub fn agents(&self) -> Vec<AgentName> {
+        let mut agents = Vec::new();
+        for id in &self.spiffe_ids {
+            if let Some(Identity::Agent(agent, node)) = id.identity()
+                && self.identity == Identity::Node(node)
+                && !agents.contains(&agent)
+            {
+                agents.push(agent);
+            }
+        }
+        agents
     }
 
     /// Whole days until the end of validity; negative once it has passed.
@@ -664,11 +678,28 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Materi
     }))
 }
 
-/// Joins a certificate's chain with its private key; both files are named in messages.
+/// Where the next key waits while its certificate is put in place of the old one: two files cannot be replaced at once.
+pub fn fresh_key(key: &Path) -> PathBuf {
+    let mut fresh = key.as_os_str().to_owned();
+    fresh.push(".new");
+    fresh.into()
+}
+
+/// Joins a certificate's chain with its private key; both files are named in messages. While the two are replaced, or where that
+/// was interrupted, the key is the one that [waits](fresh_key) beside it.
 ///
 /// # Errors
 /// A key that cannot be read or used, or of another certificate.
 pub fn join_key(
+    chain: &[CertificateDer<'static>],
+    certificate: &Path,
+    key: &Path,
+) -> Result<CertifiedKey, MaterialError> {
+    join_one(chain, certificate, key)
+        .or_else(|error| join_one(chain, certificate, &fresh_key(key)).map_err(|_| error))
+}
+
+fn join_one(
     chain: &[CertificateDer<'static>],
     certificate: &Path,
     key: &Path,

@@ -1,5 +1,6 @@
 //! What hosts and the CA's process say to each other: joining (`POST /enroll` on the enrolment port) and renewing
-//! (`POST /api/mesh/ca/renew`, `GET /api/mesh/ca/bundle` through the sidecar of the CA's host). JSON in UTF-8.
+//! (`POST /api/mesh/ca/renew`, `GET /api/mesh/ca/bundle` through the sidecar of the CA's host, which says in
+//! [`PEER_CN`](crate::local_api::PEER_CN) who asks). JSON in UTF-8.
 //!
 //! Parsing only: certificates, requests and signatures in here are text that nobody has verified.
 
@@ -21,9 +22,6 @@ pub const ENROL_PATH: &str = "/enroll";
 pub const RENEW_PATH: &str = "/api/mesh/ca/renew";
 /// On the mesh: the [`Bundle`], with `ETag`.
 pub const BUNDLE_PATH: &str = "/api/mesh/ca/bundle";
-
-/// How the sidecar of the CA's host names the peer that asks: the CN of its verified certificate.
-pub const PEER_HEADER: &str = "x-mesh-peer-cn";
 
 /// `code` of the one answer (403) to everything that may not enrol.
 pub const ENROLMENT_REFUSED: &str = "enrolment_refused";

@@ -86,6 +86,16 @@ impl Credentials {
     /// # Errors
     /// Whatever would make peers refuse this node, or this node unable to verify peers. Fails closed.
     pub fn load(config: &Config, lists: &Lists) -> Result<Self, CredentialsError> {
+        match Self::load_once(config, lists) {
+            // Certificate and key are two files: the one may have been read before the two were replaced, the other after.
+            Err(CredentialsError::Material(MaterialError::KeyMismatch { .. })) => {
+                Self::load_once(config, lists)
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn load_once(config: &Config, lists: &Lists) -> Result<Self, CredentialsError> {
         // Before anything is read: what changes meanwhile is noticed at the next look.
         let fingerprint = Fingerprint::of(config);
         let mut material = Material::load(config)?;

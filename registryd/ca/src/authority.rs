@@ -10,7 +10,6 @@ use time::{Duration, OffsetDateTime};
 
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
-use crate::files;
 use crate::key::{random, read_pair};
 use crate::model::Ca;
 
@@ -120,13 +119,6 @@ impl Ca {
             }
         });
         places
-    }
-
-    /// Held while files are changed that another call may change as well.
-    pub(crate) fn lock(&self) -> Result<std::fs::File, CaError> {
-        // A CA that is not there is told as such.
-        self.authorities()?;
-        files::lock(&self.dir.join("intermediate/.lock"))
     }
 }
 
