@@ -11,6 +11,7 @@ use crate::authority::Authority;
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
 use crate::files::{self, replace, write_new};
+use crate::index::Entry;
 use crate::key::{KeyType, read_pair};
 use crate::make::{ROOT_DAYS, authority, load_root, mark, root_paths};
 use crate::model::Ca;
@@ -160,8 +161,11 @@ impl Ca {
                 && entry.revoked.is_none()
                 && entry.authority(&change.authorities).is_some_and(is_it)
         });
-        let mut needed_by: Vec<String> = leaves.map(|entry| entry.issuance.name.clone()).collect();
-        needed_by.dedup();
+        let told = |entry: &Entry| match entry.current {
+            true => entry.issuance.name.clone(),
+            false => format!("{} from before its renewal", entry.issuance.name),
+        };
+        let mut needed_by: Vec<String> = leaves.map(told).collect();
         if retired.certificate.is_root() {
             let below = change.authorities.iter().filter(|each| {
                 !is_it(each)
@@ -182,9 +186,8 @@ impl Ca {
             lists.keep_only(&rest);
             self.write_lists(&lists)?;
         }
-        let key = self.key_files().into_iter();
-        let key =
-            key.filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair))).last();
+        let is_its = |path: &PathBuf| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair));
+        let key = self.key_files().into_iter().rfind(is_its);
         Ok(Retired { cn, serial, key })
     }
 
