@@ -2,20 +2,24 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
-use mesh_tests::ca::{Ca, Issued};
+use mesh_tests::ca::{Ca, Issued, Spec, params};
 use mesh_tests::fake_ca::{Answers, FakeCa};
+use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node, Plan};
-use mesh_tests::process::{run, text};
+use mesh_tests::process::{Daemon, run, succeed, text};
 use mesh_tests::tls::Client;
 use mesh_tests::web;
 use mesh_tests::{DEADLINE, eventually, eventually_within};
+use rcgen::{Issuer, KeyPair};
 use serde_json::json;
+
+use super::meshctl::ca;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const GENERATION: &str = "20260101T000000Z-1";
@@ -232,4 +236,64 @@ async fn what_the_ca_publishes_is_taken_where_it_fits() {
         status(&two).contains("publishes other certificates").then_some(())
     })
     .await;
+}
+
+/// A leaf that the CA in `folder` made days ago, past half its life.
+fn made_days_ago(folder: &Path, node: &str) -> Issued {
+    let of_ca = |file: &str| fs::read_to_string(folder.join("rivet-ca/intermediate").join(file)).unwrap();
+    let key = KeyPair::from_pem(&of_ca("intermediate.key")).unwrap();
+    let chain = of_ca("ca-chain.pem");
+    let end = "-----END CERTIFICATE-----\n";
+    let intermediate = &chain[..chain.find(end).unwrap() + end.len()];
+    let issuer = Issuer::from_ca_cert_pem(intermediate, key).unwrap();
+    let mut leaf = params(&Spec::node(node));
+    let now = SystemTime::now();
+    leaf.not_before = (now - 96 * HOUR).into();
+    leaf.not_after = (now + 72 * HOUR).into();
+    let key = KeyPair::generate().unwrap();
+    let signed = leaf.signed_by(&key, &issuer).unwrap().pem();
+    let chain_pem = signed.clone() + intermediate;
+    Issued { cert_pem: signed, chain_pem, key_pem: key.serialize_pem(), serial: Vec::new() }
+}
+
+#[tokio::test]
+async fn the_ca_of_meshctl_renews_and_revokes_over_the_mesh() {
+    let mesh = Mesh::new();
+    let folder = tempfile::tempdir().unwrap();
+    succeed(&mut ca(folder.path(), &["init"]));
+    let bundle = fs::read_to_string(folder.path().join("rivet-ca/intermediate/ca-chain.pem")).unwrap();
+    let address = Loopback::take();
+    let mut serve = ca(folder.path(), &["serve", "--listen", &address.port(3005).to_string()]);
+    serve.arg("--socket").arg(socket(&mesh)).arg("--config").arg(mesh.folder().join("none"));
+    let mut serving = Daemon::start("ca", &mut serve);
+    serving.wait_log(&["[Enrolment] ca ready"]).await;
+    let old = ["ct110", "ct111", "ct112"].map(|name| made_days_ago(folder.path(), name));
+    let plan = |name, agent, identity| {
+        let plan = joined(&mesh, name, agent, identity);
+        fs::write(tls(&mesh, name).join("ca-chain.pem"), &bundle).unwrap();
+        plan
+    };
+    let (mut one, two, three) = tokio::join!(
+        plan("ct110", "opus", &old[0]).start(),
+        plan("ct111", "grok", &old[1]).start(),
+        plan("ct112", "scout", &old[2]).start(),
+    );
+    for (node, old) in [(&one, &old[0]), (&two, &old[1]), (&three, &old[2])] {
+        let client = Client::trusting(&bundle, old);
+        let what = format!("{} presents a certificate of the CA's", node.name);
+        eventually_within(2 * DEADLINE, &what, async || {
+            let stream = client.connect(node.inbound(), &node.name).await.ok()?;
+            let presented = stream.get_ref().1.peer_certificates()?[0].to_vec();
+            (presented != old.leaf()[0].to_vec()).then_some(())
+        })
+        .await;
+        serving.wait_log(&[&format!("renewed {} peer.cn={}", node.name, node.name)]).await;
+    }
+    tokio::join!(two.reaches("ct112"), three.reaches("ct110"));
+    // The CA's process publishes what meshctl revokes, and all nodes refuse it.
+    succeed(&mut ca(folder.path(), &["revoke", "ct111"]));
+    one.proxy().wait_log(&["newer revocation lists are in use"]).await;
+    for node in [&one, &three] {
+        node.comes_to("/nodes/ct111/x", Some("peer_untrusted")).await;
+    }
 }

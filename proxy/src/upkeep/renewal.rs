@@ -362,8 +362,8 @@ fn random_part(seconds: i64) -> i64 {
 fn when(left: i64) -> String {
     match left {
         ..=0 => "has ended".into(),
-        ..7_200 => format!("ends in {} minutes", left / 60),
-        ..172_800 => format!("ends in {} hours", left / 3_600),
+        1..7_200 => format!("ends in {} minutes", left / 60),
+        7_200..172_800 => format!("ends in {} hours", left / 3_600),
         _ => format!("ends in {} days", left / 86_400),
     }
 }

@@ -126,7 +126,7 @@ fn like(certificate: &CertificateDer<'_>) -> Result<KeyPair, SigningError> {
         Ok(PublicKey::RSA(key)) => {
             let size = match key.key_size() {
                 ..=2048 => RsaKeySize::_2048,
-                ..=3072 => RsaKeySize::_3072,
+                2049..=3072 => RsaKeySize::_3072,
                 _ => RsaKeySize::_4096,
             };
             KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size)

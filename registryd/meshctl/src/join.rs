@@ -244,6 +244,7 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
         chain: chain.into_iter().map(|each| each.der).collect(),
         leaf,
         bundle: Arc::new(TrustBundle::of(path, &authorities).map_err(|error| bad(error.to_string()))?),
+        coverage: if crls.is_empty() { Coverage::Optional } else { Coverage::Required },
         crls,
         coverage: Coverage::Optional,
     };
