@@ -76,13 +76,15 @@ if [ ${#run[@]} -gt 0 ]; then
   exit
 fi
 start="sudo systemctl enable --now registryd mesh-proxy"
+start_ca="sudo systemctl enable --now mesh-ca"
 if [ ! -d "$systemd" ]; then
   start="systemd does not run here: start registryd (umask 0002) and mesh-proxy, each as its own user"
+  start_ca="start meshctl ca serve as user mesh-ca with group mesh"
 fi
 cat <<NEXT
 installed. Next, by invitation (deploy/docs/join.md):
   1. once, on one host: \`sudo meshctl ca init\`, sudo chown -R mesh-ca: /rivet-shared/rivet-ca, and
-     sudo systemctl enable --now mesh-ca
+     $start_ca
   2. for each node, there: \`sudo meshctl invite <node>\`; what it prints, on the node
 Or with files that you carry:
   1. edit /etc/mesh/mesh.yaml: node_name if it is not the host's name, the agents that live here, storage_dir

@@ -135,11 +135,13 @@ async fn a_member_renews_by_the_certificate_that_it_has() {
     assert_eq!(again.json()["certificate"], renewed["certificate"]);
     // A node renews for its agents.
     assert_eq!(office.renew("ct111", &agent, &asked("opus@ct111")).await.status, 200);
-    // The new certificate renews the next.
+    // The new certificate renews the next, with another key.
     let next = Member {
         chain: renewed["certificate"].as_str().unwrap().into(),
         key: PrivateKeyDer::Pkcs8(request.pair.serialize_der().into()),
     };
+    let same_key = office.renew("ct111", &next, &request).await.problem(403, "renewal_refused");
+    assert!(same_key.contains("asks with the key that it has"), "{same_key}");
     assert_eq!(office.renew("ct111", &next, &asked("ct111")).await.status, 200);
     succeed(&mut office.ca(&["verify"]));
 }

@@ -4,6 +4,7 @@ use mesh_ca::{Ca, CaError, Order, SigningRequest};
 use mesh_shared::certificate::read_certificates;
 use mesh_shared::enrolment::{EnrolRequest, Enrolled};
 use mesh_shared::identity::Identity;
+use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Office, epoch_seconds};
@@ -98,9 +99,14 @@ impl Office {
 pub(super) fn issued_before(ca: &Ca, identity: &Identity, key: &Digest) -> Option<String> {
     let (path, _) = ca.issued_paths(&identity.to_string());
     let chain = read_certificates("certificate", &path).ok()?;
-    let (_, leaf) = X509Certificate::from_der(&chain[0]).ok()?;
-    match sha256(leaf.public_key().raw) == *key {
+    match key_of(&chain[0])? == *key {
         true => std::fs::read_to_string(&path).ok(),
         false => None,
     }
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo.
+pub(super) fn key_of(certificate: &CertificateDer<'_>) -> Option<Digest> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(sha256(certificate.public_key().raw))
 }

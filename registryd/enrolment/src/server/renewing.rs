@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
 use super::Office;
-use super::enrolling::issued_before;
+use super::enrolling::{issued_before, key_of};
 use crate::token::{Digest, hex};
 
 /// Most certificates in a request: the leaf and what is between it and the root.
@@ -88,6 +88,11 @@ impl Office {
             return Err(refused(format!("{who} asks for a certificate of {}", asked.identity())));
         }
         let key = asked.key_digest();
+        if key_of(&old) == Some(key) {
+            return Err(refused(format!(
+                "{who} asks with the key that it has; each certificate is for a new one"
+            )));
+        }
         let certificate = match issued_before(&self.ca, &who, &key) {
             // The answer was lost.
             Some(chain) => chain,
