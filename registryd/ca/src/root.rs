@@ -186,10 +186,8 @@ impl Ca {
             lists.keep_only(&rest);
             self.write_lists(&lists)?;
         }
-        let key = self.key_files().into_iter();
-        let key = key
-            .filter(|path| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair)))
-            .next_back();
+        let is_its = |path: &PathBuf| read_pair(path).is_ok_and(|pair| retired.certificate.has_key(&pair));
+        let key = self.key_files().into_iter().rfind(is_its);
         Ok(Retired { cn, serial, key })
     }
 
