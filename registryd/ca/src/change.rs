@@ -42,7 +42,7 @@ impl Ca {
         let (authorities, lists) = (self.authorities()?, self.lists()?);
         let (mut index, missing) = self.survey(&authorities, &lists)?;
         self.append(&mut index, &missing)?;
-        self.clear_superseded(&index)?;
+        self.clear_superseded(&index);
         Ok(Change { ca: self, _lock: lock, authorities, lists, index })
     }
 
@@ -55,17 +55,16 @@ impl Ca {
     }
 
     /// Removes copies of certificates that ended a while ago: the index knows them, and nobody has to revoke them.
-    fn clear_superseded(&self, index: &Index) -> Result<(), CaError> {
+    fn clear_superseded(&self, index: &Index) {
         let (folder, now) = (self.superseded_dir(), UnixTime::now().as_secs() as i64);
         for entry in &index.entries {
             if let Some(path) = entry.path.as_ref().filter(|path| path.starts_with(&folder))
                 && entry.issuance.not_after < now - KEPT_SECONDS
             {
-                files::remove(path)?;
-                files::remove(&path.with_extension("key"))?;
+                // One that stays does no harm.
+                let _ = files::remove(path).and_then(|()| files::remove(&path.with_extension("key")));
             }
         }
-        Ok(())
     }
 
     /// The one lock over every change of the folder: everything here that changes it takes it. For callers that keep files of
@@ -93,7 +92,7 @@ impl Ca {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 // All that write here hold the lock, so whoever made it is gone.
                 if name.starts_with('.') && name.contains(files::WRITER) && name.ends_with(".tmp") {
-                    files::remove(&path)?;
+                    let _ = files::remove(&path);
                 }
             }
         }
@@ -127,12 +126,18 @@ pub(crate) fn put_pair(certificate: &Path, chain: &str, key: &Path, key_pem: &st
 fn end_swap(key: &Path, fresh: &Path) -> Result<(), CaError> {
     let certificate = key.with_extension("crt");
     let named = match fs::exists(&certificate) {
-        Ok(true) => Certificate::of(&certificate::read_certificates("certificate", &certificate)?[0]),
+        Ok(true) => match certificate::read_certificates("certificate", &certificate) {
+            Ok(chain) => Certificate::of(&chain[0]),
+            // Whose key it is cannot be told.
+            Err(_) => return Ok(()),
+        },
         _ => Certificate::default(),
     };
     match read_pair(fresh) {
         Ok(pair) if named.has_key(&pair) => files::rename(fresh, key),
         // Its certificate never came, so nobody has it.
-        _ => files::remove(fresh),
+        Ok(_) => files::remove(fresh),
+        // Another user's, perhaps: it may be the only one that fits.
+        Err(_) => Ok(()),
     }
 }

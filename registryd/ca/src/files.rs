@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use mesh_shared::atomic_file::{self, Draft};
@@ -84,16 +84,29 @@ pub(crate) fn listed(folder: &Path) -> Result<Vec<PathBuf>, CaError> {
     Ok(paths)
 }
 
-/// Makes a folder and those above it; one that exists stays as it is.
+/// Makes a folder and those above it; one that exists stays as it is. It belongs to the owner of the folder around it.
 ///
 /// # Errors
 /// It cannot be made.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), CaError> {
+    let new = !path.exists();
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| CaError::File {
         what: "make the folder",
         path: path.into(),
         source,
-    })
+    })?;
+    if new && let Ok(folder) = File::open(path) {
+        belong_to_folder(&folder, path);
+    }
+    Ok(())
+}
+
+/// Gives a new file to the owner of its folder, as far as this user may: made by root in the folder of the CA's own user, it must
+/// not lock that one out.
+pub(crate) fn belong_to_folder(file: &File, path: &Path) {
+    if let Some(Ok(folder)) = path.parent().map(std::fs::metadata) {
+        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+    }
 }
 
 /// A complete, synced file beside `path`. Until its mode is set at the end, it is readable by its owner alone.

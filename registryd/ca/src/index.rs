@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::atomic_file::sync_folder;
@@ -394,9 +394,8 @@ pub(crate) fn read_leaf(path: &Path) -> Result<(Certificate, Leaf), MaterialErro
 fn write_end(path: &Path, text: &str) -> std::io::Result<()> {
     let new = !path.exists();
     let mut file: File = OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(path)?;
-    if new && let Some(Ok(folder)) = path.parent().map(std::fs::metadata) {
-        // Made by root in the folder of the CA's own user, which goes on writing it.
-        let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+    if new {
+        files::belong_to_folder(&file, path);
     }
     let mut last = [b'\n'];
     if file.metadata()?.len() > 0 {

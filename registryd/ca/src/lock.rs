@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use mesh_shared::logging::Excerpt;
 use rustix::fs::OFlags;
 
 use crate::error::CaError;
+use crate::files::belong_to_folder;
 
 /// How long to wait for other holders: many renewals may queue, and a long RSA key takes seconds to make.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
@@ -91,9 +92,8 @@ fn open(path: &Path) -> io::Result<File> {
         // Only its owner can close it to others.
         let _ = file.set_permissions(Permissions::from_mode(MODE));
     }
-    if new && let Some(Ok(folder)) = path.parent().map(fs::metadata) {
-        // Made by root in the folder of the CA's own user, it must not lock that one out.
-        let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+    if new {
+        belong_to_folder(&file, path);
     }
     Ok(file)
 }

@@ -1,8 +1,10 @@
 //! Making a CA, and replacing its intermediate.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use mesh_shared::atomic_file;
 use mesh_shared::certificate;
 use mesh_shared::spiffe::TrustDomain;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -220,7 +222,14 @@ impl Ca {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kept = path.with_file_name(format!("{stem}-{}.key", &serial[..serial.len().min(8)]));
         let content = files::read(path)?;
-        match write_new(&kept, &content, 0o600) {
+        let written = write_new(&kept, &content, 0o600);
+        if written.is_ok()
+            && let Ok(file) = File::open(&kept)
+        {
+            // Whoever signs lists with the one must be able to do so with the other.
+            atomic_file::keep_owner(&file, path);
+        }
+        match written {
             // An earlier call was interrupted right behind this.
             Err(CaError::Exists { .. })
                 if read_pair(&kept).is_ok_and(|pair| former.certificate.has_key(&pair)) =>
