@@ -6,24 +6,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
+use mesh_shared::AgentName;
 use mesh_shared::certificate::{Material, MaterialError};
 use mesh_shared::config::{Config, Group, Tls, TlsVersion};
+use mesh_shared::spiffe::TrustDomain;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::UnixTime;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::sync::watch;
 
 use crate::metrics::METRICS;
 use crate::tls::fingerprint::Fingerprint;
+use crate::tls::presented::{self, Agents, Calls, Presented};
+pub use crate::tls::presented::{ALPN_H2, ALPN_HTTP_1_1};
 use crate::tls::revocation::{self, Memory};
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
-
-/// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
-pub const ALPN_H2: &[u8] = b"h2";
-/// HTTP/1.1, as negotiated in TLS (RFC 7301, section 6).
-pub const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 
 /// Something that an operator has to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +36,19 @@ pub struct Warning {
 /// From so many seconds before its end on, a revocation list deserves a warning.
 const CRL_ENDS_SOON: i64 = 3 * 86_400;
 
+/// The same for an agent's certificate.
+const AGENT_ENDS_SOON: i64 = 86_400;
+
 /// Everything both directions need for TLS.
 pub struct Credentials {
     /// For peers that call in: a client certificate is required and verified in the handshake.
     pub server: Arc<ServerConfig>,
-    /// For calls to peers: offers h2 and http/1.1.
-    pub client: Arc<ClientConfig>,
-    /// For calls that need HTTP/1.1, such as protocol upgrades.
-    pub client_http1: Arc<ClientConfig>,
+    /// For calls to peers as this node.
+    pub node: Presented,
+    /// For calls to peers as an agent of this node.
+    agents: Agents,
+    /// The trust domain in which certificates say which agents a node may host.
+    pub trust_domain: TrustDomain,
     /// Judges peers that call in, also those that are connected already.
     pub clients: Arc<ClientVerifier>,
     /// Judges peers that are called, also those that are connected already.
@@ -86,7 +90,7 @@ impl Credentials {
         let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
         let mut material = Material::load(config)?;
         let memory = config.proxy.crl_path.as_ref().map(|_| Memory::below(&config.proxy.state_dir));
-        let problems = match &memory {
+        let mut problems = match &memory {
             Some(memory) => revocation::join(&mut material, memory.recall()),
             None => Vec::new(),
         };
@@ -96,7 +100,8 @@ impl Credentials {
         let material = Arc::new(material);
         let (provider, versions) = (Arc::new(agreed(&config.proxy.tls)), versions(&config.proxy.tls));
 
-        let clients = Arc::new(ClientVerifier::new(material.clone())?);
+        let spiffe = Arc::new(config.proxy.tls.spiffe.clone());
+        let clients = Arc::new(ClientVerifier::new(material.clone(), spiffe.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)
             .map_err(|error| tls(&error))?
@@ -112,28 +117,22 @@ impl Credentials {
         // Early data can be replayed.
         server.max_early_data_size = 0;
 
-        let servers = Arc::new(ServerVerifier::new(material.clone())?);
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&versions)
-            .map_err(|error| tls(&error))?
-            .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
-            .with_custom_certificate_verifier(servers.clone())
-            .with_client_cert_resolver(key);
-        client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
-        client.require_ems = true;
-        client.enable_early_data = false;
-        let mut client_http1 = client.clone();
-        client_http1.alpn_protocols = vec![ALPN_HTTP_1_1.into()];
+        let servers = Arc::new(ServerVerifier::new(material.clone(), spiffe)?);
+        let calls = Calls { provider, versions, servers };
+        let node = calls.presenting(&material, key).map_err(|error| tls(&error))?;
+        let agents = presented::agents(config, &material, &calls);
+        problems.extend(agents.values().filter_map(|agent| agent.as_ref().err().cloned()));
         if let Some(memory) = memory {
             memory.keep(&material);
         }
 
         Ok(Self {
             server: Arc::new(server),
-            client: Arc::new(client),
-            client_http1: Arc::new(client_http1),
+            node,
+            agents,
+            trust_domain: config.mesh.trust_domain.clone(),
             clients,
-            servers,
+            servers: calls.servers,
             crl_end: material.revocations(UnixTime::now()).first_end(),
             problems,
             not_after: material.leaf.not_after,
@@ -141,6 +140,18 @@ impl Credentials {
             fingerprint,
             material,
         })
+    }
+
+    /// What calls present that are made as `agent`, or else as this node. An agent without a certificate presents the
+    /// node's.
+    ///
+    /// # Errors
+    /// Why the agent's certificate cannot be used. Fails closed.
+    pub fn presented(&self, agent: Option<&AgentName>) -> Result<&Presented, &str> {
+        match agent.and_then(|agent| self.agents.get(agent)) {
+            Some(presented) => presented.as_ref().map_err(String::as_str),
+            None => Ok(&self.node),
+        }
     }
 
     /// When what [`Credentials::clients`] and [`Credentials::servers`] say may change without new files, epoch seconds.
@@ -156,6 +167,15 @@ impl Credentials {
         let told = |text: &String| Warning { about: text.clone(), text: text.clone() };
         let mut warnings: Vec<_> = self.problems.iter().map(told).collect();
         let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        for (agent, presented) in &self.agents {
+            let ends = presented.as_ref().map_or(i64::MAX, |presented| presented.not_after);
+            if ends - at <= AGENT_ENDS_SOON {
+                let about = format!("the certificate of agent {agent} ends");
+                let text =
+                    format!("{about} in {} hours; peers then refuse its calls: renew it", (ends - at) / 3600);
+                warnings.push(Warning { about, text });
+            }
+        }
         for list in self.material.revocations(now).lists {
             let Some(left) = list.next_update.map(|end| end - at).filter(|left| *left <= CRL_ENDS_SOON)
             else {

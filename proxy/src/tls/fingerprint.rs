@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use mesh_shared::config::Config;
 use zeroize::Zeroizing;
 
+use crate::tls::presented::agent_files;
+
 /// Secret keys of this process's own: a fingerprint tells nobody what is in a file.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
@@ -21,7 +23,11 @@ impl Fingerprint {
         let files =
             [Some(&tls.ca_path), Some(&tls.cert_path), Some(&tls.key_path), config.proxy.crl_path.as_ref()];
         let content = |path: &Path| std::fs::read(path).map(Zeroizing::new).map_err(|error| error.kind());
-        let hashes = files.map(|path| path.map(|path| HASHES.hash_one(content(path).as_deref())));
-        Self(HASHES.hash_one(hashes))
+        let hash = |path: &Path| HASHES.hash_one(content(path).as_deref());
+        let own = files.map(|path| path.map(|path| hash(path)));
+        let agents = agent_files(config);
+        let of_agents: Vec<_> =
+            agents.iter().map(|files| [hash(&files.certificate), hash(&files.key)]).collect();
+        Self(HASHES.hash_one((own, of_agents)))
     }
 }
