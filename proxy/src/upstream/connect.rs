@@ -119,7 +119,9 @@ async fn handshake(
         name,
         chain,
         // The node's own is judged when it is read, and one that is bad is never taken.
-        own: presents.map(|agent| (agent.clone(), own.chain.clone())),
+        own: presents
+            .filter(|_| !Arc::ptr_eq(&own.chain, &snapshot.node.chain))
+            .map(|agent| (agent.clone(), own.chain.clone())),
         credentials: credentials.clone(),
     };
     tokio::spawn(trust.end(stream.link().clone(), is_gone, replaced));
