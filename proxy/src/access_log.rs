@@ -225,10 +225,11 @@ impl Account {
                 line.number("bytes_out", bytes_out);
                 line.number("first_byte_ms", first_byte_ms);
             }
-            Caller::Program(address) => {
+            Caller::Program(program) => {
                 line.text("agent", self.agent.as_ref().map(AgentName::as_str));
                 line.text("node", self.node.as_ref().map(NodeName::as_str));
-                line.text("caller", address.as_deref());
+                line.text("caller", program.address.as_deref());
+                line.text("as_agent", program.acts_as.as_ref().map(|agent| agent.identity.as_str()));
                 line.number("bytes_in", bytes_in);
                 line.number("bytes_out", bytes_out);
                 line.number("connect_ms", connect_ms);
@@ -263,8 +264,9 @@ pub fn write_refusal(caller: &Caller, error: &ProxyError) {
     line.number("status", u64::from(status.as_u16()));
     line.text("code", code);
     line.text("error", &*format!("{code}: {error}"));
-    if let Caller::Program(address) = caller {
-        line.text("caller", address.as_deref());
+    if let Caller::Program(program) = caller {
+        line.text("caller", program.address.as_deref());
+        line.text("as_agent", program.acts_as.as_ref().map(|agent| agent.identity.as_str()));
     }
     line.end();
 }

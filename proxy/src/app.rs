@@ -1,6 +1,7 @@
 //! Wiring: reads the configuration, opens the sockets, starts, hands over to a newer process on
 //! SIGUSR2, drains on SIGTERM.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mesh_shared::AgentName;
 use mesh_shared::BackendAddr;
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Hosting};
 use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -18,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::admin::Admin;
 use crate::caller;
+use crate::caller::ActingAgent;
 use crate::descriptors;
 use crate::drain::Drain;
 use crate::handover::{Predecessor, Program, Successor, UpgradeError};
@@ -34,10 +37,11 @@ use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::outbound::destination::Destination;
 use crate::policy::{self, Policies, PolicyStore};
 use crate::pulse::Pulse;
+use crate::roster::hosts::Hosts;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
 use crate::roster::sync;
-use crate::sockets::{Sockets, SocketsError};
+use crate::sockets::{LocalListener, Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::reload;
@@ -157,7 +161,8 @@ impl Sidecar {
         let (inbound, outbound) = sockets.main_addresses();
         let shared = Shared::new(&config, dialable(inbound))?;
         let following =
-            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
+            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone(), shared.hosts.clone()))
+                .abort_handle();
         if clients_wait {
             // Without a roster at all their requests are answered with an error that says so.
             let known = async {
@@ -171,7 +176,7 @@ impl Sidecar {
         let mut upkeep = Vec::new();
         let threads = (0..config.proxy.threads)
             .map(|number| {
-                let upstream = Arc::new(Upstream::new(shared.nodes.clone()));
+                let upstream = Arc::new(Upstream::new(shared.nodes.clone(), None));
                 let worker = shared.worker(&config, &sockets, upstream.clone())?;
                 if number == 0 {
                     upkeep = shared.upkeep(&config, &worker, upstream);
@@ -224,6 +229,7 @@ impl Sidecar {
         let report = self.as_it_is();
         let config = self.config.clone();
         let credentials = self.shared.credentials.clone();
+        let (hosts, roster) = (self.shared.hosts.clone(), self.shared.roster.clone());
         let reporting = tokio::spawn(self.shared.registry.clone().report(async move || {
             let (backend_up, agents_down) = servers_that_answer(&config).await;
             SidecarReport {
@@ -231,7 +237,7 @@ impl Sidecar {
                 agents_down,
                 certificate_not_after: credentials.load().not_after,
                 crl_ends: credentials.load().crl_end,
-                trust_problems: credentials.problems(),
+                trust_problems: trust_problems(&credentials, hosts.as_deref(), &roster),
                 ..report.clone()
             }
         }));
@@ -246,7 +252,11 @@ impl Sidecar {
             agents_down: Vec::new(),
             certificate_not_after: self.shared.credentials.load().not_after,
             crl_ends: self.shared.credentials.load().crl_end,
-            trust_problems: self.shared.credentials.problems(),
+            trust_problems: trust_problems(
+                &self.shared.credentials,
+                self.shared.hosts.as_deref(),
+                &self.shared.roster,
+            ),
             pid: Some(std::process::id()),
             draining: self.shared.inbound.has_begun(),
             failed_upgrade: self.failed_upgrade.clone(),
@@ -473,6 +483,8 @@ struct Shared {
     lists_api: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     roster: Arc<RosterStore>,
+    /// `None`: certificates say who hosts an agent.
+    hosts: Option<Arc<Hosts>>,
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     admission: Arc<Admission>,
@@ -494,6 +506,7 @@ impl Shared {
         let lists = Arc::new(Lists::open(&proxy.state_dir));
         let credentials = Arc::new(CredentialStore::new(Credentials::load(config, &lists)?));
         let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
+        let hosts = (config.mesh.agents == Hosting::Claimed).then(|| Arc::new(Hosts::open(&proxy.state_dir)));
         Ok(Self {
             nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
             lists_api: Arc::new(ListsApi::new(lists.clone(), credentials.clone())),
@@ -501,6 +514,7 @@ impl Shared {
             lists,
             policies: Arc::new(PolicyStore::from_pointee(Policies::new(proxy))),
             roster,
+            hosts,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
             agents: inbound::backend::slots(&proxy.backend),
@@ -555,24 +569,54 @@ impl Shared {
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let pipeline = outbound::pipeline::Pipeline::new(
-            config,
-            upstream,
-            self.registry.clone(),
-            self.roster.clone(),
-            self.policies.clone(),
-        );
-        let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
-        let outbound = Arc::new(outbound);
-        let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
+        let outbound = self.outbound_as(config, None, upstream);
+        let everywhere = OutboundListener { outbound: outbound.clone(), only: None, acts_as: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
-        for (socket, to) in &sockets.listeners {
-            let only = to.clone().map(Destination::from);
-            let listener = OutboundListener { outbound: outbound.clone(), only };
+        // An agent's listeners share its connections to peers, and nobody else does.
+        let mut agents: HashMap<AgentName, (Arc<Outbound>, Arc<ActingAgent>)> = HashMap::new();
+        for LocalListener { socket, to, as_agent } in &sockets.listeners {
+            let (outbound, acts_as) = match as_agent {
+                None => (outbound.clone(), None),
+                Some(name) => {
+                    let (outbound, agent) = agents.entry(name.clone()).or_insert_with(|| {
+                        let agent = Arc::new(ActingAgent::new(name.clone(), &config.mesh.node_name));
+                        let upstream = Arc::new(Upstream::new(self.nodes.clone(), Some(name.clone())));
+                        (self.outbound_as(config, Some(agent.clone()), upstream), agent)
+                    });
+                    (outbound.clone(), Some(agent.clone()))
+                }
+            };
+            let listener = OutboundListener { outbound, only: to.clone().map(Destination::from), acts_as };
             worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
     }
+
+    /// What listeners share whose programs act as `acts_as` or else as this node.
+    fn outbound_as(
+        &self,
+        config: &Config,
+        acts_as: Option<Arc<ActingAgent>>,
+        upstream: Arc<Upstream>,
+    ) -> Arc<Outbound> {
+        let pipeline = outbound::pipeline::Pipeline::new(
+            config,
+            acts_as,
+            upstream,
+            self.nodes.clone(),
+            self.registry.clone(),
+            self.roster.clone(),
+            self.policies.clone(),
+        );
+        Arc::new(Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone()))
+    }
+}
+
+/// What is wrong with certificates, lists, and who hosts what, each in a sentence.
+fn trust_problems(credentials: &CredentialStore, hosts: Option<&Hosts>, roster: &RosterStore) -> Vec<String> {
+    let mut problems = credentials.problems();
+    problems.extend(hosts.map(|hosts| hosts.problems(roster)).unwrap_or_default());
+    problems
 }
 
 /// Where this host itself reaches a socket that listens on `address`.

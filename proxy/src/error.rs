@@ -114,7 +114,16 @@ pub enum ProxyError {
     #[error("the connection to {node}.mesh failed before the answer came: {reason}")]
     PeerFailed { node: NodeName, reason: String, sent: Sent },
 
+    #[error(
+        "agent {agent} is registered on {nodes}, but no certificate there says that it may be (mesh.agents: certified), so \
+         nothing was sent. If it belongs there, on the CA's host: meshctl ca issue-node <node> --agents {agent}, or invite \
+         the node anew with meshctl invite <node> --agents {agent}"
+    )]
+    AgentNotCertified { agent: AgentName, nodes: String },
+
     // This host.
+    #[error("{0}. Nothing was sent; replace its certificate and key, or remove both to call as the node")]
+    IdentityUnusable(String),
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
     #[error(
@@ -213,6 +222,8 @@ impl ProxyError {
             | Self::PeerIdentityMismatch { .. }
             | Self::PeerUntrusted { .. }
             | Self::PeerRefusedUs { .. }
+            | Self::AgentNotCertified { .. }
+            | Self::IdentityUnusable(_)
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. }
             | Self::BackendUnreachable { .. } => true,
@@ -246,6 +257,7 @@ impl ProxyError {
             Self::NoRoster(_)
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
+            | Self::IdentityUnusable(_)
             | Self::RegistryUnavailable { .. }
             | Self::CaUnavailable { .. } => Fault::Here,
             Self::NodeOffline(_)
@@ -255,6 +267,7 @@ impl ProxyError {
             | Self::PeerTimeout { .. }
             | Self::PeerIdentityMismatch { .. }
             | Self::PeerUntrusted { .. }
+            | Self::AgentNotCertified { .. }
             | Self::PeerFailed { .. } => Fault::Peer,
             Self::AgentBusy { .. }
             | Self::DeadlineExceeded { .. }
@@ -302,6 +315,8 @@ impl ProxyError {
             | Self::PeerUntrusted { .. }
             | Self::PeerRefusedUs { .. }
             | Self::PeerFailed { .. }
+            | Self::AgentNotCertified { .. }
+            | Self::IdentityUnusable(_)
             | Self::BackendUnreachable { .. }
             | Self::BackendFailed { .. }
             | Self::NoCaHere
@@ -362,6 +377,12 @@ impl ProxyError {
             Self::PeerUntrusted { .. } => (S::BAD_GATEWAY, "peer_untrusted", "Peer is not trusted"),
             Self::PeerRefusedUs { .. } => (S::BAD_GATEWAY, "peer_refused_us", "Peer refused this node"),
             Self::PeerFailed { .. } => (S::BAD_GATEWAY, "peer_failed", "Connection to peer failed"),
+            Self::AgentNotCertified { .. } => {
+                (S::BAD_GATEWAY, "agent_not_certified", "Agent is not certified")
+            }
+            Self::IdentityUnusable(_) => {
+                (S::SERVICE_UNAVAILABLE, "identity_unusable", "Identity cannot be used")
+            }
             Self::PeerNotAllowed(_) => (S::FORBIDDEN, "peer_not_allowed", "Peer is not allowed"),
             Self::RequestNotAllowed { .. } => (S::FORBIDDEN, "request_not_allowed", "Request is not allowed"),
             Self::BackendUnreachable { .. } => {

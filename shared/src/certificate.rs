@@ -3,6 +3,7 @@
 //! The checks use the verifiers that peers use, so what passes here passes there. Private keys are read by
 //! [`read_key`] alone; only `mesh-proxy` (and `meshctl`, which makes them) calls it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::name::{AgentName, NodeName};
 use crate::pem::{self, Mistake};
 use crate::revocation::{self, InForce, RevocationList};
-use crate::spiffe::SpiffeId;
+use crate::spiffe::{SpiffeError, SpiffeId};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,12 @@ pub enum LeafError {
     Der(String),
     #[error("its subject has no common name")]
     NoCommonName,
+    #[error("its subject has no common name, and its SPIFFE ID {0} is nobody's in proxy.tls.spiffe")]
+    UnknownSpiffeId(SpiffeId),
+    #[error("its subject has no common name, and {0} URIs in place of one; exactly one is allowed")]
+    SeveralUris(usize),
+    #[error("its subject has no common name, and its URI is no SPIFFE ID: {0}")]
+    NotSpiffe(SpiffeError),
     #[error("its subject has {0} common names; exactly one is allowed")]
     SeveralCommonNames(usize),
     #[error("its common name is no text")]
@@ -106,9 +113,9 @@ pub enum LeafError {
 /// What a leaf certificate says. Nothing here is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// The only common name, as it stands.
+    /// The only common name, as it stands; empty where a SPIFFE ID stands in for it ([`Leaf::parse_with`]).
     pub common_name: String,
-    /// Whom the common name names.
+    /// Whom the common name, or else the SPIFFE ID, names.
     pub identity: Identity,
     /// DNS subject alternative names.
     pub dns_names: Vec<String>,
@@ -128,18 +135,40 @@ impl Leaf {
     /// # Errors
     /// Anything but exactly one common name that names a node, an agent or a device.
     pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, LeafError> {
+        Self::parse_with(certificate, &BTreeMap::new())
+    }
+
+    /// Reads a certificate, which may have no common name where its only URI is one of `spiffe`: those of SPIFFE's own
+    /// authorities are made so.
+    ///
+    /// # Errors
+    /// As [`Leaf::parse`]. Fails closed: a common name is never passed over, and of several URIs none is chosen.
+    pub fn parse_with(
+        certificate: &CertificateDer<'_>,
+        spiffe: &BTreeMap<SpiffeId, Identity>,
+    ) -> Result<Self, LeafError> {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|error| LeafError::Der(error.to_string()))?;
         let names: Vec<_> = parsed.subject().iter_common_name().collect();
         let common_name = match names.as_slice() {
-            [one] => one.as_str().map_err(|_| LeafError::NotText)?.to_owned(),
-            [] => return Err(LeafError::NoCommonName),
+            [one] => Some(one.as_str().map_err(|_| LeafError::NotText)?.to_owned()),
+            [] => None,
             several => return Err(LeafError::SeveralCommonNames(several.len())),
         };
-        let identity = common_name.parse()?;
         let (mut dns_names, mut addresses, mut spiffe_ids) = (Vec::new(), Vec::new(), Vec::new());
         let alternative = parsed.subject_alternative_name().ok().flatten();
-        for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+        let alternative = || alternative.iter().flat_map(|extension| &extension.value.general_names);
+        let identity = match &common_name {
+            Some(common_name) => common_name.parse()?,
+            None => {
+                let uris = alternative().filter_map(|name| match name {
+                    GeneralName::URI(uri) => Some(*uri),
+                    _ => None,
+                });
+                by_spiffe_id(&uris.collect::<Vec<_>>(), spiffe)?
+            }
+        };
+        for name in alternative() {
             match name {
                 GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
@@ -149,7 +178,7 @@ impl Leaf {
         }
         let validity = parsed.validity();
         Ok(Self {
-            common_name,
+            common_name: common_name.unwrap_or_default(),
             identity,
             dns_names,
             addresses,
@@ -196,6 +225,18 @@ impl Leaf {
     /// Whole days until the end of validity; negative once it has passed.
     pub fn days_left(&self, now: UnixTime) -> i64 {
         (self.not_after - now.as_secs() as i64).div_euclid(86_400)
+    }
+}
+
+/// Whom a certificate without a common name names by its URIs.
+fn by_spiffe_id(uris: &[&str], spiffe: &BTreeMap<SpiffeId, Identity>) -> Result<Identity, LeafError> {
+    match uris {
+        [] => Err(LeafError::NoCommonName),
+        [one] => {
+            let id: SpiffeId = one.parse().map_err(LeafError::NotSpiffe)?;
+            spiffe.get(&id).cloned().ok_or(LeafError::UnknownSpiffeId(id))
+        }
+        several => Err(LeafError::SeveralUris(several.len())),
     }
 }
 
@@ -357,6 +398,29 @@ impl Material {
             }),
             Err(error) => Err(self.untrusted(describe(&error, Role::Server))),
         }
+    }
+
+    /// The same trust and lists for another certificate of this node.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file, none in it, or one that names nobody in the mesh.
+    pub fn with_certificate(&self, path: &Path) -> Result<Self, MaterialError> {
+        let (chain, leaf) = read_leaf(path)?;
+        Ok(Self { cert_path: path.into(), chain, leaf, ..self.clone() })
+    }
+
+    /// The same for one that was read before; `path` is for messages.
+    ///
+    /// # Errors
+    /// None in it, or one that names nobody in the mesh.
+    pub fn with_chain(
+        &self,
+        path: PathBuf,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, MaterialError> {
+        let leaf = chain.first().ok_or_else(|| LeafError::Der("there is none".into())).and_then(Leaf::parse);
+        let leaf = leaf.map_err(|source| MaterialError::Parse { path: path.clone(), source })?;
+        Ok(Self { cert_path: path, chain, leaf, ..self.clone() })
     }
 
     fn untrusted(&self, reason: String) -> MaterialError {
@@ -803,5 +867,34 @@ mod tests {
         assert_eq!(Leaf::parse(&leaf_with(&[])), Err(LeafError::NoCommonName));
         assert!(matches!(Leaf::parse(&leaf_with(&["a b"])), Err(LeafError::Identity(_))));
         assert!(matches!(Leaf::parse(&CertificateDer::from(vec![1, 2])), Err(LeafError::Der(_))));
+    }
+
+    #[test]
+    fn a_spiffe_id_stands_in_for_a_common_name_only_where_it_is_mapped_and_alone() {
+        let web = "spiffe://example.org/ns/default/sa/web";
+        let known = BTreeMap::from([(web.parse().unwrap(), "ct115".parse().unwrap())]);
+        let parse = |cn: Option<&str>, uris: &[&str]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            if let Some(cn) = cn {
+                params.distinguished_name.push(DnType::CommonName, cn);
+            }
+            let uris = uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap()));
+            params.subject_alt_names = uris.collect();
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            Leaf::parse_with(certificate.der(), &known).map(|leaf| leaf.identity.to_string())
+        };
+        assert_eq!(parse(None, &[web]).as_deref(), Ok("ct115"));
+        assert_eq!(parse(Some("ct110"), &[web]).as_deref(), Ok("ct110"), "the common name counts");
+        assert_eq!(parse(None, &[]), Err(LeafError::NoCommonName));
+        assert_eq!(parse(None, &[web, web]), Err(LeafError::SeveralUris(2)));
+        assert_eq!(parse(None, &[web, "https://example.org/"]), Err(LeafError::SeveralUris(2)));
+        let other = "spiffe://example.org/ns/default/sa/other";
+        assert_eq!(parse(None, &[other]), Err(LeafError::UnknownSpiffeId(other.parse().unwrap())));
+        for odd in ["https://example.org/", "spiffe://example.org/ns/default/sa/%77eb"] {
+            assert!(matches!(parse(None, &[odd]), Err(LeafError::NotSpiffe(_))), "{odd}");
+        }
+        // The mesh's own shape proves nothing without a mapping.
+        assert!(parse(None, &["spiffe://mesh/node/ct110"]).is_err());
     }
 }

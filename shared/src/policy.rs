@@ -41,6 +41,8 @@ pub enum Mode {
 pub struct Rule {
     /// The other side: whoever calls (inbound), or the node that is called (outbound).
     pub peer: Option<PeerPattern>,
+    /// Outbound: the agent of this node that calls.
+    pub caller: Option<AgentName>,
     /// The agent that is called.
     pub agent: Option<AgentName>,
     /// The method, in capitals. GET is HEAD too.
@@ -149,6 +151,7 @@ impl fmt::Display for Rule {
         f.write_str("{")?;
         let parts = [
             ("peer", self.peer.as_ref().map(ToString::to_string)),
+            ("as_agent", self.caller.as_ref().map(ToString::to_string)),
             ("agent", self.agent.as_ref().map(ToString::to_string)),
             ("method", self.method.clone()),
             ("path", self.path.as_ref().map(ToString::to_string)),
@@ -165,6 +168,8 @@ impl fmt::Display for Rule {
 pub struct Asked<'a> {
     /// The other side; `None`: not known yet.
     pub peer: Option<&'a Identity>,
+    /// Outbound: the agent of this node that calls, as whose listener says; `None`: no agent's, which is known.
+    pub caller: Option<&'a AgentName>,
     /// The agent that is called; `None`: the request does not say, or not in a way that everybody follows.
     pub agent: Option<&'a AgentName>,
     /// The method.
@@ -261,6 +266,7 @@ impl Rule {
             (Some(_), None) => unknown,
             (Some(pattern), Some(peer)) => pattern.covers(peer),
         };
+        let caller = self.caller.is_none() || self.caller.as_ref() == asked.caller;
         let agent = match (&self.agent, asked.agent) {
             (None, _) => true,
             (Some(_), None) => unknown,
@@ -276,7 +282,7 @@ impl Rule {
             Some(pattern) => pattern.covers(reading),
             None => !asked.of_mesh,
         };
-        peer && agent && method && path
+        peer && caller && agent && method && path
     }
 }
 

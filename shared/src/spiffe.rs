@@ -20,7 +20,7 @@ const LONGEST: usize = 2048;
 /// A valid trust domain, such as `mesh` or `example.org`: 1 to 255 lower-case letters, digits, '.', '-' and '_'.
 ///
 /// Cloning is cheap (a reference count).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(Arc<str>);
 
@@ -83,7 +83,7 @@ impl From<TrustDomain> for String {
 }
 
 /// A SPIFFE ID: who, in which trust domain. Equal IDs are equal bytes, as the standard compares them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     /// Who answers for the name.
     pub trust_domain: TrustDomain,

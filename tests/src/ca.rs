@@ -32,6 +32,8 @@ pub struct Spec {
     pub dns: Vec<String>,
     /// Address alternative names.
     pub ips: Vec<IpAddr>,
+    /// URI alternative names.
+    pub uris: Vec<String>,
     /// First year of validity.
     pub from: i32,
     /// Year in which it ends.
@@ -49,6 +51,7 @@ impl Spec {
             cn: Some(node.into()),
             dns: vec![format!("{node}.mesh")],
             ips: Vec::new(),
+            uris: Vec::new(),
             from: 2024,
             until: 2090,
             client: true,
@@ -125,6 +128,24 @@ impl Ca {
     /// Issues a leaf.
     pub fn issue(&self, spec: &Spec) -> Issued {
         self.sign(params(spec))
+    }
+
+    /// Issues a good leaf for an agent of a node.
+    pub fn agent(&self, agent: &str, node: &str) -> Issued {
+        self.issue(&Spec {
+            cn: Some(format!("{agent}@{node}")),
+            dns: Vec::new(),
+            uris: vec![format!("spiffe://mesh/agent/{agent}@{node}")],
+            server: false,
+            ..Spec::node(node)
+        })
+    }
+
+    /// Issues a good leaf for a node that may host these agents.
+    pub fn hosting(&self, node: &str, agents: &[&str]) -> Issued {
+        let agents = agents.iter().map(|agent| format!("spiffe://mesh/agent/{agent}@{node}"));
+        let own = format!("spiffe://mesh/node/{node}");
+        self.issue(&Spec { uris: [own].into_iter().chain(agents).collect(), ..Spec::node(node) })
     }
 
     /// Issues a good leaf for a node that ends so long from now.
@@ -267,6 +288,9 @@ pub fn params(spec: &Spec) -> CertificateParams {
     params.subject_alt_names =
         spec.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().unwrap())).collect();
     params.subject_alt_names.extend(spec.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params
+        .subject_alt_names
+        .extend(spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap())));
     params.not_before = date_time_ymd(spec.from, 1, 1);
     params.not_after = date_time_ymd(spec.until, 1, 1);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

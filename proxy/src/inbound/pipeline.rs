@@ -129,6 +129,7 @@ impl Pipeline {
         let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
         let asked = Asked {
             peer: Some(peer.identity()),
+            caller: None,
             agent: self.hosted.called(named.as_ref()),
             method: parts.method.as_str(),
             path: parts.uri.path(),

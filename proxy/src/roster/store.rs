@@ -181,6 +181,19 @@ impl RosterStore {
         self.read().known
     }
 
+    /// All nodes with the agents on them; `None` while that may not be all.
+    pub fn hosted(&self) -> Option<Vec<(NodeName, Vec<String>)>> {
+        let view = self.read();
+        let rows = view.table.rows().iter().map(|(name, row)| (name.clone(), row.agents.clone()));
+        (view.known && !view.partial).then(|| rows.collect())
+    }
+
+    /// Whether `node` is registered as a host of `agent`.
+    pub fn hosts(&self, node: &NodeName, agent: &str) -> bool {
+        let view = self.read();
+        view.table.rows().get(node).is_some_and(|row| row.agents.iter().any(|each| each == agent))
+    }
+
     /// Whether `node` is the one on this host.
     pub fn is_own(&self, node: &NodeName) -> bool {
         *node == self.own_node

@@ -7,25 +7,23 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::NodeName;
 use mesh_shared::certificate::{Coverage, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::config::{Config, Group, Tls, TlsVersion};
+use mesh_shared::spiffe::TrustDomain;
+use mesh_shared::{AgentName, NodeName};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::UnixTime;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::sync::{Notify, watch};
 
 use crate::metrics::METRICS;
 use crate::tls::fingerprint::Fingerprint;
+use crate::tls::presented::{self, Agents, Calls, Presented};
+pub use crate::tls::presented::{ALPN_H2, ALPN_HTTP_1_1};
 use crate::tls::revocation::{self, Lists, Shared};
 use crate::tls::verify::{ClientVerifier, ServerVerifier};
-
-/// HTTP/2, as negotiated in TLS (RFC 9113, section 3.1).
-pub const ALPN_H2: &[u8] = b"h2";
-/// HTTP/1.1, as negotiated in TLS (RFC 7301, section 6).
-pub const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 
 /// Something that an operator has to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +37,19 @@ pub struct Warning {
 /// From so many seconds before its end on, a revocation list deserves a warning.
 const CRL_ENDS_SOON: i64 = 3 * 86_400;
 
+/// The same for an agent's certificate.
+const AGENT_ENDS_SOON: i64 = 86_400;
+
 /// Everything both directions need for TLS.
 pub struct Credentials {
     /// For peers that call in: a client certificate is required and verified in the handshake.
     pub server: Arc<ServerConfig>,
-    /// For calls to peers: offers h2 and http/1.1.
-    pub client: Arc<ClientConfig>,
-    /// For calls that need HTTP/1.1, such as protocol upgrades.
-    pub client_http1: Arc<ClientConfig>,
+    /// For calls to peers as this node.
+    pub node: Presented,
+    /// For calls to peers as an agent of this node.
+    agents: Agents,
+    /// The trust domain in which certificates say which agents a node may host.
+    pub trust_domain: TrustDomain,
     /// Judges peers that call in, also those that are connected already.
     pub clients: Arc<ClientVerifier>,
     /// Judges peers that are called, also those that are connected already.
@@ -104,7 +107,9 @@ impl Credentials {
         material.names_node(&config.mesh.node_name)?;
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
         let key = Arc::new(material.with_key(&config.mesh.tls.key_path)?);
-        let made = Self::of(material, key, config.proxy.tls.clone(), fingerprint, problems)?;
+        let domain = config.mesh.trust_domain.clone();
+        let agents = |material: &_, calls: &_| presented::agents(config, material, calls);
+        let made = Self::of(material, key, config.proxy.tls.clone(), domain, fingerprint, problems, agents)?;
         lists.keep(&made.material);
         Ok(made)
     }
@@ -124,10 +129,8 @@ impl Credentials {
         if let Err(error) = material.accepted_by_peers(node, UnixTime::now()) {
             problems.push(format!("{REFUSED}: {error}"));
         }
-        problems.sort();
-        problems.dedup();
         material.crls = material.revocations(UnixTime::now()).known();
-        let made = Self::of(material, self.key.clone(), self.tls.clone(), self.fingerprint, problems)?;
+        let made = self.with(material, self.key.clone(), problems)?;
         lists.keep(&made.material);
         Ok(made)
     }
@@ -144,7 +147,19 @@ impl Credentials {
         material.leaf = Leaf::parse(leaf).map_err(|source| MaterialError::Parse { path, source })?;
         material.names_node(node)?;
         material.accepted_by_peers(node, UnixTime::now())?;
-        Self::of(material, key, self.tls.clone(), self.fingerprint, Vec::new())
+        self.with(material, key, Vec::new())
+    }
+
+    /// The same with other public files or another key. The agents' certificates stay, and are judged anew.
+    fn with(
+        &self,
+        material: Material,
+        key: Arc<CertifiedKey>,
+        problems: Vec<String>,
+    ) -> Result<Self, CredentialsError> {
+        let (tls, domain) = (self.tls.clone(), self.trust_domain.clone());
+        let agents = |material: &_, calls: &_| presented::judged_anew(&self.agents, material, calls);
+        Self::of(material, key, tls, domain, self.fingerprint, problems, agents)
     }
 
     /// Whether peers that trust these CA certificates would accept the certificate in use.
@@ -171,8 +186,10 @@ impl Credentials {
         material: Material,
         key: Arc<CertifiedKey>,
         agreed_on: Tls,
+        trust_domain: TrustDomain,
         fingerprint: Fingerprint,
-        problems: Vec<String>,
+        mut problems: Vec<String>,
+        agents: impl FnOnce(&Material, &Calls) -> Agents,
     ) -> Result<Self, CredentialsError> {
         let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
         let made = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
@@ -180,7 +197,8 @@ impl Credentials {
         let (provider, versions) = (Arc::new(agreed(&agreed_on)), versions(&agreed_on));
         let presented = Arc::new(SingleCertAndKey::from(key.clone()));
 
-        let clients = Arc::new(ClientVerifier::new(material.clone())?);
+        let spiffe = Arc::new(agreed_on.spiffe.clone());
+        let clients = Arc::new(ClientVerifier::new(material.clone(), spiffe.clone())?);
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)
             .map_err(|error| tls(&error))?
@@ -196,25 +214,21 @@ impl Credentials {
         // Early data can be replayed.
         server.max_early_data_size = 0;
 
-        let servers = Arc::new(ServerVerifier::new(material.clone())?);
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&versions)
-            .map_err(|error| tls(&error))?
-            .dangerous() // rustls' word for any verifier that is not its own; ours wraps its own.
-            .with_custom_certificate_verifier(servers.clone())
-            .with_client_cert_resolver(presented);
-        client.alpn_protocols = vec![ALPN_H2.into(), ALPN_HTTP_1_1.into()];
-        client.require_ems = true;
-        client.enable_early_data = false;
-        let mut client_http1 = client.clone();
-        client_http1.alpn_protocols = vec![ALPN_HTTP_1_1.into()];
+        let servers = Arc::new(ServerVerifier::new(material.clone(), spiffe)?);
+        let calls = Calls { provider, versions, servers };
+        let node = calls.presenting(&material, presented).map_err(|error| tls(&error))?;
+        let agents = agents(&material, &calls);
+        problems.extend(agents.values().filter_map(|agent| agent.as_ref().err().cloned()));
+        problems.sort();
+        problems.dedup();
 
         Ok(Self {
             server: Arc::new(server),
-            client: Arc::new(client),
-            client_http1: Arc::new(client_http1),
+            node,
+            agents,
+            trust_domain,
             clients,
-            servers,
+            servers: calls.servers,
             crl_end: material.revocations(UnixTime::now()).first_end(),
             problems,
             not_after: material.leaf.not_after,
@@ -232,6 +246,18 @@ impl Credentials {
         &self.material.bundle
     }
 
+    /// What calls present that are made as `agent`, or else as this node. An agent without a certificate presents the
+    /// node's.
+    ///
+    /// # Errors
+    /// Why the agent's certificate cannot be used. Fails closed.
+    pub fn presented(&self, agent: Option<&AgentName>) -> Result<&Presented, &str> {
+        match agent.and_then(|agent| self.agents.get(agent)) {
+            Some(presented) => presented.as_ref().map_err(String::as_str),
+            None => Ok(&self.node),
+        }
+    }
+
     /// When what [`Credentials::clients`] and [`Credentials::servers`] say may change without new files, epoch seconds.
     pub fn changes(&self) -> impl Iterator<Item = i64> {
         let lists = self.material.crls.iter();
@@ -245,6 +271,15 @@ impl Credentials {
         let told = |text: &String| Warning { about: text.clone(), text: text.clone() };
         let mut warnings: Vec<_> = self.problems.iter().map(told).collect();
         let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        for (agent, presented) in &self.agents {
+            let ends = presented.as_ref().map_or(i64::MAX, |presented| presented.not_after);
+            if ends - at <= AGENT_ENDS_SOON {
+                let about = format!("the certificate of agent {agent} ends");
+                let text =
+                    format!("{about} in {} hours; peers then refuse its calls: renew it", (ends - at) / 3600);
+                warnings.push(Warning { about, text });
+            }
+        }
         for list in self.material.revocations(now).lists {
             let Some(left) = list.next_update.map(|end| end - at).filter(|left| *left <= CRL_ENDS_SOON)
             else {

@@ -8,6 +8,8 @@ use mesh_shared::config::Config;
 use mesh_shared::revocation;
 use zeroize::Zeroizing;
 
+use crate::tls::presented::agent_files;
+
 /// Secret keys of this process's own: a fingerprint tells nobody what is in a file.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
@@ -25,7 +27,11 @@ impl Fingerprint {
         };
         let files = [&tls.ca_path, &tls.cert_path, &tls.key_path].into_iter().chain(&lists);
         let content = |path: &Path| std::fs::read(path).map(Zeroizing::new).map_err(|error| error.kind());
-        let hashes: Vec<_> = files.map(|path| HASHES.hash_one(content(path).as_deref())).collect();
-        Self(HASHES.hash_one(hashes))
+        let hash = |path: &Path| HASHES.hash_one(content(path).as_deref());
+        let own: Vec<_> = files.map(|path| hash(path)).collect();
+        let agents = agent_files(config);
+        let of_agents: Vec<_> =
+            agents.iter().map(|files| [hash(&files.certificate), hash(&files.key)]).collect();
+        Self(HASHES.hash_one((own, of_agents)))
     }
 }

@@ -76,7 +76,7 @@ impl Requests {
         most: usize,
     ) -> Result<Answer, AskError> {
         let to = Recipient::Node(node.clone());
-        let target = Target { to, session: None, own_path: true, upgrade: false };
+        let target = Target { to, session: None, certified: None, own_path: true, upgrade: false };
         let exchange = async {
             let sent = self.upstream.send(target, request.map(RequestBody::own)).await;
             let delivered = sent.map_err(|failed| AskError::Unsent(failed.error))?;

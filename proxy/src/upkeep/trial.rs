@@ -27,7 +27,8 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub async fn accepted(route: &Route, credentials: Credentials) -> Result<(), String> {
     let store = Arc::new(CredentialStore::on_trial(credentials));
     let tried = async {
-        let stream = dial(route, &store, Protocols::Http1, LIMIT).await.map_err(|error| error.to_string())?;
+        let dialed = dial(route, &store, None, Protocols::Http1, LIMIT).await;
+        let (stream, _) = dialed.map_err(|error| error.to_string())?;
         let link = stream.link().clone();
         let words = |error: hyper::Error| match link.refusal() {
             Some(reason) => format!("it refuses the certificate: {reason}"),

@@ -246,7 +246,6 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
         bundle: Arc::new(TrustBundle::of(path, &authorities).map_err(|error| bad(error.to_string()))?),
         coverage: if crls.is_empty() { Coverage::Optional } else { Coverage::Required },
         crls,
-        coverage: Coverage::Optional,
     };
     let now = UnixTime::now();
     match &token.identity {

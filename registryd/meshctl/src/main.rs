@@ -6,6 +6,7 @@ mod ca;
 mod card;
 mod csr;
 mod demo;
+mod doctor;
 mod hosts;
 mod invite;
 mod join;
@@ -46,6 +47,7 @@ Examples:
   meshctl nodes --agent grok               who hosts the agent grok
   meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
+  meshctl doctor                           do registry and certificates agree on who hosts what?
   meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
@@ -81,6 +83,8 @@ enum Command {
     Agents(Global),
     /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
     Ping(Asking<ping::PingArgs>),
+    /// Compare what nodes say of themselves with what their certificates say; exit code 1 if they disagree
+    Doctor(Global),
     /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
     Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
@@ -195,6 +199,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
         Command::Agents(global) => nodes::agents(&global).await,
         Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
+        Command::Doctor(global) => doctor::run(&global).await,
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,

@@ -79,7 +79,10 @@ async fn outcomes(node: Option<NodeName>, global: &Global) -> Result<Vec<Outcome
 }
 
 /// The own sidecar's outbound side: what it reported to registryd, else what is configured.
-async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
+///
+/// # Errors
+/// It is not known.
+pub async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
     let reported = global.registryd()?.read::<DaemonStatus>(STATUS).await;
     if let Ok(DaemonStatus { sidecar: Some(sidecar), .. }) = &reported {
         return Ok(Daemon::Sidecar(sidecar.outbound));
@@ -94,6 +97,11 @@ async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
                 .into(),
         )),
     }
+}
+
+/// Whether a node can be reached.
+pub async fn reach(sidecar: &Daemon, node: &str) -> bool {
+    ping(sidecar, node).await.ok
 }
 
 /// Reaches one node through this sidecar.
