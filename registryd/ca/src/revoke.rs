@@ -1,6 +1,6 @@
 //! Revoking certificates, and keeping the lists that say so from ending.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
@@ -237,7 +237,7 @@ impl Ca {
     }
 
     /// Enters a certificate of this CA that lies elsewhere in the index.
-    fn take_in(&self, change: &mut Change<'_>, path: &PathBuf) -> Result<(), CaError> {
+    fn take_in(&self, change: &mut Change<'_>, path: &Path) -> Result<(), CaError> {
         let (certificate, leaf) = read_leaf(path)?;
         let known = change.authorities.iter().any(|authority| certificate.is_of(&authority.certificate));
         if !known {
