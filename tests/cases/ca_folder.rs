@@ -142,7 +142,7 @@ fn a_command_killed_at_any_instant_leaves_a_folder_that_works() {
                 pair_works(at, &format!("n{number}-{round}"));
             }
         }
-        succeed(&mut command(ROUNDS + 1).arg("--help"));
+        succeed(command(ROUNDS + 1).arg("--help"));
     }
     succeed(&mut ca(at, &["renew-intermediate"]));
     succeed(&mut ca(at, &["issue-node", "last"]));
