@@ -251,6 +251,7 @@ impl Sidecar {
             backend_up: None,
             agents_down: Vec::new(),
             certificate_not_after: self.shared.credentials.load().not_after,
+            renews: self.config.mesh.ca_node.is_some(),
             crl_ends: self.shared.credentials.load().crl_end,
             trust_problems: trust_problems(
                 &self.shared.credentials,

@@ -873,6 +873,7 @@ mod tests {
         metrics.error("peer_busy");
         metrics.set_limit(Limit::Dials, 8);
         metrics.set_certificate_end(1);
+        metrics.set_next_renewal(1);
         metrics.set_crl_end(Some(1));
         metrics.roster_heard();
         metrics.reloaded(true);

@@ -123,6 +123,9 @@ pub struct SidecarReport {
     pub agents_down: Vec<String>,
     /// When the node's certificate ends, epoch seconds.
     pub certificate_not_after: i64,
+    /// Whether the sidecar has it renewed in time, and itself tells of a renewal that is late.
+    #[serde(default)]
+    pub renews: bool,
     /// The sidecar's process id, as its own namespace counts; `None`: an older sidecar, which does not say.
     #[serde(default)]
     pub pid: Option<u32>,
