@@ -130,27 +130,32 @@ impl Renewal {
                 return false;
             }
         };
-        attempts.tag = answer.headers.get(ETAG).cloned();
-        self.take_lists(bundle.crl).await;
-        self.take_chain(bundle.chain).await
+        let news = self.take_chain(bundle.chain).await;
+        // Lists of a CA that is in use only once the new trust bundle is: then they are fetched again.
+        let all_known = self.take_lists(bundle.crl).await;
+        attempts.tag = answer.headers.get(ETAG).filter(|_| all_known).cloned();
+        news
     }
 
-    async fn take_lists(&self, crl: String) {
+    /// Offers the CA's lists. False if there is one of a CA that is not trusted yet.
+    async fn take_lists(&self, crl: String) -> bool {
         if crl.is_empty() {
-            return;
+            return true;
         }
         let (lists, bundle) = (self.lists.clone(), self.credentials.load().bundle().clone());
         let offered = spawn_blocking(move || lists.offer(&crl, &bundle)).await;
         match offered {
             Ok(Ok(verdicts)) => {
-                verdicts.into_iter().for_each(|verdict| METRICS.list_offered(ListWay::Ca, verdict));
+                verdicts.iter().for_each(|verdict| METRICS.list_offered(ListWay::Ca, *verdict));
+                !verdicts.contains(&ListVerdict::UnknownIssuer)
             }
             Ok(Err(error)) => {
                 METRICS.list_offered(ListWay::Ca, ListVerdict::Unreadable);
                 tracing::warn!(target: "Mesh", "the CA's revocation lists cannot be read: {error}");
+                true
             }
             // One that panicked has said so already.
-            Err(_) => {}
+            Err(_) => true,
         }
     }
 
