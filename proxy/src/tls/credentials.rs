@@ -166,9 +166,9 @@ impl Credentials {
     ///
     /// # Errors
     /// They would not.
-    pub fn fits(&self, node: &NodeName, bundle: TrustBundle) -> Result<(), MaterialError> {
+    pub fn fits(&self, node: &NodeName, bundle: Arc<TrustBundle>) -> Result<(), MaterialError> {
         let mut material = Material::clone(&self.material);
-        material.bundle = Arc::new(bundle);
+        material.bundle = bundle;
         material.accepted_by_peers(node, UnixTime::now())
     }
 

@@ -131,18 +131,19 @@ impl Renewal {
             }
         };
         let news = self.take_chain(bundle.chain).await;
-        // Lists of a CA that is in use only once the new trust bundle is: then they are fetched again.
-        let all_known = self.take_lists(bundle.crl).await;
-        attempts.tag = answer.headers.get(ETAG).filter(|_| all_known).cloned();
-        news
+        let trusted = news.clone().unwrap_or_else(|| self.credentials.load().bundle().clone());
+        let all_known = self.take_lists(bundle.crl, trusted).await;
+        // Fetched once more, where lists may have come too early to be kept.
+        attempts.tag = answer.headers.get(ETAG).filter(|_| news.is_none() && all_known).cloned();
+        news.is_some()
     }
 
-    /// Offers the CA's lists. False if there is one of a CA that is not trusted yet.
-    async fn take_lists(&self, crl: String) -> bool {
+    /// Offers the CA's lists. False if there is one of a CA that is not trusted.
+    async fn take_lists(&self, crl: String, bundle: Arc<TrustBundle>) -> bool {
         if crl.is_empty() {
             return true;
         }
-        let (lists, bundle) = (self.lists.clone(), self.credentials.load().bundle().clone());
+        let lists = self.lists.clone();
         let offered = spawn_blocking(move || lists.offer(&crl, &bundle)).await;
         match offered {
             Ok(Ok(verdicts)) => {
@@ -159,8 +160,8 @@ impl Renewal {
         }
     }
 
-    /// Writes the CA's certificates into the trust bundle's file where they differ. True if it did.
-    async fn take_chain(&self, chain: String) -> bool {
+    /// Writes the CA's certificates into the trust bundle's file where they differ; then gives them.
+    async fn take_chain(&self, chain: String) -> Option<Arc<TrustBundle>> {
         const ABOUT: &str = "trust bundle";
         let (path, node) = (self.config.mesh.tls.ca_path.clone(), self.config.mesh.node_name.clone());
         let used = self.credentials.load_full();
@@ -173,19 +174,20 @@ impl Renewal {
                 all
             };
             if certificates(&bundle) == certificates(used.bundle()) {
-                return Ok(false);
+                return Ok(None);
             }
-            used.fits(&node, bundle).map_err(|error| {
+            let bundle = Arc::new(bundle);
+            used.fits(&node, bundle.clone()).map_err(|error| {
                 format!("with them, peers would not accept the certificate in use: {error}")
             })?;
             let text: String = located.into_iter().map(|located| located.pem).collect();
             files::replace_bundle(&path, &text).map_err(|error| error.to_string())?;
-            Ok::<_, String>(true)
+            Ok::<_, String>(Some(bundle))
         });
         match taken.await {
             Ok(Ok(news)) => {
                 self.credentials.note(ABOUT, None);
-                if news {
+                if news.is_some() {
                     tracing::info!(target: "Mesh", "the CA's certificates have changed; the trust bundle was replaced");
                     self.credentials.look();
                 }
@@ -200,9 +202,9 @@ impl Renewal {
                 if self.credentials.note(ABOUT, Some(text.clone())) {
                     tracing::warn!(target: "Mesh", "{text}");
                 }
-                false
+                None
             }
-            Err(_) => false,
+            Err(_) => None,
         }
     }
 
@@ -275,7 +277,7 @@ impl Renewal {
         };
         attempts.wanted = Some(wanted.clone());
         let renewed = self.ask(&wanted).await?;
-        self.take_lists(renewed.crl).await;
+        self.take_lists(renewed.crl, self.credentials.load().bundle().clone()).await;
         let made = wanted.answered(&renewed.certificate, leaf);
         let made = Arc::new(made.map_err(|error| Failure::new(Outcome::Invalid, error))?);
         // As peers would judge it, by what they trust now.

@@ -59,6 +59,22 @@ impl Ca {
         })
     }
 
+    /// How much of `spread` is left until every node has learned of the intermediate that took over from another one;
+    /// `None`: they have, or it is the only one. Until then its leaves are refused here and there.
+    ///
+    /// # Errors
+    /// There is no CA, or it cannot be read.
+    pub fn spreading(&self, spread: std::time::Duration) -> Result<Option<std::time::Duration>, CaError> {
+        let intermediates = self.authorities()?.into_iter().filter(|each| !each.certificate.is_root());
+        if intermediates.count() < 2 {
+            return Ok(None);
+        }
+        let path = self.chain_path();
+        let changed = path.metadata().and_then(|found| found.modified());
+        let changed = changed.map_err(|source| CaError::File { what: "look at", path, source })?;
+        Ok(changed.elapsed().ok().and_then(|age| spread.checked_sub(age)))
+    }
+
     /// The one of these whose key signs, ready to sign.
     pub(crate) fn signer<'a>(
         &self,

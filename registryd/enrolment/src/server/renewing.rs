@@ -20,6 +20,8 @@ use crate::token::{Digest, hex};
 
 /// Most certificates in a request: the leaf and what is between it and the root.
 const MAX_CHAIN: usize = 8;
+/// Nodes fetch what the CA publishes at least once in 60 s, and read it at their next look.
+const SPREAD: Duration = Duration::from_secs(120);
 /// Signatures that count: those that TLS 1.3 has.
 const SCHEMES: [SignatureScheme; 6] = [
     SignatureScheme::ECDSA_NISTP256_SHA256,
@@ -34,7 +36,7 @@ const SCHEMES: [SignatureScheme; 6] = [
 pub(super) enum NotRenewed {
     /// May not. In words for whoever asks, who has proven to be a member.
     Refused(String),
-    /// May, but not yet.
+    /// May, but not yet: it has renewed too often, or the nodes do not all know who would sign.
     TooSoon(Duration),
     /// The fault is the CA's; the log has it.
     Unavailable,
@@ -54,7 +56,7 @@ impl Office {
             }
             Err(NotRenewed::TooSoon(wait)) => {
                 tracing::warn!(
-                    target: "Enrolment", "renewal refused peer.cn={peer}: too many; the next one in {} s", wait.as_secs() + 1
+                    target: "Enrolment", "renewal refused peer.cn={peer}: too early; the next one in {} s", wait.as_secs() + 1
                 );
             }
             Err(NotRenewed::Unavailable) => {}
@@ -144,6 +146,8 @@ impl Office {
             let renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
             renewals.wait(who, Instant::now())
         };
+        let spreading = self.ca.spreading(SPREAD).unwrap_or_default();
+        let wait = wait.max(spreading.unwrap_or_default());
         if !wait.is_zero() {
             return Err(NotRenewed::TooSoon(wait));
         }

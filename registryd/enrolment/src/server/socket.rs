@@ -102,9 +102,11 @@ async fn renew(request: Request<Incoming>, office: Arc<Office>) -> Answer {
         Ok(Err(NotRenewed::Refused(reason))) => refused(&reason),
         Ok(Err(NotRenewed::TooSoon(wait))) => {
             let seconds = wait.as_secs() + 1;
-            let detail = format!("this identity has renewed too often; the next time in {seconds} s");
+            let detail = format!(
+                "too early: this identity has renewed too often, or the CA's certificates have just changed; the next time in {seconds} s"
+            );
             let mut answer =
-                problem(StatusCode::TOO_MANY_REQUESTS, RENEWAL_TOO_SOON, "Renewed too often", &detail);
+                problem(StatusCode::TOO_MANY_REQUESTS, RENEWAL_TOO_SOON, "Too early to renew", &detail);
             answer.headers_mut().insert(RETRY_AFTER, seconds.into());
             answer
         }
