@@ -45,13 +45,19 @@ if [ -z "$root" ]; then
       "${run[@]}" useradd --system --gid mesh --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin "$user"
   done
+  # On the CA's host, the only user to read the key that signs.
+  getent group mesh-ca >/dev/null || "${run[@]}" groupadd --system mesh-ca
+  id -u mesh-ca >/dev/null 2>&1 ||
+    "${run[@]}" useradd --system --gid mesh-ca --no-create-home --home-dir /nonexistent \
+      --shell /usr/sbin/nologin mesh-ca
 fi
 
 # A running program is replaced, not written into: install removes the old file first.
 for program in mesh-proxy registryd meshctl; do
   "${run[@]}" install -D -m 0755 "$from/$program" "$root/usr/local/bin/$program"
 done
-for unit in mesh-proxy.service mesh-proxy.socket registryd.service; do
+for unit in mesh-proxy.service mesh-proxy.socket registryd.service mesh-ca.service mesh-ca-renew.service \
+  mesh-ca-renew.timer; do
   "${run[@]}" install -D -m 0644 "$here/systemd/$unit" "$root/etc/systemd/system/$unit"
 done
 if [ -e "$root/etc/mesh/mesh.yaml" ]; then
@@ -70,11 +76,17 @@ if [ ${#run[@]} -gt 0 ]; then
   exit
 fi
 start="sudo systemctl enable --now registryd mesh-proxy"
+start_ca="sudo systemctl enable --now mesh-ca"
 if [ ! -d "$systemd" ]; then
   start="systemd does not run here: start registryd (umask 0002) and mesh-proxy, each as its own user"
+  start_ca="start meshctl ca serve as user mesh-ca with group mesh"
 fi
 cat <<NEXT
-installed. Next:
+installed. Next, by invitation (deploy/docs/join.md):
+  1. once, on one host: \`sudo meshctl ca init\`, sudo chown -R mesh-ca: /rivet-shared/rivet-ca, and
+     $start_ca
+  2. for each node, there: \`sudo meshctl invite <node>\`; what it prints, on the node
+Or with files that you carry:
   1. edit /etc/mesh/mesh.yaml: node_name if it is not the host's name, the agents that live here, storage_dir
   2. certificates: \`sudo meshctl ca init\` once, on one host; then for each node
      \`sudo meshctl ca issue-node <node> <its address>\`, and give the key to its sidecar:

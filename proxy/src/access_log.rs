@@ -36,6 +36,8 @@ pub struct Account {
     pub connect: Option<Duration>,
     /// The code of an error that the far sidecar made.
     pub far_code: Option<HeaderValue>,
+    /// Whether it is one that sidecars send each other in each heartbeat, and nothing came of it: no line, but for debugging.
+    pub routine: bool,
     /// What passed of the bodies.
     pub traffic: Arc<Traffic>,
     subject: Subject,
@@ -85,6 +87,7 @@ impl Account {
             agent: None,
             node: None,
             attempts: 0,
+            routine: false,
             connect: None,
             far_code: None,
             traffic,
@@ -173,6 +176,9 @@ impl Account {
             _ => self.uri.path(),
         };
         let (path, method) = (Path(target), Excerpt { text: self.method.as_str(), max_chars: 32 });
+        if self.routine && !tracing::enabled!(target: INBOUND, Level::DEBUG) {
+            return;
+        }
         let line = match caller {
             Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
                 let peer = peer.name();
@@ -219,10 +225,11 @@ impl Account {
                 line.number("bytes_out", bytes_out);
                 line.number("first_byte_ms", first_byte_ms);
             }
-            Caller::Program(address) => {
+            Caller::Program(program) => {
                 line.text("agent", self.agent.as_ref().map(AgentName::as_str));
                 line.text("node", self.node.as_ref().map(NodeName::as_str));
-                line.text("caller", address.as_deref());
+                line.text("caller", program.address.as_deref());
+                line.text("as_agent", program.acts_as.as_ref().map(|agent| agent.identity.as_str()));
                 line.number("bytes_in", bytes_in);
                 line.number("bytes_out", bytes_out);
                 line.number("connect_ms", connect_ms);
@@ -257,8 +264,9 @@ pub fn write_refusal(caller: &Caller, error: &ProxyError) {
     line.number("status", u64::from(status.as_u16()));
     line.text("code", code);
     line.text("error", &*format!("{code}: {error}"));
-    if let Caller::Program(address) = caller {
-        line.text("caller", address.as_deref());
+    if let Caller::Program(program) = caller {
+        line.text("caller", program.address.as_deref());
+        line.text("as_agent", program.acts_as.as_ref().map(|agent| agent.identity.as_str()));
     }
     line.end();
 }

@@ -1,6 +1,7 @@
 //! Wiring: reads the configuration, opens the sockets, starts, hands over to a newer process on
 //! SIGUSR2, drains on SIGTERM.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mesh_shared::AgentName;
 use mesh_shared::BackendAddr;
-use mesh_shared::config::Config;
+use mesh_shared::config::{Config, Hosting};
 use mesh_shared::local_api::{FailedUpgrade, SidecarReport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -18,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::admin::Admin;
 use crate::caller;
+use crate::caller::ActingAgent;
 use crate::descriptors;
 use crate::drain::Drain;
 use crate::handover::{Predecessor, Program, Successor, UpgradeError};
@@ -26,6 +29,7 @@ use crate::inbound::accept::Inbound;
 use crate::inbound::admission::Admission;
 use crate::inbound::backend::SlotsByAddress;
 use crate::inbound::backend::dial::Dialer;
+use crate::inbound::lists::ListsApi;
 use crate::listener::Connections;
 use crate::metrics::METRICS;
 use crate::outbound;
@@ -33,13 +37,19 @@ use crate::outbound::accept::{Outbound, OutboundListener};
 use crate::outbound::destination::Destination;
 use crate::policy::{self, Policies, PolicyStore};
 use crate::pulse::Pulse;
+use crate::roster::hosts::Hosts;
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
 use crate::roster::sync;
-use crate::sockets::{Sockets, SocketsError};
+use crate::sockets::{LocalListener, Sockets, SocketsError};
 use crate::supervisor::{self, Supervisor};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::reload;
+use crate::tls::revocation::Lists;
+use crate::upkeep::ca::Ca;
+use crate::upkeep::lists::Exchange;
+use crate::upkeep::renewal::Renewal;
+use crate::upkeep::requests::Requests;
 use crate::upstream::{Nodes, Upstream};
 use crate::worker::Worker;
 
@@ -122,6 +132,8 @@ struct Sidecar {
     supervisor: Arc<Supervisor>,
     /// What belongs to the one process that is the service: following registryd's roster and reporting to registryd.
     following: AbortHandle,
+    /// What it asks other nodes for by itself.
+    upkeep: Vec<AbortHandle>,
     reporting: Option<AbortHandle>,
     failed_upgrade: Option<FailedUpgrade>,
     end: watch::Sender<bool>,
@@ -149,7 +161,8 @@ impl Sidecar {
         let (inbound, outbound) = sockets.main_addresses();
         let shared = Shared::new(&config, dialable(inbound))?;
         let following =
-            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone())).abort_handle();
+            tokio::spawn(sync::follow(shared.registry.clone(), shared.roster.clone(), shared.hosts.clone()))
+                .abort_handle();
         if clients_wait {
             // Without a roster at all their requests are answered with an error that says so.
             let known = async {
@@ -160,9 +173,14 @@ impl Sidecar {
             let _ = timeout(FIRST_ROSTER, known).await;
         }
         let (end, ended) = watch::channel(false);
+        let mut upkeep = Vec::new();
         let threads = (0..config.proxy.threads)
             .map(|number| {
-                let worker = shared.worker(&config, &sockets)?;
+                let upstream = Arc::new(Upstream::new(shared.nodes.clone(), None));
+                let worker = shared.worker(&config, &sockets, upstream.clone())?;
+                if number == 0 {
+                    upkeep = shared.upkeep(&config, &worker, upstream);
+                }
                 worker.start(number, shared.pulse.clone(), ended.clone())
             })
             .collect::<io::Result<Vec<_>>>()
@@ -179,7 +197,12 @@ impl Sidecar {
             config.proxy.backend.server.address
         );
         let config = Arc::new(config);
-        tokio::spawn(reload::follow(hangup, config.clone(), shared.credentials.clone()));
+        tokio::spawn(reload::follow(
+            hangup,
+            config.clone(),
+            shared.credentials.clone(),
+            shared.lists.clone(),
+        ));
         tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone()));
         Ok(Self {
             config,
@@ -190,6 +213,7 @@ impl Sidecar {
             signals,
             supervisor: Arc::default(),
             following,
+            upkeep,
             reporting: None,
             failed_upgrade: None,
             end,
@@ -205,6 +229,7 @@ impl Sidecar {
         let report = self.as_it_is();
         let config = self.config.clone();
         let credentials = self.shared.credentials.clone();
+        let (hosts, roster) = (self.shared.hosts.clone(), self.shared.roster.clone());
         let reporting = tokio::spawn(self.shared.registry.clone().report(async move || {
             let (backend_up, agents_down) = servers_that_answer(&config).await;
             SidecarReport {
@@ -212,7 +237,7 @@ impl Sidecar {
                 agents_down,
                 certificate_not_after: credentials.load().not_after,
                 crl_ends: credentials.load().crl_end,
-                trust_problems: credentials.problems(),
+                trust_problems: trust_problems(&credentials, hosts.as_deref(), &roster),
                 ..report.clone()
             }
         }));
@@ -226,8 +251,13 @@ impl Sidecar {
             backend_up: None,
             agents_down: Vec::new(),
             certificate_not_after: self.shared.credentials.load().not_after,
+            renews: self.config.mesh.ca_node.is_some(),
             crl_ends: self.shared.credentials.load().crl_end,
-            trust_problems: self.shared.credentials.problems(),
+            trust_problems: trust_problems(
+                &self.shared.credentials,
+                self.shared.hosts.as_deref(),
+                &self.shared.roster,
+            ),
             pid: Some(std::process::id()),
             draining: self.shared.inbound.has_begun(),
             failed_upgrade: self.failed_upgrade.clone(),
@@ -275,6 +305,7 @@ impl Sidecar {
     /// given: until the last of them is answered.
     async fn drain(&mut self) {
         self.supervisor.stopping().await;
+        self.upkeep.iter().for_each(AbortHandle::abort);
         self.shared.inbound.begin();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
@@ -304,6 +335,7 @@ impl Sidecar {
     async fn hand_over(&mut self, mut successor: Box<Successor>) {
         // Only the new process reports, and only its file keeps the roster.
         self.following.abort();
+        self.upkeep.iter().for_each(AbortHandle::abort);
         if let Some(reporting) = self.reporting.take() {
             reporting.abort();
         }
@@ -448,8 +480,12 @@ impl Signals {
 /// What all workers share.
 struct Shared {
     credentials: Arc<CredentialStore>,
+    lists: Arc<Lists>,
+    lists_api: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     roster: Arc<RosterStore>,
+    /// `None`: certificates say who hosts an agent.
+    hosts: Option<Arc<Hosts>>,
     nodes: Arc<Nodes>,
     registry: Arc<RegistryLink>,
     admission: Arc<Admission>,
@@ -468,13 +504,18 @@ impl Shared {
         let most = proxy.limits.max_connections;
         let linger = LINGER.min(proxy.timeouts.drain / 2);
         METRICS.set_limits(proxy);
-        let credentials = Arc::new(CredentialStore::new(Credentials::load(config)?));
+        let lists = Arc::new(Lists::open(&proxy.state_dir));
+        let credentials = Arc::new(CredentialStore::new(Credentials::load(config, &lists)?));
         let roster = Arc::new(RosterStore::open(&proxy.state_dir, node, own_inbound));
+        let hosts = (config.mesh.agents == Hosting::Claimed).then(|| Arc::new(Hosts::open(&proxy.state_dir)));
         Ok(Self {
             nodes: Arc::new(Nodes::new(config, credentials.clone(), roster.clone())),
+            lists_api: Arc::new(ListsApi::new(lists.clone(), credentials.clone())),
             credentials,
+            lists,
             policies: Arc::new(PolicyStore::from_pointee(Policies::new(proxy))),
             roster,
+            hosts,
             registry: Arc::new(RegistryLink::new(config)),
             admission: Arc::new(Admission::new(&proxy.limits, Connections::new(most))),
             agents: inbound::backend::slots(&proxy.backend),
@@ -492,7 +533,28 @@ impl Shared {
         format!("{inbound} inbound and {outbound} outbound requests")
     }
 
-    fn worker(&self, config: &Config, sockets: &Sockets) -> io::Result<Worker> {
+    /// What the sidecar asks other nodes for by itself. It shares the connections of `worker`.
+    fn upkeep(&self, config: &Config, worker: &Worker, upstream: Arc<Upstream>) -> Vec<AbortHandle> {
+        let requests = Arc::new(Requests::new(upstream));
+        let lists = Exchange::new(
+            self.lists.clone(),
+            self.credentials.clone(),
+            self.roster.clone(),
+            requests.clone(),
+        );
+        let renewal = Renewal::new(
+            Arc::new(config.clone()),
+            Ca::new(config, requests),
+            self.credentials.clone(),
+            self.lists.clone(),
+            self.roster.clone(),
+        );
+        let mut tasks = vec![worker.run(lists.follow(config.mesh.heartbeat_interval))];
+        tasks.extend(renewal.map(|renewal| worker.run(renewal.follow())));
+        tasks
+    }
+
+    fn worker(&self, config: &Config, sockets: &Sockets, upstream: Arc<Upstream>) -> io::Result<Worker> {
         let worker = Worker::new()?;
         let inbound = Inbound::new(
             config,
@@ -500,6 +562,7 @@ impl Shared {
             inbound::pipeline::Pipeline::new(
                 config,
                 self.registry.clone(),
+                self.lists_api.clone(),
                 self.policies.clone(),
                 &self.agents,
             ),
@@ -507,25 +570,54 @@ impl Shared {
             self.inbound.clone(),
         );
         worker.serve(sockets.inbound.try_clone()?, inbound, self.inbound.clone());
-        let upstream = Upstream::new(self.nodes.clone());
-        let pipeline = outbound::pipeline::Pipeline::new(
-            config,
-            upstream,
-            self.registry.clone(),
-            self.roster.clone(),
-            self.policies.clone(),
-        );
-        let outbound = Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone());
-        let outbound = Arc::new(outbound);
-        let everywhere = OutboundListener { outbound: outbound.clone(), only: None };
+        let outbound = self.outbound_as(config, None, upstream);
+        let everywhere = OutboundListener { outbound: outbound.clone(), only: None, acts_as: None };
         worker.serve(sockets.outbound.try_clone()?, everywhere, self.outbound.clone());
-        for (socket, to) in &sockets.listeners {
-            let only = to.clone().map(Destination::from);
-            let listener = OutboundListener { outbound: outbound.clone(), only };
+        // An agent's listeners share its connections to peers, and nobody else does.
+        let mut agents: HashMap<AgentName, (Arc<Outbound>, Arc<ActingAgent>)> = HashMap::new();
+        for LocalListener { socket, to, as_agent } in &sockets.listeners {
+            let (outbound, acts_as) = match as_agent {
+                None => (outbound.clone(), None),
+                Some(name) => {
+                    let (outbound, agent) = agents.entry(name.clone()).or_insert_with(|| {
+                        let agent = Arc::new(ActingAgent::new(name.clone(), &config.mesh.node_name));
+                        let upstream = Arc::new(Upstream::new(self.nodes.clone(), Some(name.clone())));
+                        (self.outbound_as(config, Some(agent.clone()), upstream), agent)
+                    });
+                    (outbound.clone(), Some(agent.clone()))
+                }
+            };
+            let listener = OutboundListener { outbound, only: to.clone().map(Destination::from), acts_as };
             worker.serve(socket.try_clone()?, listener, self.outbound.clone());
         }
         Ok(worker)
     }
+
+    /// What listeners share whose programs act as `acts_as` or else as this node.
+    fn outbound_as(
+        &self,
+        config: &Config,
+        acts_as: Option<Arc<ActingAgent>>,
+        upstream: Arc<Upstream>,
+    ) -> Arc<Outbound> {
+        let pipeline = outbound::pipeline::Pipeline::new(
+            config,
+            acts_as,
+            upstream,
+            self.nodes.clone(),
+            self.registry.clone(),
+            self.roster.clone(),
+            self.policies.clone(),
+        );
+        Arc::new(Outbound::new(config, pipeline, self.locals.clone(), self.outbound.clone()))
+    }
+}
+
+/// What is wrong with certificates, lists, and who hosts what, each in a sentence.
+fn trust_problems(credentials: &CredentialStore, hosts: Option<&Hosts>, roster: &RosterStore) -> Vec<String> {
+    let mut problems = credentials.problems();
+    problems.extend(hosts.map(|hosts| hosts.problems(roster)).unwrap_or_default());
+    problems
 }
 
 /// Where this host itself reaches a socket that listens on `address`.

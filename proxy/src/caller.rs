@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use http::HeaderValue;
+use mesh_shared::{AgentName, NodeName};
 use tokio::sync::Semaphore;
 
 use crate::drain::Drain;
@@ -16,8 +18,37 @@ use crate::tls::verify::PeerIdentity;
 pub enum Caller {
     /// A peer, as its certificate proved.
     Peer(Arc<PeerIdentity>),
-    /// A program of this host, by its address; `None` on a unix socket.
-    Program(Option<Box<str>>),
+    /// A program of this host.
+    Program(Program),
+}
+
+/// A program of this host, as far as its connection shows it.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    /// Its address; `None` on a unix socket.
+    pub address: Option<Box<str>>,
+    /// Whom it acts as; `None`: the node.
+    pub acts_as: Option<Arc<ActingAgent>>,
+}
+
+/// An agent of this node that listeners of its own stand for.
+#[derive(Debug)]
+pub struct ActingAgent {
+    /// The agent.
+    pub name: AgentName,
+    /// `<agent>@<node>`.
+    pub identity: String,
+    /// Value of `x-mesh-from-agent`.
+    pub header: HeaderValue,
+}
+
+impl ActingAgent {
+    /// The agent `name` of `node`.
+    pub fn new(name: AgentName, node: &NodeName) -> Self {
+        // A name is always a valid value.
+        let header = HeaderValue::from_str(name.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { identity: format!("{name}@{node}"), header, name }
+    }
 }
 
 impl Caller {

@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use http::StatusCode;
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::{AgentName, NodeName, enrolment};
 
 /// Any error.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -47,6 +47,10 @@ pub enum ProxyError {
     HeadersTooLarge { most: usize },
     #[error("the request's target is longer than 65,534 bytes")]
     UriTooLong,
+    #[error("revocation lists have at most {limit_bytes} bytes together")]
+    ListsTooLarge { limit_bytes: usize },
+    #[error("what is for the CA has at most {limit_bytes} bytes")]
+    CaBodyTooLarge { limit_bytes: usize },
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
     #[error(
@@ -64,6 +68,8 @@ pub enum ProxyError {
         "{peer} sends more than {most} requests a second (proxy.limits.max_requests_per_second_per_peer)"
     )]
     RateLimited { peer: String, most: u32 },
+    #[error("{peer} sends revocation lists too often")]
+    ListsTooOften { peer: String },
     #[error(
         "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
          ({key})"
@@ -108,7 +114,16 @@ pub enum ProxyError {
     #[error("the connection to {node}.mesh failed before the answer came: {reason}")]
     PeerFailed { node: NodeName, reason: String, sent: Sent },
 
+    #[error(
+        "agent {agent} is registered on {nodes}, but no certificate there says that it may be (mesh.agents: certified), so \
+         nothing was sent. If it belongs there, on the CA's host: meshctl ca issue-node <node> --agents {agent}, or invite \
+         the node anew with meshctl invite <node> --agents {agent}"
+    )]
+    AgentNotCertified { agent: AgentName, nodes: String },
+
     // This host.
+    #[error("{0}. Nothing was sent; replace its certificate and key, or remove both to call as the node")]
+    IdentityUnusable(String),
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
     #[error(
@@ -123,6 +138,12 @@ pub enum ProxyError {
     BackendFailed { address: String, reason: String },
     #[error("registryd does not answer on {socket}: {reason}; is it running?")]
     RegistryUnavailable { socket: String, reason: String },
+    #[error(
+        "the mesh's CA does not run beside this node; mesh.ca.node is to name the node where `meshctl ca serve` does"
+    )]
+    NoCaHere,
+    #[error("the CA's process does not answer on {socket}: {reason}; is mesh-ca.service running?")]
+    CaUnavailable { socket: String, reason: String },
 }
 
 /// How far a request got before it failed.
@@ -170,6 +191,7 @@ impl ProxyError {
             // may have been read up to there.
             Self::BackendFailed { .. }
             | Self::RegistryUnavailable { .. }
+            | Self::CaUnavailable { .. }
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow { .. } => false,
             Self::NoDestination
@@ -183,6 +205,10 @@ impl ProxyError {
             | Self::MethodNotAllowed { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::NoCaHere
             | Self::AgentBusy { .. }
             | Self::NoRoster(_)
             | Self::UnknownNode(_)
@@ -196,6 +222,8 @@ impl ProxyError {
             | Self::PeerIdentityMismatch { .. }
             | Self::PeerUntrusted { .. }
             | Self::PeerRefusedUs { .. }
+            | Self::AgentNotCertified { .. }
+            | Self::IdentityUnusable(_)
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. }
             | Self::BackendUnreachable { .. } => true,
@@ -218,6 +246,10 @@ impl ProxyError {
             | Self::BodyTooSlow { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::ListsTooOften { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::NoCaHere
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_)
@@ -225,7 +257,9 @@ impl ProxyError {
             Self::NoRoster(_)
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
-            | Self::RegistryUnavailable { .. } => Fault::Here,
+            | Self::IdentityUnusable(_)
+            | Self::RegistryUnavailable { .. }
+            | Self::CaUnavailable { .. } => Fault::Here,
             Self::NodeOffline(_)
             | Self::AgentOffline { .. }
             | Self::PeerUnresolved { .. }
@@ -233,6 +267,7 @@ impl ProxyError {
             | Self::PeerTimeout { .. }
             | Self::PeerIdentityMismatch { .. }
             | Self::PeerUntrusted { .. }
+            | Self::AgentNotCertified { .. }
             | Self::PeerFailed { .. } => Fault::Peer,
             Self::AgentBusy { .. }
             | Self::DeadlineExceeded { .. }
@@ -259,9 +294,12 @@ impl ProxyError {
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. } => G::PermissionDenied,
             Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
-            Self::BodyTooLarge { .. } | Self::TooManyRequests { .. } | Self::RateLimited { .. } => {
-                G::ResourceExhausted
-            }
+            Self::BodyTooLarge { .. }
+            | Self::TooManyRequests { .. }
+            | Self::RateLimited { .. }
+            | Self::ListsTooLarge { .. }
+            | Self::CaBodyTooLarge { .. }
+            | Self::ListsTooOften { .. } => G::ResourceExhausted,
             Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
             Self::AgentBusy { .. }
             | Self::NoRoster(_)
@@ -277,8 +315,12 @@ impl ProxyError {
             | Self::PeerUntrusted { .. }
             | Self::PeerRefusedUs { .. }
             | Self::PeerFailed { .. }
+            | Self::AgentNotCertified { .. }
+            | Self::IdentityUnusable(_)
             | Self::BackendUnreachable { .. }
             | Self::BackendFailed { .. }
+            | Self::NoCaHere
+            | Self::CaUnavailable { .. }
             | Self::RegistryUnavailable { .. } => match self.repeat_is_safe() {
                 true => G::Unavailable,
                 false => G::Unknown,
@@ -312,6 +354,13 @@ impl ProxyError {
                 (S::TOO_MANY_REQUESTS, "too_many_requests", "Too many requests at once")
             }
             Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
+            Self::ListsTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::CaBodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", "Body too large"),
+            Self::NoCaHere => (S::NOT_FOUND, "no_ca_here", "No CA here"),
+            Self::CaUnavailable { .. } => {
+                (S::SERVICE_UNAVAILABLE, enrolment::CA_UNAVAILABLE, "CA is unavailable")
+            }
+            Self::ListsTooOften { .. } => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::AgentBusy { .. } => (S::SERVICE_UNAVAILABLE, "agent_busy", "Agent is busy"),
             Self::NoRoster(_) => (S::SERVICE_UNAVAILABLE, "no_roster", "No roster yet"),
             Self::UnknownNode(_) => (S::NOT_FOUND, "unknown_node", "Unknown node"),
@@ -328,6 +377,12 @@ impl ProxyError {
             Self::PeerUntrusted { .. } => (S::BAD_GATEWAY, "peer_untrusted", "Peer is not trusted"),
             Self::PeerRefusedUs { .. } => (S::BAD_GATEWAY, "peer_refused_us", "Peer refused this node"),
             Self::PeerFailed { .. } => (S::BAD_GATEWAY, "peer_failed", "Connection to peer failed"),
+            Self::AgentNotCertified { .. } => {
+                (S::BAD_GATEWAY, "agent_not_certified", "Agent is not certified")
+            }
+            Self::IdentityUnusable(_) => {
+                (S::SERVICE_UNAVAILABLE, "identity_unusable", "Identity cannot be used")
+            }
             Self::PeerNotAllowed(_) => (S::FORBIDDEN, "peer_not_allowed", "Peer is not allowed"),
             Self::RequestNotAllowed { .. } => (S::FORBIDDEN, "request_not_allowed", "Request is not allowed"),
             Self::BackendUnreachable { .. } => {

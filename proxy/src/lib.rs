@@ -10,6 +10,8 @@
 //! Both hold what is known of a request in an [`exchange`], which ends with a line of the [`access_log`] and with
 //! [`metrics`]. Every error that a sidecar makes is in [`error`].
 //!
+//! [`upkeep`] is what the sidecar asks other nodes for by itself, so that trust stays current.
+//!
 //! Each [`worker`] does all of this on one thread. [`roster::sync`] follows registryd; requests never wait for it.
 //! [`sockets`] opens the listening sockets, [`handover`] passes them on to a newer process, [`drain`] ends each side in
 //! order, and [`supervisor`] tells the service manager. [`app`] only wires these together.
@@ -17,6 +19,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod app;
+pub mod ca_link;
 pub mod caller;
 pub mod descriptors;
 pub mod downstream;
@@ -28,6 +31,7 @@ pub mod http;
 pub mod inbound;
 pub mod io;
 pub mod listener;
+pub mod local_socket;
 pub mod metrics;
 pub mod outbound;
 pub mod policy;
@@ -38,5 +42,6 @@ pub mod sockets;
 pub mod supervisor;
 pub mod tcp;
 pub mod tls;
+pub mod upkeep;
 pub mod upstream;
 pub mod worker;

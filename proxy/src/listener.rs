@@ -13,12 +13,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_shared::config::SocketAccess;
+use mesh_shared::config::{LocalUser, SocketAccess};
+use mesh_shared::logging::Repeats;
 use mesh_shared::unix_socket::{self, ListenError};
-use nix::unistd::Group;
+use nix::unistd::{Group, User};
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::listener::Listener as Acceptor;
+use pingora_core::protocols::l4::stream as l4;
 use pingora_core::server::ShutdownWatch;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -35,6 +37,13 @@ pub struct BindError {
     address: Address,
     key: String,
     source: io::Error,
+}
+
+impl BindError {
+    /// `key` is the configuration key of the socket at `address`.
+    pub fn new(address: Address, key: &str, source: io::Error) -> Self {
+        Self { address, key: key.to_owned(), source }
+    }
 }
 
 /// Where a socket listens.
@@ -103,7 +112,50 @@ pub struct Listener {
     pub address: Address,
     /// Where the configuration wants it.
     pub configured: Address,
+    /// The only users that are served; `None`: all that can connect.
+    users: Option<Arc<Users>>,
 }
+
+/// Users of this host whose processes a unix socket serves.
+#[derive(Debug)]
+pub struct Users {
+    key: String,
+    ids: Vec<u32>,
+}
+
+impl Users {
+    /// Looks names up; `key` is what the configuration calls the socket.
+    ///
+    /// # Errors
+    /// A name that no user of this host has.
+    pub fn find(users: &[LocalUser], key: &str) -> io::Result<Self> {
+        let id = |user: &LocalUser| match user {
+            LocalUser::Id(id) => Ok(*id),
+            LocalUser::Name(name) => match User::from_name(name)? {
+                Some(user) => Ok(user.uid.as_raw()),
+                None => Err(io::Error::new(
+                    ErrorKind::NotFound,
+                    format!("there is no user {name} on this host ({key}.users)"),
+                )),
+            },
+        };
+        Ok(Self { key: key.into(), ids: users.iter().map(id).collect::<io::Result<_>>()? })
+    }
+
+    /// Whether a process of this user is served; `None`: the system does not say whose it is. Fails closed.
+    fn admit(&self, user: Option<u32>, address: &Address) -> bool {
+        let admitted = user.is_some_and(|user| self.ids.contains(&user));
+        let who = || user.map_or_else(|| "an unknown user".into(), |user| format!("user {user}"));
+        if !admitted && STRANGERS.admits(&who(), None) {
+            tracing::warn!(target: "Outbound", "refusing a connection of {} to {address} ({}.users)", who(), self.key);
+        }
+        admitted
+    }
+}
+
+/// Connections of users that are not served.
+static STRANGERS: Repeats =
+    Repeats::new(|more| tracing::warn!(target: "Outbound", "connections of other users: {more}"));
 
 const BACKLOG: i32 = 4096;
 /// How long the accept loop waits after an error that the next try would meet again; doubled each time.
@@ -176,7 +228,13 @@ impl Listener {
             socket.set_tcp_keepalive(&tcp::keepalive())?;
         }
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, address, configured })
+        Ok(Self { socket, address, configured, users: None })
+    }
+
+    /// Serves processes of these users only (SO_PEERCRED).
+    pub fn only_for(mut self, users: Users) -> Self {
+        self.users = Some(users.into());
+        self
     }
 
     /// Says that peers connect here, whose answers may stay unread for `unread` ([`tcp`]).
@@ -193,14 +251,14 @@ impl Listener {
     /// No file descriptor is left.
     pub fn try_clone(&self) -> io::Result<Self> {
         let (address, configured) = (self.address.clone(), self.configured.clone());
-        Ok(Self { socket: self.socket.try_clone()?, address, configured })
+        Ok(Self { socket: self.socket.try_clone()?, address, configured, users: self.users.clone() })
     }
 
     /// Gives each connection to `app`, until `drain` begins. What is in the socket's queue then stays there for
     /// whoever else has the socket; if nobody has, the system resets it.
     pub async fn serve<A: ServerApp + Send + Sync + 'static>(self, app: A, drain: Drain) {
         let _open = drain.connection();
-        let Self { socket, address, .. } = self;
+        let Self { socket, address, users, .. } = self;
         let acceptor = match &address {
             Address::Tcp(_) => tokio::net::TcpListener::from_std(socket.into()).map(Acceptor::from),
             Address::Unix(_) => tokio::net::UnixListener::from_std(socket.into()).map(Acceptor::from),
@@ -219,11 +277,14 @@ impl Listener {
             let accepted = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|begun| *begun) => return,
-                accepted = acceptor.accept() => accepted,
+                accepted = accept(&acceptor) => accepted,
             };
             let error = match accepted {
-                Ok(mut stream) => {
+                Ok((mut stream, user)) => {
                     pause = ACCEPT_PAUSE.0;
+                    if users.as_ref().is_some_and(|users| !users.admit(user, &address)) {
+                        continue;
+                    }
                     // A connection that is gone already shows with its first use.
                     let _ = stream.set_nodelay();
                     let (app, shutdown, open) = (app.clone(), shutdown.clone(), drain.connection());
@@ -254,6 +315,18 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// The next connection, and on a unix socket the user that its other side had when it connected.
+async fn accept(acceptor: &Acceptor) -> io::Result<(l4::Stream, Option<u32>)> {
+    match acceptor {
+        Acceptor::Unix(listener) => {
+            let (stream, _) = listener.accept().await?;
+            let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+            Ok((stream.into(), user))
+        }
+        Acceptor::Tcp(_) => Ok((acceptor.accept().await?, None)),
     }
 }
 

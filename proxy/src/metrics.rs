@@ -24,8 +24,8 @@ use prometheus_client::registry::{Registry, Unit};
 use definition::{Age, Count, CountedElsewhere, Definitions, Durations, Labelled, Level, Seconds, Stamp};
 pub use definition::{Definition, Held};
 pub use labels::{
-    CodeClass, Direction, HandshakeFailure, Limit, Outcome, PolicyVerdict, Resumption, RetryReason,
-    RetryRefusal, Side, Way,
+    CodeClass, Direction, HandshakeFailure, Limit, ListVerdict, ListWay, Outcome, PolicyVerdict, Renewal,
+    Resumption, RetryReason, RetryRefusal, Side, Way,
 };
 
 /// The metrics.
@@ -73,7 +73,10 @@ pub struct Metrics {
     ejections: Labelled<Count>,
     ejected: Labelled<Level>,
     certificate_end: Stamp,
+    renewals: [Count; Renewal::ALL.len()],
+    next_renewal: Stamp,
     crl_end: Stamp,
+    lists: [[Count; ListVerdict::ALL.len()]; ListWay::ALL.len()],
     reload_time: Stamp,
     reload_successful: Level,
     roster_age: Age,
@@ -274,11 +277,31 @@ impl Metrics {
             "When this node's certificate ends, in epoch seconds",
             Stamp::default(),
         );
+        let renewals = define.family(
+            "certificate_renewals",
+            none.clone(),
+            &["outcome"],
+            "Attempts to renew this node's certificate, by how they ended; renewed is the good one",
+            Count::default,
+        );
+        let next_renewal = define.metric(
+            "certificate_next_renewal_timestamp",
+            Some(Unit::Seconds),
+            "When this node's certificate is to be renewed, or that is tried again, in epoch seconds; missing without mesh.ca.node",
+            Stamp::default(),
+        );
         let crl_end = define.metric(
             "crl_next_update_timestamp",
             Some(Unit::Seconds),
             "When the first of the revocation lists ends, in epoch seconds; missing without lists",
             Stamp::default(),
+        );
+        let lists = define.family(
+            "revocation_lists",
+            none.clone(),
+            &["source", "verdict"],
+            "Revocation lists that peers pushed, that were pulled from peers, or that the CA gave, and what became of them",
+            Count::default,
         );
         let reload_time = define.metric(
             "last_reload_timestamp",
@@ -362,7 +385,12 @@ impl Metrics {
             ejections,
             ejected,
             certificate_end,
+            renewals: each(Renewal::ALL, |outcome| renewals.with([outcome.as_str()])),
+            next_renewal,
             crl_end,
+            lists: each(ListWay::ALL, |way| {
+                each(ListVerdict::ALL, |verdict| lists.with([way.as_str(), verdict.as_str()]))
+            }),
             reload_time,
             reload_successful,
             roster_age,
@@ -696,9 +724,24 @@ impl Metrics {
         self.certificate_end.set(Some(epoch_seconds));
     }
 
+    /// An attempt to renew the certificate ended.
+    pub fn renewal(&self, outcome: Renewal) {
+        self.renewals[outcome.index()].add_one();
+    }
+
+    /// When the next attempt is due, in epoch seconds.
+    pub fn set_next_renewal(&self, epoch_seconds: i64) {
+        self.next_renewal.set(Some(epoch_seconds));
+    }
+
     /// When the first of the revocation lists in use ends, in epoch seconds; `None`: there are none.
     pub fn set_crl_end(&self, epoch_seconds: Option<i64>) {
         self.crl_end.set(epoch_seconds);
+    }
+
+    /// A revocation list came from elsewhere.
+    pub fn list_offered(&self, way: ListWay, verdict: ListVerdict) {
+        self.lists[way.index()][verdict.index()].add_one();
     }
 
     /// registryd was heard: a view of the mesh, or that there is no other.
@@ -790,7 +833,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_shown() {
         let metrics = metrics();
-        for name in ["crl_next_update", "roster_age", "last_reload_timestamp"] {
+        for name in ["crl_next_update", "certificate_next_renewal", "roster_age", "last_reload_timestamp"] {
             assert!(!metrics.render().contains(&format!("mesh_proxy_{name}")), "{name}");
         }
         metrics.set_crl_end(Some(1_800_000_000));
@@ -830,6 +873,7 @@ mod tests {
         metrics.error("peer_busy");
         metrics.set_limit(Limit::Dials, 8);
         metrics.set_certificate_end(1);
+        metrics.set_next_renewal(1);
         metrics.set_crl_end(Some(1));
         metrics.roster_heard();
         metrics.reloaded(true);

@@ -2,6 +2,7 @@
 //! [`cache`]; [`registryd`] asks and tells what is not part of the roster.
 
 pub mod cache;
+pub mod hosts;
 pub mod registryd;
 pub mod store;
 pub mod sync;

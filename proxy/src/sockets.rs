@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use mesh_shared::config::{Config, ListenerTarget, OutboundListener};
-use mesh_shared::{LocalAddr, LoopbackAddr};
+use mesh_shared::{AgentName, LocalAddr, LoopbackAddr};
 use socket2::Socket;
 
-use crate::listener::{Address, BindError, Listener};
+use crate::listener::{Address, BindError, Listener, Users};
 
 /// Name of the socket for peers, as `FileDescriptorName=` has it.
 pub const INBOUND: &str = "inbound";
@@ -46,6 +46,16 @@ pub enum SocketsError {
     },
 }
 
+/// A socket for this host's programs that is for one place, or whose programs act as an agent.
+pub struct LocalListener {
+    /// The socket.
+    pub socket: Listener,
+    /// Where everything goes; `None`: each request says where.
+    pub to: Option<ListenerTarget>,
+    /// The agent that programs act as; `None`: this node.
+    pub as_agent: Option<AgentName>,
+}
+
 /// The listening sockets, open before anything starts.
 pub struct Sockets {
     /// For peers.
@@ -53,7 +63,7 @@ pub struct Sockets {
     /// For this host's programs.
     pub outbound: Listener,
     /// For this host's programs as well, most of them to one place each.
-    pub listeners: Vec<(Listener, Option<ListenerTarget>)>,
+    pub listeners: Vec<LocalListener>,
     /// For supervisors.
     pub admin: Option<Listener>,
 }
@@ -78,7 +88,14 @@ impl Sockets {
                 .outbound
                 .listeners
                 .iter()
-                .map(|each| Ok((given.take_or_bind_local(each)?, each.to.clone())))
+                .map(|each| {
+                    let as_agent = each.as_agent.as_ref().map(|agent| agent.name.clone());
+                    Ok(LocalListener {
+                        socket: given.take_or_bind_local(each)?,
+                        to: each.to.clone(),
+                        as_agent,
+                    })
+                })
                 .collect::<Result<_, BindError>>()?,
             admin: proxy
                 .admin
@@ -103,7 +120,7 @@ impl Sockets {
 
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Listener> {
-        let listeners = self.listeners.iter().map(|(listener, _)| listener);
+        let listeners = self.listeners.iter().map(|listener| &listener.socket);
         [&self.inbound, &self.outbound].into_iter().chain(listeners).chain(&self.admin)
     }
 }
@@ -122,10 +139,19 @@ impl Offer {
         let OutboundListener { key, listen, access, .. } = wanted;
         match listen {
             LocalAddr::Tcp(address) => self.take_or_bind("", address.socket_addr(), key),
-            LocalAddr::Unix(path) => match self.take("", &Address::Unix(path.clone()), key) {
-                Some(taken) => taken,
-                None => Listener::bind_unix(path, access, key),
-            },
+            LocalAddr::Unix(path) => {
+                let address = Address::Unix(path.clone());
+                let users = access.users.as_ref().map(|users| Users::find(users, key)).transpose();
+                let users = users.map_err(|source| BindError::new(address.clone(), key, source))?;
+                let socket = match self.take("", &address, key) {
+                    Some(taken) => taken,
+                    None => Listener::bind_unix(path, access, key),
+                }?;
+                Ok(match users {
+                    Some(users) => socket.only_for(users),
+                    None => socket,
+                })
+            }
         }
     }
 

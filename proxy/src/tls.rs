@@ -2,6 +2,7 @@
 
 pub mod credentials;
 mod fingerprint;
+pub mod presented;
 pub mod reload;
 pub mod revocation;
 pub mod trust;

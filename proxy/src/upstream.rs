@@ -17,12 +17,13 @@ use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Request, Response};
+use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
@@ -54,6 +55,11 @@ use crate::upstream::ways::{Endpoints, Way, Ways};
 /// How long a request waits for a connection where another node could do the work.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A peer whose certificate lacks an agent is asked for its certificate anew when that one was shown longer ago.
+const CERTIFICATE_AGE: Duration = Duration::from_secs(10);
+/// Certificates that one request waits for.
+const MOST_RENEWALS: u32 = 2;
+
 /// So many connections in a row may turn out to have ended just when a request was given to them.
 const STALE: u32 = 4;
 
@@ -69,6 +75,8 @@ pub struct Target {
     pub to: Recipient,
     /// The session that the caller names; requests of one session go to one node.
     pub session: Option<HeaderValue>,
+    /// The agent that the node's certificate has to name; `None`: what the registry says is enough.
+    pub certified: Option<AgentName>,
     /// Whether the path is one of the mesh's own, which also reach a node that is offline or busy.
     pub own_path: bool,
     /// Whether it asks for another protocol, which needs HTTP/1.1.
@@ -145,6 +153,11 @@ impl Nodes {
         self.random.0.hash_one(self.random.1.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// What the nodes' certificates said at their last handshakes.
+    pub fn certificates(&self) -> Vec<(NodeName, Arc<Leaf>, SystemTime)> {
+        self.endpoints.certificates()
+    }
+
     /// Most requests to a node at once.
     fn most(&self, own_path: bool) -> usize {
         let most = self.proxy.outbound.max_requests_per_node;
@@ -179,11 +192,13 @@ struct Unanswered {
     error: ProxyError,
     /// What proves that nothing of it was processed, if it was sent.
     reason: Option<RetryReason>,
+    /// Whether the node is to show its certificate anew.
+    renewed: bool,
 }
 
 impl From<ProxyError> for Unanswered {
     fn from(error: ProxyError) -> Self {
-        Self { error, reason: None }
+        Self { error, reason: None, renewed: false }
     }
 }
 
@@ -195,9 +210,10 @@ struct Message<'r> {
 }
 
 impl Upstream {
-    /// Without connections; they are made when requests need them.
-    pub fn new(nodes: Arc<Nodes>) -> Self {
-        let ways = Ways::new(nodes.credentials.clone(), nodes.roster.clone(), &nodes.proxy);
+    /// Without connections; they are made when requests need them, as the agent `presents` or else as this node. Nothing
+    /// of them is shared with other identities.
+    pub fn new(nodes: Arc<Nodes>, presents: Option<AgentName>) -> Self {
+        let ways = Ways::new(nodes.credentials.clone(), nodes.roster.clone(), &nodes.proxy, presents);
         Self { nodes, ways }
     }
 
@@ -222,22 +238,26 @@ impl Upstream {
         let message = Message { parts: &parts, source: &source, target: &target };
         let mut tried: SmallVec<[Arc<Endpoint>; 2]> = SmallVec::new();
         let mut last = None;
+        // Nodes whose certificates do not name the agent: for this request they do not host it.
+        let (mut uncertified, mut renewals): (SmallVec<[NodeName; 1]>, _) = (SmallVec::new(), 0);
         let failed = |error, tried: &[Arc<Endpoint>]| Failed {
             error,
             endpoint: tried.last().cloned(),
             attempts: tried.len() as u32,
         };
         loop {
-            let ways = self.ways_to(&target).map_err(|error| failed(error, &tried))?;
+            let mut ways = self.ways_to(&target).map_err(|error| failed(error, &tried))?;
+            if !uncertified.is_empty() {
+                ways.retain(|way| !uncertified.contains(&way.route.node));
+            }
             let picked = self.pick(&ways, &target, issued.as_ref(), &tried);
-            let Picked { way, others, at_home } = match (picked, last) {
-                (Some(picked), _) => picked,
-                (None, Some(error)) => return Err(failed(error, &tried)),
-                (None, None) => return Err(failed(self.nobody(&target, &ways), &tried)),
+            let Some(Picked { way, others, at_home }) = picked else {
+                let error = last.unwrap_or_else(|| self.nobody(&target, &ways, &uncertified));
+                return Err(failed(error, &tried));
             };
             tried.push(way.endpoint.clone());
             let outcome = self.attempt(way, &message, others).await;
-            let Unanswered { error, reason } = match outcome {
+            let Unanswered { error, reason, renewed } = match outcome {
                 Ok((response, connect, slot)) => {
                     self.remember(&target, &response, &way.route.node).await;
                     let (endpoint, attempts) = (way.endpoint.clone(), tried.len() as u32);
@@ -245,6 +265,15 @@ impl Upstream {
                 }
                 Err(unanswered) => unanswered,
             };
+            if let ProxyError::AgentNotCertified { .. } = &error {
+                // Nothing was sent, and no other attempt is lost by it.
+                tried.pop();
+                match renewed && renewals < MOST_RENEWALS {
+                    true => renewals += 1,
+                    false => uncertified.push(way.route.node.clone()),
+                }
+                continue;
+            }
             let elsewhere = ways.iter().any(|way| !way.is_among(&tried));
             let refusal = match again(&error) {
                 Again::Nowhere => return Err(failed(error, &tried)),
@@ -354,7 +383,12 @@ impl Upstream {
     }
 
     /// Why no node can be chosen: all that could be are full.
-    fn nobody(&self, target: &Target, ways: &[Way]) -> ProxyError {
+    fn nobody(&self, target: &Target, ways: &[Way], uncertified: &[NodeName]) -> ProxyError {
+        if let (Some(agent), [_, ..]) = (&target.certified, uncertified)
+            && ways.is_empty()
+        {
+            return not_certified(agent, uncertified);
+        }
         let most = self.nodes.most(target.own_path);
         match (ways.first(), &target.to) {
             (Some(way), _) => ProxyError::PeerBusy { node: way.route.node.clone(), most },
@@ -386,6 +420,9 @@ impl Upstream {
         let mut stale = 0;
         loop {
             let (connection, connect) = self.connect(way, message.target, others).await?;
+            if let Some(agent) = &message.target.certified {
+                self.check_certificate(way, agent, &connection)?;
+            }
             message.source.sent(true);
             let (error, untouched, link): (BoxError, _, _) = match connection {
                 Taken::Stream(sender, link, stream) => {
@@ -427,9 +464,28 @@ impl Upstream {
             }
             stale += 1;
             if !untouched || stale > STALE || link.refusal().is_some() {
-                return Err(explain(way, &*error, &link, untouched));
+                return Err(explain(way, &*error, &link, untouched, self.ways.presents()));
             }
         }
+    }
+
+    /// Lets a connection pass whose peer proved in its handshake that it may host `agent`. Fails closed.
+    fn check_certificate(
+        &self,
+        way: &Way,
+        agent: &AgentName,
+        connection: &Connection,
+    ) -> Result<(), Unanswered> {
+        let (Taken::Stream(_, link, _) | Taken::Other((_, link))) = connection;
+        if link.certifies(agent) {
+            return Ok(());
+        }
+        let renewed = link.age() >= CERTIFICATE_AGE;
+        if renewed {
+            self.ways.renew(way);
+        }
+        let error = not_certified(agent, std::slice::from_ref(&way.route.node));
+        Err(Unanswered { error, reason: None, renewed })
     }
 
     /// A connection to one node, and how long it took if none was there.
@@ -475,10 +531,18 @@ fn slow(way: &Way, patience: Duration) -> ProxyError {
 }
 
 /// What it means that a connection failed with a request on it. `untouched`: it had ended before.
-fn explain(way: &Way, error: &(dyn Error + 'static), link: &Link, untouched: bool) -> Unanswered {
+fn explain(
+    way: &Way,
+    error: &(dyn Error + 'static),
+    link: &Link,
+    untouched: bool,
+    presents: Option<&AgentName>,
+) -> Unanswered {
     let node = way.route.node.clone();
     if let Some(reason) = link.refusal() {
-        way.endpoint.unreachable("it refuses this node's certificate");
+        if presents.is_none() {
+            way.endpoint.unreachable("it refuses this node's certificate");
+        }
         return ProxyError::PeerRefusedUs { node, reason: reason.into() }.into();
     }
     if link.is_lost() {
@@ -487,7 +551,13 @@ fn explain(way: &Way, error: &(dyn Error + 'static), link: &Link, untouched: boo
     let unprocessed = if untouched { Some(RetryReason::StaleConnection) } else { retry::unprocessed(error) };
     let sent = unprocessed.map_or(Sent::Perhaps, |_| Sent::Nothing);
     let error = ProxyError::PeerFailed { node, reason: root_cause(error).to_string(), sent };
-    Unanswered { error, reason: unprocessed }
+    Unanswered { error, reason: unprocessed, renewed: false }
+}
+
+/// No node's certificate names the agent.
+fn not_certified(agent: &AgentName, nodes: &[NodeName]) -> ProxyError {
+    let nodes = nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+    ProxyError::AgentNotCertified { agent: agent.clone(), nodes }
 }
 
 /// For how long the peer keeps an http/1.1 connection that is not used, if it says so.

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use pingora_core::apps::ServerApp;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::drain::Drain;
 use crate::listener::Listener;
@@ -32,6 +33,11 @@ impl Worker {
     /// Will give what connects to `socket` to `app`, until `drain` begins.
     pub fn serve<A: ServerApp + Send + Sync + 'static>(&self, socket: Listener, app: A, drain: Drain) {
         self.runtime.spawn(socket.serve(app, drain));
+    }
+
+    /// Will run `task` beside them, until it is aborted.
+    pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.runtime.spawn(task).abort_handle()
     }
 
     /// Runs until `end`; what is in flight then is cut off.

@@ -62,6 +62,14 @@ impl Draft {
         self.file.sync_all()
     }
 
+    /// Gives the file to a user and a group.
+    ///
+    /// # Errors
+    /// This user may not.
+    pub fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()> {
+        fchown(&self.file, Some(uid), Some(gid))
+    }
+
     /// Gives the file the owner and group of the one that it replaces, as far as this user may: root the owner, others
     /// a group of their own. A key that was handed to another user stays readable for that user.
     pub fn keep_owner(&self) {

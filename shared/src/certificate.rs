@@ -3,6 +3,7 @@
 //! The checks use the verifiers that peers use, so what passes here passes there. Private keys are read by
 //! [`read_key`] alone; only `mesh-proxy` (and `meshctl`, which makes them) calls it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
@@ -23,10 +24,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 use crate::pem::{self, Mistake};
 use crate::revocation::{self, InForce, RevocationList};
-use crate::spiffe::SpiffeId;
+use crate::spiffe::{SpiffeError, SpiffeId};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,12 @@ pub enum LeafError {
     Der(String),
     #[error("its subject has no common name")]
     NoCommonName,
+    #[error("its subject has no common name, and its SPIFFE ID {0} is nobody's in proxy.tls.spiffe")]
+    UnknownSpiffeId(SpiffeId),
+    #[error("its subject has no common name, and {0} URIs in place of one; exactly one is allowed")]
+    SeveralUris(usize),
+    #[error("its subject has no common name, and its URI is no SPIFFE ID: {0}")]
+    NotSpiffe(SpiffeError),
     #[error("its subject has {0} common names; exactly one is allowed")]
     SeveralCommonNames(usize),
     #[error("its common name is no text")]
@@ -106,9 +113,9 @@ pub enum LeafError {
 /// What a leaf certificate says. Nothing here is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// The only common name, as it stands.
+    /// The only common name, as it stands; empty where a SPIFFE ID stands in for it ([`Leaf::parse_with`]).
     pub common_name: String,
-    /// Whom the common name names.
+    /// Whom the common name, or else the SPIFFE ID, names.
     pub identity: Identity,
     /// DNS subject alternative names.
     pub dns_names: Vec<String>,
@@ -128,18 +135,40 @@ impl Leaf {
     /// # Errors
     /// Anything but exactly one common name that names a node, an agent or a device.
     pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, LeafError> {
+        Self::parse_with(certificate, &BTreeMap::new())
+    }
+
+    /// Reads a certificate, which may have no common name where its only URI is one of `spiffe`: those of SPIFFE's own
+    /// authorities are made so.
+    ///
+    /// # Errors
+    /// As [`Leaf::parse`]. Fails closed: a common name is never passed over, and of several URIs none is chosen.
+    pub fn parse_with(
+        certificate: &CertificateDer<'_>,
+        spiffe: &BTreeMap<SpiffeId, Identity>,
+    ) -> Result<Self, LeafError> {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|error| LeafError::Der(error.to_string()))?;
         let names: Vec<_> = parsed.subject().iter_common_name().collect();
         let common_name = match names.as_slice() {
-            [one] => one.as_str().map_err(|_| LeafError::NotText)?.to_owned(),
-            [] => return Err(LeafError::NoCommonName),
+            [one] => Some(one.as_str().map_err(|_| LeafError::NotText)?.to_owned()),
+            [] => None,
             several => return Err(LeafError::SeveralCommonNames(several.len())),
         };
-        let identity = common_name.parse()?;
         let (mut dns_names, mut addresses, mut spiffe_ids) = (Vec::new(), Vec::new(), Vec::new());
         let alternative = parsed.subject_alternative_name().ok().flatten();
-        for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+        let alternative = || alternative.iter().flat_map(|extension| &extension.value.general_names);
+        let identity = match &common_name {
+            Some(common_name) => common_name.parse()?,
+            None => {
+                let uris = alternative().filter_map(|name| match name {
+                    GeneralName::URI(uri) => Some(*uri),
+                    _ => None,
+                });
+                by_spiffe_id(&uris.collect::<Vec<_>>(), spiffe)?
+            }
+        };
+        for name in alternative() {
             match name {
                 GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
@@ -149,7 +178,7 @@ impl Leaf {
         }
         let validity = parsed.validity();
         Ok(Self {
-            common_name,
+            common_name: common_name.unwrap_or_default(),
             identity,
             dns_names,
             addresses,
@@ -179,9 +208,35 @@ impl Leaf {
         })
     }
 
+    /// The agents that its SPIFFE IDs let this node host; none of anybody but a node.
+    pub fn agents(&self) -> Vec<AgentName> {
+        let mut agents = Vec::new();
+        for id in &self.spiffe_ids {
+            if let Some(Identity::Agent(agent, node)) = id.identity()
+                && self.identity == Identity::Node(node)
+                && !agents.contains(&agent)
+            {
+                agents.push(agent);
+            }
+        }
+        agents
+    }
+
     /// Whole days until the end of validity; negative once it has passed.
     pub fn days_left(&self, now: UnixTime) -> i64 {
         (self.not_after - now.as_secs() as i64).div_euclid(86_400)
+    }
+}
+
+/// Whom a certificate without a common name names by its URIs.
+fn by_spiffe_id(uris: &[&str], spiffe: &BTreeMap<SpiffeId, Identity>) -> Result<Identity, LeafError> {
+    match uris {
+        [] => Err(LeafError::NoCommonName),
+        [one] => {
+            let id: SpiffeId = one.parse().map_err(LeafError::NotSpiffe)?;
+            spiffe.get(&id).cloned().ok_or(LeafError::UnknownSpiffeId(id))
+        }
+        several => Err(LeafError::SeveralUris(several.len())),
     }
 }
 
@@ -203,15 +258,35 @@ pub struct Material {
     pub leaf: Leaf,
     /// The CA certificates that are trusted.
     pub bundle: Arc<TrustBundle>,
-    /// All revocation lists that are known; none where none are configured.
+    /// All revocation lists that are known.
     pub crls: Vec<RevocationList>,
+    /// What they mean for certificates about which they tell nothing.
+    pub coverage: Coverage,
+}
+
+/// What becomes of a certificate about which no revocation list tells anything now: none is of its CA, or that one has
+/// ended. What a list revokes is refused in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// It is refused: the operator named lists (`proxy.crl_path`) and keeps them current.
+    Required,
+    /// It is accepted: lists were found, or came from peers. A mesh must not end with a file that nobody thinks of.
+    Optional,
+}
+
+impl Coverage {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        if config.proxy.crl_path.is_some() { Self::Required } else { Self::Optional }
+    }
 }
 
 impl Material {
     /// Reads certificate, trust bundle and, where configured, revocation lists.
     ///
     /// # Errors
-    /// The first file that cannot be used. Fails closed: a revocation list that is configured must load.
+    /// The first file that cannot be used. Fails closed: a revocation list that is configured must load. Lists that are
+    /// found without being configured ([`revocation::beside`]) are not among them.
     pub fn load(config: &Config) -> Result<Self, MaterialError> {
         let tls = &config.mesh.tls;
         let (chain, leaf) = read_leaf(&tls.cert_path)?;
@@ -221,6 +296,7 @@ impl Material {
             leaf,
             bundle: Arc::new(TrustBundle::read(&tls.ca_path)?),
             crls: config.proxy.crl_path.as_deref().map(revocation::read).transpose()?.unwrap_or_default(),
+            coverage: Coverage::of(config),
         })
     }
 
@@ -237,17 +313,32 @@ impl Material {
         revocation::in_force(&self.crls, &self.bundle, now)
     }
 
-    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. A
-    /// list that has ended tells nothing any more, so then all whom it concerns are refused.
+    /// The revocation lists for verifiers. They check nothing where there is none, so where lists are required there must be one.
+    fn counting(&self, now: UnixTime) -> Result<Vec<CertificateRevocationListDer<'static>>, MaterialError> {
+        let lists = self.revocations(now).as_der();
+        match self.coverage == Coverage::Required && lists.is_empty() {
+            true => {
+                let reason = "no revocation list counts now (proxy.crl_path): its CA did not sign it, or it is from the future";
+                Err(self.untrusted(reason.into()))
+            }
+            false => Ok(lists),
+        }
+    }
+
+    /// What judges clients at `now` and until [`Material::next_change`], by the trust bundle and the revocation lists. Where
+    /// they must cover everybody, a list that has ended tells nothing any more, so then all whom it concerns are refused.
     ///
     /// # Errors
     /// A bundle or list that is not understood, or a bundle of which nothing is valid. Fails closed.
     pub fn client_verifier(&self, now: UnixTime) -> Result<Arc<dyn ClientCertVerifier>, MaterialError> {
-        WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
-            .with_crls(self.revocations(now).as_der())
-            .enforce_revocation_expiration()
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+                .with_crls(self.counting(now)?);
+        let verifier = match self.coverage {
+            Coverage::Required => verifier.enforce_revocation_expiration(),
+            Coverage::Optional => verifier.allow_unknown_revocation_status(),
+        };
+        verifier.build().map_err(|error| self.untrusted(error.to_string()))
     }
 
     /// What judges servers, as [`Material::client_verifier`] does clients.
@@ -255,11 +346,14 @@ impl Material {
     /// # Errors
     /// As there.
     pub fn server_verifier(&self, now: UnixTime) -> Result<Arc<WebPkiServerVerifier>, MaterialError> {
-        WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
-            .with_crls(self.revocations(now).as_der())
-            .enforce_revocation_expiration()
-            .build()
-            .map_err(|error| self.untrusted(error.to_string()))
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(self.bundle.valid_at(now)?.into(), provider())
+                .with_crls(self.counting(now)?);
+        let verifier = match self.coverage {
+            Coverage::Required => verifier.enforce_revocation_expiration(),
+            Coverage::Optional => verifier.allow_unknown_revocation_status(),
+        };
+        verifier.build().map_err(|error| self.untrusted(error.to_string()))
     }
 
     /// When, after `now`, other CA certificates or other revocation lists count, epoch seconds.
@@ -304,6 +398,29 @@ impl Material {
             }),
             Err(error) => Err(self.untrusted(describe(&error, Role::Server))),
         }
+    }
+
+    /// The same trust and lists for another certificate of this node.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file, none in it, or one that names nobody in the mesh.
+    pub fn with_certificate(&self, path: &Path) -> Result<Self, MaterialError> {
+        let (chain, leaf) = read_leaf(path)?;
+        Ok(Self { cert_path: path.into(), chain, leaf, ..self.clone() })
+    }
+
+    /// The same for one that was read before; `path` is for messages.
+    ///
+    /// # Errors
+    /// None in it, or one that names nobody in the mesh.
+    pub fn with_chain(
+        &self,
+        path: PathBuf,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, MaterialError> {
+        let leaf = chain.first().ok_or_else(|| LeafError::Der("there is none".into())).and_then(Leaf::parse);
+        let leaf = leaf.map_err(|source| MaterialError::Parse { path: path.clone(), source })?;
+        Ok(Self { cert_path: path, chain, leaf, ..self.clone() })
     }
 
     fn untrusted(&self, reason: String) -> MaterialError {
@@ -429,23 +546,29 @@ pub struct Located {
 /// An unreadable or malformed file, or none in it.
 pub fn read_located(what: &'static str, path: &Path) -> Result<Vec<Located>, MaterialError> {
     let text = read(what, path)?;
-    let located = || {
-        let mut located = Vec::new();
-        for block in pem::blocks(&text)? {
-            if block.is_certificate()? {
-                let der = CertificateDer::from(block.der()?.to_vec());
-                located.push(Located { der, line: block.line, pem: block.text().to_string() });
-            }
-        }
-        Ok(located)
-    };
-    let located = located().map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
+    let located =
+        located(&text).map_err(|mistake| MaterialError::Pem { what, path: path.into(), mistake })?;
     match located.is_empty() {
         true => {
             Err(MaterialError::Empty { what, path: path.into(), expected: "-----BEGIN CERTIFICATE-----" })
         }
         false => Ok(located),
     }
+}
+
+/// The certificates of a PEM text.
+///
+/// # Errors
+/// The first block that cannot be read.
+pub fn located(text: &str) -> Result<Vec<Located>, Mistake> {
+    let mut located = Vec::new();
+    for block in pem::blocks(text)? {
+        if block.is_certificate()? {
+            let der = CertificateDer::from(block.der()?.to_vec());
+            located.push(Located { der, line: block.line, pem: block.text().to_string() });
+        }
+    }
+    Ok(located)
 }
 
 /// Reads a certificate with its chain, and what the leaf, which is the first, says.
@@ -476,6 +599,8 @@ pub struct Anchor {
     pub subject: Vec<u8>,
     /// Its SubjectPublicKeyInfo as DER.
     pub public_key: Vec<u8>,
+    /// Whether it may sign revocation lists (RFC 5280, section 4.2.1.3).
+    pub may_sign_lists: bool,
     /// Start of validity, epoch seconds.
     pub not_before: i64,
     /// End of validity, epoch seconds; it is valid in that second.
@@ -518,6 +643,9 @@ impl TrustBundle {
                 name,
                 subject: parsed.subject().as_raw().to_vec(),
                 public_key: parsed.public_key().raw.to_vec(),
+                may_sign_lists: parsed
+                    .key_usage()
+                    .is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign())),
                 not_before: parsed.validity().not_before.timestamp(),
                 not_after: parsed.validity().not_after.timestamp(),
             })
@@ -614,11 +742,28 @@ pub fn read_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Materi
     }))
 }
 
-/// Joins a certificate's chain with its private key; both files are named in messages.
+/// Where the next key waits while its certificate is put in place of the old one: two files cannot be replaced at once.
+pub fn fresh_key(key: &Path) -> PathBuf {
+    let mut fresh = key.as_os_str().to_owned();
+    fresh.push(".new");
+    fresh.into()
+}
+
+/// Joins a certificate's chain with its private key; both files are named in messages. While the two are replaced, or where that
+/// was interrupted, the key is the one that [waits](fresh_key) beside it.
 ///
 /// # Errors
 /// A key that cannot be read or used, or of another certificate.
 pub fn join_key(
+    chain: &[CertificateDer<'static>],
+    certificate: &Path,
+    key: &Path,
+) -> Result<CertifiedKey, MaterialError> {
+    join_one(chain, certificate, key)
+        .or_else(|error| join_one(chain, certificate, &fresh_key(key)).map_err(|_| error))
+}
+
+fn join_one(
     chain: &[CertificateDer<'static>],
     certificate: &Path,
     key: &Path,
@@ -722,5 +867,34 @@ mod tests {
         assert_eq!(Leaf::parse(&leaf_with(&[])), Err(LeafError::NoCommonName));
         assert!(matches!(Leaf::parse(&leaf_with(&["a b"])), Err(LeafError::Identity(_))));
         assert!(matches!(Leaf::parse(&CertificateDer::from(vec![1, 2])), Err(LeafError::Der(_))));
+    }
+
+    #[test]
+    fn a_spiffe_id_stands_in_for_a_common_name_only_where_it_is_mapped_and_alone() {
+        let web = "spiffe://example.org/ns/default/sa/web";
+        let known = BTreeMap::from([(web.parse().unwrap(), "ct115".parse().unwrap())]);
+        let parse = |cn: Option<&str>, uris: &[&str]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            if let Some(cn) = cn {
+                params.distinguished_name.push(DnType::CommonName, cn);
+            }
+            let uris = uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap()));
+            params.subject_alt_names = uris.collect();
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            Leaf::parse_with(certificate.der(), &known).map(|leaf| leaf.identity.to_string())
+        };
+        assert_eq!(parse(None, &[web]).as_deref(), Ok("ct115"));
+        assert_eq!(parse(Some("ct110"), &[web]).as_deref(), Ok("ct110"), "the common name counts");
+        assert_eq!(parse(None, &[]), Err(LeafError::NoCommonName));
+        assert_eq!(parse(None, &[web, web]), Err(LeafError::SeveralUris(2)));
+        assert_eq!(parse(None, &[web, "https://example.org/"]), Err(LeafError::SeveralUris(2)));
+        let other = "spiffe://example.org/ns/default/sa/other";
+        assert_eq!(parse(None, &[other]), Err(LeafError::UnknownSpiffeId(other.parse().unwrap())));
+        for odd in ["https://example.org/", "spiffe://example.org/ns/default/sa/%77eb"] {
+            assert!(matches!(parse(None, &[odd]), Err(LeafError::NotSpiffe(_))), "{odd}");
+        }
+        // The mesh's own shape proves nothing without a mapping.
+        assert!(parse(None, &["spiffe://mesh/node/ct110"]).is_err());
     }
 }

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use crate::address::LocalAddr;
 
-pub use mesh::{Discovery, Mesh, Seed, StaticPeer, TlsFiles};
+pub use mesh::{Discovery, Hosting, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
-    AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget, Origin, Outbound,
-    OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
+    AgentIdentity, AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget, LocalUser,
+    Origin, Outbound, OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
 };
 pub use registryd::{Dns, Registryd};
 pub use store::{Endpoint, Etcd, Store, StoreKind};

@@ -11,6 +11,7 @@ pub mod check;
 pub mod config;
 pub mod confinement;
 pub mod daemon;
+pub mod enrolment;
 pub mod event;
 pub mod hosts_file;
 pub mod identity;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::name::NodeName;
+use crate::name::{AgentName, NodeName};
 use crate::registry::{Node, Status};
 
 /// Stream of [`RosterUpdate`]s, one JSON document a line.
@@ -33,10 +33,14 @@ pub const MESH: &str = "/api/mesh";
 pub const JOIN: &str = "/api/mesh/join";
 /// This node's agents.
 pub const AGENTS: &str = "/api/agents";
+/// The newest revocation lists of a sidecar, for peers and from them.
+pub const CRL: &str = "/api/mesh/crl";
 /// All nodes, for agents and people.
 pub const NODES: &str = "/mesh/nodes";
 /// All agents with the nodes that host them.
 pub const ROSTER_AGENTS: &str = "/mesh/agents";
+/// What the sidecar saw of the nodes' certificates; answered by the sidecar on its outbound side, [`SeenCertificates`].
+pub const CERTIFICATES: &str = "/mesh/certificates";
 /// Takes a node out of the registry; body: [`Forget`].
 pub const FORGET: &str = "/v1/forget";
 /// Changes as server-sent events.
@@ -119,6 +123,9 @@ pub struct SidecarReport {
     pub agents_down: Vec<String>,
     /// When the node's certificate ends, epoch seconds.
     pub certificate_not_after: i64,
+    /// Whether the sidecar has it renewed in time, and itself tells of a renewal that is late.
+    #[serde(default)]
+    pub renews: bool,
     /// The sidecar's process id, as its own namespace counts; `None`: an older sidecar, which does not say.
     #[serde(default)]
     pub pid: Option<u32>,
@@ -234,6 +241,30 @@ pub struct AgentNode {
     pub status: Status,
     /// Whether it is this host.
     pub local: bool,
+}
+
+/// What a sidecar saw of the nodes' certificates.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SeenCertificates {
+    /// Whether it sends an agent's requests only to nodes whose certificates name the agent (`mesh.agents`).
+    pub certified: bool,
+    /// The nodes with which it has completed a handshake, by name.
+    pub nodes: Vec<SeenCertificate>,
+}
+
+/// What a node's certificate said at the last handshake.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SeenCertificate {
+    /// The node.
+    pub node: NodeName,
+    /// The agents that it may host.
+    pub agents: Vec<AgentName>,
+    /// When that was, epoch seconds.
+    pub seen_at: u64,
+    /// When the certificate ends, epoch seconds.
+    pub not_after: i64,
 }
 
 /// One of this node's agents, as in `GET /api/agents`.

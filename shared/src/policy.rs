@@ -12,6 +12,7 @@ use std::str::FromStr;
 pub use path::PathPattern;
 
 use crate::config::Config;
+use crate::enrolment;
 use crate::identity::{Identity, IdentityError};
 use crate::local_api;
 use crate::name::AgentName;
@@ -40,6 +41,8 @@ pub enum Mode {
 pub struct Rule {
     /// The other side: whoever calls (inbound), or the node that is called (outbound).
     pub peer: Option<PeerPattern>,
+    /// Outbound: the agent of this node that calls.
+    pub caller: Option<AgentName>,
     /// The agent that is called.
     pub agent: Option<AgentName>,
     /// The method, in capitals. GET is HEAD too.
@@ -148,6 +151,7 @@ impl fmt::Display for Rule {
         f.write_str("{")?;
         let parts = [
             ("peer", self.peer.as_ref().map(ToString::to_string)),
+            ("as_agent", self.caller.as_ref().map(ToString::to_string)),
             ("agent", self.agent.as_ref().map(ToString::to_string)),
             ("method", self.method.clone()),
             ("path", self.path.as_ref().map(ToString::to_string)),
@@ -164,6 +168,8 @@ impl fmt::Display for Rule {
 pub struct Asked<'a> {
     /// The other side; `None`: not known yet.
     pub peer: Option<&'a Identity>,
+    /// Outbound: the agent of this node that calls, as whose listener says; `None`: no agent's, which is known.
+    pub caller: Option<&'a AgentName>,
     /// The agent that is called; `None`: the request does not say, or not in a way that everybody follows.
     pub agent: Option<&'a AgentName>,
     /// The method.
@@ -260,6 +266,7 @@ impl Rule {
             (Some(_), None) => unknown,
             (Some(pattern), Some(peer)) => pattern.covers(peer),
         };
+        let caller = self.caller.is_none() || self.caller.as_ref() == asked.caller;
         let agent = match (&self.agent, asked.agent) {
             (None, _) => true,
             (Some(_), None) => unknown,
@@ -275,14 +282,22 @@ impl Rule {
             Some(pattern) => pattern.covers(reading),
             None => !asked.of_mesh,
         };
-        peer && agent && method && path
+        peer && caller && agent && method && path
     }
 }
 
 /// Whether the mesh itself answers this path, as far as it is not one that rules refuse anyway.
 pub fn is_of_mesh(path: &str) -> bool {
     const PING: &str = "/api/mesh/ping";
-    let known = [PING, local_api::MESH, local_api::JOIN, local_api::AGENTS];
+    let known = [
+        PING,
+        local_api::CRL,
+        enrolment::RENEW_PATH,
+        enrolment::BUNDLE_PATH,
+        local_api::MESH,
+        local_api::JOIN,
+        local_api::AGENTS,
+    ];
     path::readings(path).is_ok_and(|readings| {
         readings.iter().any(|reading| known.contains(&format!("/{}", reading.join("/")).as_str()))
     })

@@ -3,9 +3,11 @@
 //! Of all lists of one issuer only the newest counts, wherever it comes from and in whatever order they stand: an older
 //! one would take revocations back. A list from the future does not count before its time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rustls::RootCertStore;
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
@@ -13,6 +15,8 @@ use crate::certificate::{self, MaterialError, TrustBundle};
 use crate::pem::{self, Block, Mistake};
 
 const WHAT: &str = "revocation list";
+/// How the file is called where `meshctl ca` or RivetOS keeps it.
+const FILE: &str = "crl.pem";
 
 /// A revocation list and what it says. Its signature is checked where it is used, in the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,22 @@ impl RevocationList {
         verify().is_some()
     }
 
+    /// Whether a CA of the bundle signed it that may sign lists. Fails closed: what cannot be read was not.
+    pub fn is_signed_by(&self, bundle: &TrustBundle) -> bool {
+        let mut issuers = bundle.anchors().iter().filter(|anchor| anchor.subject == self.issuer);
+        issuers.any(|anchor| anchor.may_sign_lists && self.is_signed_with(&anchor.public_key))
+    }
+
+    /// Whether verifiers can judge by it: they refuse forms that they do not know, such as a list of differences.
+    pub fn is_understood(&self, bundle: &TrustBundle) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(bundle.anchors().iter().map(|anchor| anchor.der.clone()));
+        WebPkiClientVerifier::builder_with_provider(roots.into(), certificate::provider())
+            .with_crls([self.der.clone()])
+            .build()
+            .is_ok()
+    }
+
     /// Whether one of the two is to replace the other one.
     pub fn is_about_the_same_as(&self, other: &Self) -> bool {
         (&self.issuer, &self.scope) == (&other.issuer, &other.scope)
@@ -129,6 +149,12 @@ pub fn read(path: &Path) -> Result<Vec<RevocationList>, MaterialError> {
     }
 }
 
+/// Where revocation lists lie that no configuration names: beside the trust bundle or, as RivetOS has them, one folder up.
+pub fn beside(ca_path: &Path) -> [PathBuf; 2] {
+    let folder = ca_path.parent().unwrap_or(Path::new(""));
+    [folder.join(FILE), folder.join("..").join(FILE)]
+}
+
 /// The revocation lists of a PEM text.
 ///
 /// # Errors
@@ -145,7 +171,7 @@ pub struct InForce {
     pub lists: Vec<RevocationList>,
     /// Lists that say they were made in the future.
     pub coming: Vec<RevocationList>,
-    /// Lists in the name of a trusted CA that this CA did not sign.
+    /// Lists in the name of a trusted CA that this CA did not sign, or that it may not sign.
     pub forged: Vec<RevocationList>,
 }
 
@@ -155,8 +181,8 @@ pub fn in_force(lists: &[RevocationList], bundle: &TrustBundle, now: UnixTime) -
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let mut found = InForce::default();
     for list in lists {
-        let mut issuers = bundle.anchors().iter().filter(|anchor| anchor.subject == list.issuer).peekable();
-        if issuers.peek().is_some() && !issuers.any(|anchor| list.is_signed_with(&anchor.public_key)) {
+        let in_bundle = bundle.anchors().iter().any(|anchor| anchor.subject == list.issuer);
+        if in_bundle && !list.is_signed_by(bundle) {
             found.forged.push(list.clone());
         } else if list.this_update > now {
             found.coming.push(list.clone());
@@ -172,6 +198,11 @@ pub fn in_force(lists: &[RevocationList], bundle: &TrustBundle, now: UnixTime) -
 }
 
 impl InForce {
+    /// All that may count, now or later.
+    pub fn known(self) -> Vec<RevocationList> {
+        self.lists.into_iter().chain(self.coming).collect()
+    }
+
     /// The lists as verifiers take them.
     pub fn as_der(&self) -> Vec<CertificateRevocationListDer<'static>> {
         self.lists.iter().map(|list| list.der.clone()).collect()

@@ -7,6 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
 
@@ -18,7 +20,8 @@ const LONGEST: usize = 2048;
 /// A valid trust domain, such as `mesh` or `example.org`: 1 to 255 lower-case letters, digits, '.', '-' and '_'.
 ///
 /// Cloning is cheap (a reference count).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
@@ -65,8 +68,22 @@ impl FromStr for TrustDomain {
     }
 }
 
+impl TryFrom<String> for TrustDomain {
+    type Error = SpiffeError;
+
+    fn try_from(text: String) -> Result<Self, SpiffeError> {
+        text.parse()
+    }
+}
+
+impl From<TrustDomain> for String {
+    fn from(domain: TrustDomain) -> Self {
+        domain.as_str().into()
+    }
+}
+
 /// A SPIFFE ID: who, in which trust domain. Equal IDs are equal bytes, as the standard compares them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     /// Who answers for the name.
     pub trust_domain: TrustDomain,

@@ -90,7 +90,7 @@ async fn run(config: Arc<Config>, others: &[Node], seconds: f64) -> Cost {
     let folder = config.proxy.state_dir.clone();
     let roster = RosterStore::open(&folder, state.local().clone(), ([127, 0, 0, 1], 3000).into());
     let roster = Arc::new(roster);
-    tokio::spawn(sync::follow(link, roster.clone()));
+    tokio::spawn(sync::follow(link, roster.clone(), None));
     let last = others.last().and_then(Node::node_name).unwrap();
     while roster.node(&last).is_err() {
         sleep(Duration::from_millis(10)).await;

@@ -19,14 +19,14 @@ use tokio::task::spawn_blocking;
 pub fn ca(folder: &Path, arguments: &[&str]) -> Command {
     let mut meshctl = command("meshctl");
     meshctl.arg("ca").args(arguments).arg("--dir").arg(folder.join("rivet-ca"));
-    if matches!(arguments[0], "init" | "renew-intermediate") {
+    if matches!(arguments[0], "init" | "renew-intermediate" | "renew-root") {
         meshctl.arg("--root-dir").arg(folder.join("root"));
     }
     meshctl
 }
 
 /// What a command says that fails with exit code 1.
-fn refused(command: &mut Command) -> String {
+pub fn refused(command: &mut Command) -> String {
     let output = run(command);
     assert_eq!(output.status.code(), Some(1), "{command:?}: {}", text(&output.stdout));
     text(&output.stderr)

@@ -212,6 +212,11 @@ fn what_either_revokes_stays_revoked() {
     let (before, number) = revoked(&folder);
     assert_eq!(before.len(), 1);
     succeed(&mut ca(at, &["renew", "ct111"]));
+    // openssl's books know it as valid, as those that openssl issued.
+    let books = fs::read_to_string(folder.join("intermediate/index.txt")).unwrap();
+    let serial = openssl(&folder, &["x509", "-in", "issued/ct111.crt", "-noout", "-serial"]);
+    let serial = serial.trim().trim_start_matches("serial=").to_owned();
+    assert!(books.lines().any(|line| line.starts_with("V\t") && line.contains(&serial)), "{serial}: {books}");
     let told = succeed(&mut ca(at, &["revoke", "ct111"]));
     // Both certificates of it, and the agent that lives there is named.
     assert!(told.contains("meshctl ca revoke opus@ct111"), "{told}");

@@ -279,7 +279,7 @@ fn goes_where_it_says(request: &Parts, left: &Parts, destination: &Destination, 
     match destination {
         Destination::Node(node) => assert!(is_node_name(node), "{node}"),
         Destination::Agent(agent) => assert!(is_agent_name(agent), "{agent}"),
-        Destination::Registry => {}
+        Destination::Registry | Destination::Certificates => {}
     }
 
     let target = request.uri.host().map(str::to_owned);

@@ -11,6 +11,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use mesh_shared::local_api::CRL;
 use mesh_shared::message::{MessageRequest, MessageResponse};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,12 +63,14 @@ impl Recorded {
 /// - `/trailers`: the body back, with `grpc-status: 0` and `x-mesh-error: forged` behind it
 /// - `/session/<id>`: 200 with that `mcp-session-id`
 /// - an `Upgrade` request elsewhere: 101, then every byte in upper case
+/// - `/api/mesh/crl`: 404, as nodes without a sidecar do; these requests of sidecars themselves are counted by themselves
 /// - anything else: 200 with `method target`
 pub struct Example {
     name: String,
     requests: Mutex<Vec<Recorded>>,
     trailers: Mutex<Vec<HeaderMap>>,
     connections: AtomicUsize,
+    asked_for_lists: AtomicUsize,
     streams: Handed<BodySender>,
     uploads: Handed<Option<Bytes>>,
     gone: Handed<()>,
@@ -102,6 +105,7 @@ impl Example {
             requests: Mutex::default(),
             trailers: Mutex::default(),
             connections: AtomicUsize::new(0),
+            asked_for_lists: AtomicUsize::new(0),
             streams: Handed::new(),
             uploads: Handed::new(),
             gone: Handed::new(),
@@ -128,6 +132,11 @@ impl Example {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// How often a sidecar asked for revocation lists, or sent some.
+    pub fn asked_for_lists(&self) -> usize {
+        self.asked_for_lists.load(Ordering::SeqCst)
+    }
+
     /// The body of the next answer to `/stream`.
     pub async fn stream(&self) -> BodySender {
         self.streams.take("a request for /stream").await
@@ -151,6 +160,10 @@ impl Example {
     /// Answers a request.
     pub async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
         let target = request.uri().path_and_query().map_or("/".into(), ToString::to_string);
+        if target == CRL {
+            self.asked_for_lists.fetch_add(1, Ordering::SeqCst);
+            return Ok(Response::builder().status(404).body(web::empty())?);
+        }
         self.requests.lock().unwrap().push(Recorded {
             method: request.method().clone(),
             target: target.clone(),

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -32,6 +32,8 @@ pub struct Spec {
     pub dns: Vec<String>,
     /// Address alternative names.
     pub ips: Vec<IpAddr>,
+    /// URI alternative names.
+    pub uris: Vec<String>,
     /// First year of validity.
     pub from: i32,
     /// Year in which it ends.
@@ -49,6 +51,7 @@ impl Spec {
             cn: Some(node.into()),
             dns: vec![format!("{node}.mesh")],
             ips: Vec::new(),
+            uris: Vec::new(),
             from: 2024,
             until: 2090,
             client: true,
@@ -127,9 +130,35 @@ impl Ca {
         self.sign(params(spec))
     }
 
+    /// Issues a good leaf for an agent of a node.
+    pub fn agent(&self, agent: &str, node: &str) -> Issued {
+        self.issue(&Spec {
+            cn: Some(format!("{agent}@{node}")),
+            dns: Vec::new(),
+            uris: vec![format!("spiffe://mesh/agent/{agent}@{node}")],
+            server: false,
+            ..Spec::node(node)
+        })
+    }
+
+    /// Issues a good leaf for a node that may host these agents.
+    pub fn hosting(&self, node: &str, agents: &[&str]) -> Issued {
+        let agents = agents.iter().map(|agent| format!("spiffe://mesh/agent/{agent}@{node}"));
+        let own = format!("spiffe://mesh/node/{node}");
+        self.issue(&Spec { uris: [own].into_iter().chain(agents).collect(), ..Spec::node(node) })
+    }
+
     /// Issues a good leaf for a node that ends so long from now.
     pub fn ending(&self, node: &str, life: Duration) -> Issued {
         let mut params = params(&Spec::node(node));
+        params.not_after = (SystemTime::now() + life).into();
+        self.sign(params)
+    }
+
+    /// Issues a good leaf for a node that was made so long ago and ends so long from now.
+    pub fn made(&self, node: &str, ago: Duration, life: Duration) -> Issued {
+        let mut params = params(&Spec::node(node));
+        params.not_before = (SystemTime::now() - ago).into();
         params.not_after = (SystemTime::now() + life).into();
         self.sign(params)
     }
@@ -154,6 +183,18 @@ impl Ca {
             key_pem: key.serialize_pem(),
             serial,
         }
+    }
+
+    /// Issues a good leaf for the node that a signing request (PEM) names, and the key that it is for; gives leaf and
+    /// intermediate.
+    pub fn sign_request(&self, csr_pem: &str, life: Duration) -> String {
+        let asked = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        let cn = asked.params.distinguished_name.get(&DnType::CommonName).cloned().unwrap();
+        let DnValue::Utf8String(cn) = cn else { panic!("{cn:?}") };
+        let mut params = params(&Spec::node(&cn));
+        params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+        params.not_after = (SystemTime::now() + life).into();
+        params.signed_by(&asked.public_key, &self.issuer).unwrap().pem() + &self.intermediate_pem
     }
 
     /// Issues a good leaf for a node.
@@ -247,6 +288,9 @@ pub fn params(spec: &Spec) -> CertificateParams {
     params.subject_alt_names =
         spec.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().unwrap())).collect();
     params.subject_alt_names.extend(spec.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params
+        .subject_alt_names
+        .extend(spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap())));
     params.not_before = date_time_ymd(spec.from, 1, 1);
     params.not_after = date_time_ymd(spec.until, 1, 1);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -8,6 +8,7 @@
 //! - [`by_hand`]: a peer whose every frame a test writes
 //! - [`ca`]: certificates, good and bad
 //! - [`chaos`]: many registryds on one file, killed at random
+//! - [`fake_ca`]: the CA's process behind its socket
 //! - [`failover`]: an agent on several nodes of which some cannot be reached
 //! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
 //! - [`tls`]: clients and servers that play the other sidecar
@@ -28,6 +29,7 @@ pub mod chaos;
 pub mod dns;
 pub mod etcd;
 pub mod failover;
+pub mod fake_ca;
 pub mod frames;
 pub mod loopback;
 pub mod mesh;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::Method;
@@ -29,7 +30,7 @@ const DNS_PORT: u16 = 5354;
 /// One CA, one shared folder, one resolver, any number of nodes.
 pub struct Mesh {
     /// Who vouches for the nodes.
-    pub ca: Ca,
+    pub ca: Arc<Ca>,
     /// What `.mesh` names resolve to; empty, so that the registry's hosts count.
     pub dns: Dns,
     folder: TempDir,
@@ -40,7 +41,7 @@ impl Mesh {
     /// An empty mesh.
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("mesh-test-").tempdir().unwrap();
-        let ca = Ca::new();
+        let ca = Arc::new(Ca::new());
         ca.write(&folder.path().join("ca"));
         fs::create_dir(folder.path().join("shared")).unwrap();
         let dns_address = Loopback::take();

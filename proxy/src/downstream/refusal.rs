@@ -226,7 +226,8 @@ mod tests {
 
     fn refusing() -> (DuplexStream, Refusing<DuplexStream>, Arc<Connection>) {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let connection = Arc::new(Connection::new(Caller::Program(None), Drain::new(Duration::ZERO)));
+        let connection =
+            Arc::new(Connection::new(Caller::Program(Default::default()), Drain::new(Duration::ZERO)));
         let refusing = Refusing::new(far, connection.clone());
         (near, refusing, connection)
     }

@@ -227,7 +227,8 @@ mod tests {
     /// What becomes of a connection on which these bytes come one by one, and then nothing until it is closed.
     async fn outcome(begun: bool, http2: bool, dribble: &'static [u8]) -> Option<Cut> {
         let (mut near, far) = tokio::io::duplex(1 << 16);
-        let connection = Arc::new(Connection::new(Caller::Program(None), Drain::new(Duration::ZERO)));
+        let connection =
+            Arc::new(Connection::new(Caller::Program(Default::default()), Drain::new(Duration::ZERO)));
         if begun {
             connection.begins();
         }
@@ -271,7 +272,8 @@ mod tests {
     #[test]
     fn cancels_without_end_are_cut_and_a_burst_is_not() {
         let reset = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
-        let connection = Arc::new(Connection::new(Caller::Program(None), Drain::new(Duration::ZERO)));
+        let connection =
+            Arc::new(Connection::new(Caller::Program(Default::default()), Drain::new(Duration::ZERO)));
         let watched = Watched::new(tokio::io::empty(), connection, LIMIT);
         let mut http2 = watched.http2(LIMIT).0.frames.unwrap();
         http2.came(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();

@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
 use crate::error::{BoxError, root_cause};
 use crate::http::headers;
-use crate::http::incoming::Incoming;
+use crate::http::incoming::{self, Incoming};
 use crate::http::interim::{Gate, Interim, UNASKED};
 use crate::http::pace::{Allowance, Pace};
 
@@ -192,6 +192,20 @@ impl RequestBody {
         let gate = (version < Version::HTTP_2 && traffic.interim.expects())
             .then(|| Gate::new(traffic.interim.clone()));
         Self { inner: Some(inner), drains, drain_bytes, left_bytes, gate, pace: None, tap: None, traffic }
+    }
+
+    /// The body of a request that this sidecar itself makes.
+    pub fn own(bytes: Bytes) -> Self {
+        Self {
+            inner: Some(incoming::given(bytes)),
+            drains: None,
+            drain_bytes: 0,
+            left_bytes: None,
+            gate: None,
+            pace: None,
+            tap: None,
+            traffic: Arc::default(),
+        }
     }
 
     /// Gives up where it keeps its reader waiting for longer than `allowance`, as long as the answer has not begun.

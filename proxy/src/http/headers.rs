@@ -9,7 +9,7 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Uri};
 use http_body::Body;
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::{AgentName, Identity, NodeName};
 
 use crate::tls::verify::PeerIdentity;
 
@@ -27,6 +27,8 @@ pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-pro
 pub const MESH_AGENT: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_AGENT);
 /// The code of an error that a sidecar or registryd made.
 pub const MESH_ERROR: HeaderName = HeaderName::from_static(mesh_shared::local_api::MESH_ERROR);
+/// The agent that calls: proved where `x-mesh-peer-cn` names it as well, else as the calling node says.
+pub const MESH_FROM_AGENT: HeaderName = HeaderName::from_static("x-mesh-from-agent");
 /// Which node an answer comes from.
 pub const MESH_SERVED_BY: HeaderName = HeaderName::from_static("x-mesh-served-by");
 /// The session whose requests go to one node.
@@ -135,13 +137,14 @@ fn may_say(writer: Writer, name: &[u8]) -> bool {
         // The node was read by then.
         Writer::Caller => &[
             b"x-mesh-peer-cn",
+            b"x-mesh-from-agent",
             b"x-mesh-node",
             b"x-mesh-scheme",
             b"x-mesh-error",
             b"x-mesh-retryable",
             b"x-mesh-served-by",
         ],
-        Writer::Sidecar => &[b"x-mesh-peer-cn", b"x-mesh-served-by"],
+        Writer::Sidecar => &[b"x-mesh-peer-cn", b"x-mesh-from-agent", b"x-mesh-served-by"],
         Writer::Agent => return false,
     };
     name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-') && !reserved.contains(&name)
@@ -184,6 +187,7 @@ pub fn set_way(headers: &mut HeaderMap, prefix: Option<HeaderValue>) {
 /// mesh's port, at which the agent's callers do not find it.
 pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
     let prefix = headers.remove(FORWARDED_PREFIX).filter(is_prefix);
+    let agent = calling_agent(headers, peer);
     // A program that called its own sidecar spoke plain HTTP, and that is how links of the agent must lead back.
     let plain = prefix.is_some() || headers.get(MESH_SCHEME).is_some_and(|scheme| scheme == "http");
     let scheme = if plain { "http" } else { "https" };
@@ -191,6 +195,9 @@ pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
     let host = headers.get(HOST).map(without_mesh_port);
     let address = peer.address_header();
     headers.insert(PEER_CN, peer.cn_header());
+    if let Some(agent) = agent {
+        headers.insert(MESH_FROM_AGENT, agent);
+    }
     headers.insert(CLIENT_CERTIFICATE, peer.certificate_header());
     let named = host.as_ref().map(HeaderValue::as_bytes);
     if let Some(forwarded) = forwarded(address.as_bytes(), named, scheme) {
@@ -204,6 +211,20 @@ pub fn set_identity(headers: &mut HeaderMap, peer: &PeerIdentity) {
     if let Some(host) = host {
         headers.insert(HOST, host.clone());
         headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+/// The agent that calls: as the certificate says, or as a node says of the agents on it.
+fn calling_agent(headers: &HeaderMap, peer: &PeerIdentity) -> Option<HeaderValue> {
+    match peer.identity() {
+        Identity::Agent(..) => peer.agent_header(),
+        Identity::Device(_) => None,
+        Identity::Node(_) => {
+            let mut said = headers.get_all(MESH_FROM_AGENT).iter();
+            let first = said.next()?;
+            let is_name = first.to_str().is_ok_and(AgentName::is_valid);
+            (is_name && said.next().is_none()).then(|| first.clone())
+        }
     }
 }
 
@@ -395,6 +416,8 @@ mod tests {
             ("x.mesh.error", "o"),
             ("x_mesh_session", "p"),
             ("x-mesh-served-by", "q"),
+            ("x-mesh-from-agent", "r"),
+            ("x_mesh-from_agent", "s"),
         ];
         let kept = [
             ("x-real-ipv6", "kept"),

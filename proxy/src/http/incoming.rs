@@ -19,6 +19,8 @@ pub type Incoming = Either<hyper::body::Incoming, Received>;
 pub struct Received {
     /// `None`: nothing comes.
     stream: Option<RecvStream>,
+    /// Comes first.
+    given: Option<Bytes>,
     data_ended: bool,
     /// What is still to come, if that was announced.
     left_bytes: Option<u64>,
@@ -43,7 +45,14 @@ pub fn streamed_request(request: Request<RecvStream>) -> Request<Incoming> {
 
 /// No body.
 pub fn nothing() -> Incoming {
-    Either::Right(Received { stream: None, data_ended: true, left_bytes: Some(0) })
+    given(Bytes::new())
+}
+
+/// A body that is here already.
+pub fn given(bytes: Bytes) -> Incoming {
+    let left_bytes = Some(bytes.len() as u64);
+    let given = Some(bytes).filter(|bytes| !bytes.is_empty());
+    Either::Right(Received { stream: None, given, data_ended: true, left_bytes })
 }
 
 fn announced(headers: &HeaderMap) -> Option<u64> {
@@ -53,7 +62,7 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
 impl Received {
     fn new(stream: RecvStream, announced: Option<u64>) -> Self {
         let left_bytes = announced.or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream: Some(stream), data_ended: false, left_bytes }
+        Self { stream: Some(stream), given: None, data_ended: false, left_bytes }
     }
 }
 
@@ -73,6 +82,10 @@ impl Body for Received {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if let Some(given) = this.given.take() {
+            this.left_bytes = Some(0);
+            return Poll::Ready(Some(Ok(Frame::data(given))));
+        }
         let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
         if !this.data_ended {
             match ready!(stream.poll_data(context)) {
@@ -95,7 +108,7 @@ impl Body for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+        self.given.is_none() && self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

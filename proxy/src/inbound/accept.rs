@@ -92,7 +92,9 @@ impl ServerApp for Inbound {
             Box::pin(self.turn_away(tls, peer, address, shutdown)).await;
             return None;
         }
-        let admitted = match self.admission.connect(peer.name()) {
+        // A node has one share, however many of its agents have certificates of their own.
+        let counted = peer.identity().node().map_or(peer.name(), |node| node.as_str());
+        let admitted = match self.admission.connect(counted) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 if refusal.is_news() {
@@ -267,7 +269,7 @@ fn identify(
     address: IpAddr,
 ) -> Result<PeerIdentity, rustls::Error> {
     let session = tls.get_ref().1;
-    let peer = PeerIdentity::of_client(session, address)?;
+    let peer = PeerIdentity::of_client(session, &credentials.clients, address)?;
     if session.handshake_kind() == Some(HandshakeKind::Resumed) {
         trust::judge_resumed(credentials, peer.chain(), |credentials| {
             credentials.clients.still_trusts(&peer, UnixTime::now())

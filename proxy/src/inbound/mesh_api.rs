@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
-use mesh_shared::local_api;
+use mesh_shared::{enrolment, local_api};
 use serde::Serialize;
 
 use crate::error::ProxyError;
@@ -23,6 +23,10 @@ const MESSAGE: &str = "/api/message";
 pub enum Endpoint {
     /// This sidecar.
     Ping,
+    /// This sidecar: the revocation lists that it knows.
+    Lists,
+    /// The CA, on the same path of its socket, if it runs on this host.
+    Ca,
     /// registryd, on the same path of its socket.
     Registry,
 }
@@ -42,18 +46,22 @@ pub fn is_delegation<B>(request: &Request<B>) -> bool {
 pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, ProxyError> {
     let Some(path) = known(request.uri.path()) else { return Ok(None) };
     let (endpoint, allowed) = match path {
-        PING => (Endpoint::Ping, Method::GET),
-        local_api::MESH | local_api::AGENTS => (Endpoint::Registry, Method::GET),
-        local_api::JOIN => (Endpoint::Registry, Method::POST),
+        PING => (Endpoint::Ping, "GET"),
+        local_api::CRL => (Endpoint::Lists, "GET and POST"),
+        enrolment::BUNDLE_PATH => (Endpoint::Ca, "GET"),
+        enrolment::RENEW_PATH => (Endpoint::Ca, "POST"),
+        local_api::MESH | local_api::AGENTS => (Endpoint::Registry, "GET"),
+        local_api::JOIN => (Endpoint::Registry, "POST"),
         _ => return Ok(None),
     };
-    let head = request.method == Method::HEAD && allowed == Method::GET;
-    match request.method == allowed || head {
+    let is_allowed = match request.method {
+        Method::GET | Method::HEAD => allowed != "POST",
+        Method::POST => allowed != "GET",
+        _ => false,
+    };
+    match is_allowed {
         true => Ok(Some((endpoint, path))),
-        false => Err(ProxyError::MethodNotAllowed {
-            path,
-            allowed: if allowed == Method::GET { "GET" } else { "POST" },
-        }),
+        false => Err(ProxyError::MethodNotAllowed { path, allowed }),
     }
 }
 
@@ -64,7 +72,16 @@ pub fn is_of_mesh(request: &Parts) -> bool {
 
 /// Which of the paths that mean something here a server would take this one for.
 fn known(path: &str) -> Option<&'static str> {
-    const KNOWN: [&str; 5] = [MESSAGE, PING, local_api::MESH, local_api::JOIN, local_api::AGENTS];
+    const KNOWN: [&str; 8] = [
+        MESSAGE,
+        PING,
+        local_api::CRL,
+        enrolment::RENEW_PATH,
+        enrolment::BUNDLE_PATH,
+        local_api::MESH,
+        local_api::JOIN,
+        local_api::AGENTS,
+    ];
     let find = |path: &str| KNOWN.into_iter().find(|known| *known == path);
     match message::usual_path(path) {
         Cow::Borrowed(path) => find(path),
@@ -137,6 +154,18 @@ mod tests {
         ] {
             let found = endpoint(&parts(Method::GET, path)).unwrap();
             assert_eq!(found, Some((Endpoint::Ping, PING)), "{path}");
+        }
+        for path in ["/api/mesh/crl", "/API/mesh/crl/", "//api/mesh/%63rl"] {
+            for method in [Method::GET, Method::HEAD, Method::POST] {
+                let found = endpoint(&parts(method, path)).unwrap();
+                assert_eq!(found, Some((Endpoint::Lists, local_api::CRL)), "{path}");
+            }
+            assert!(endpoint(&parts(Method::PUT, path)).is_err(), "{path}");
+        }
+        for path in ["/api/mesh/ca/renew", "/api/mesh/CA/./renew/", "/api/mesh/ca%2frenew"] {
+            let found = endpoint(&parts(Method::POST, path)).unwrap();
+            assert_eq!(found, Some((Endpoint::Ca, enrolment::RENEW_PATH)), "{path}");
+            assert!(endpoint(&parts(Method::GET, path)).is_err(), "{path}");
         }
         for path in ["/api/mesh/join/", "/api/mesh;x/join", "/api/./mesh/join"] {
             let found = endpoint(&parts(Method::POST, path)).unwrap();

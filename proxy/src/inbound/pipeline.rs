@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use mesh_shared::AgentName;
 use mesh_shared::config::Config;
 use mesh_shared::policy::{Asked, Hosted};
 
 use crate::access_log::Subject;
+use crate::ca_link::CaLink;
 use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
@@ -22,6 +23,7 @@ use crate::http::message;
 use crate::http::upgrade::Upgrade;
 use crate::inbound::admission::Peer;
 use crate::inbound::backend::{Backend, SlotsByAddress};
+use crate::inbound::lists::ListsApi;
 use crate::inbound::mesh_api::{self, Endpoint};
 use crate::metrics::Direction;
 use crate::policy::{self, PolicyStore};
@@ -32,6 +34,8 @@ use crate::tls::verify::PeerIdentity;
 pub struct Pipeline {
     backend: Backend,
     registry: Arc<RegistryLink>,
+    ca: CaLink,
+    lists: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
     hosted: Hosted,
     rules: Rules,
@@ -48,6 +52,7 @@ impl Pipeline {
     pub fn new(
         config: &Config,
         registry: Arc<RegistryLink>,
+        lists: Arc<ListsApi>,
         policies: Arc<PolicyStore>,
         slots: &SlotsByAddress,
     ) -> Self {
@@ -59,6 +64,8 @@ impl Pipeline {
         Self {
             backend: Backend::new(&proxy.backend, &proxy.limits, slots),
             registry,
+            ca: CaLink::new(config),
+            lists,
             policies,
             hosted: Hosted::new(config),
             rules: Rules::new(proxy),
@@ -122,6 +129,7 @@ impl Pipeline {
         let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
         let asked = Asked {
             peer: Some(peer.identity()),
+            caller: None,
             agent: self.hosted.called(named.as_ref()),
             method: parts.method.as_str(),
             path: parts.uri.path(),
@@ -160,10 +168,20 @@ impl Pipeline {
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;
-        if let Some((Endpoint::Ping, _)) = endpoint {
-            return Ok(mesh_api::ping(&self.node, peer));
+        match endpoint {
+            Some((Endpoint::Ping, _)) => return Ok(mesh_api::ping(&self.node, peer)),
+            Some((Endpoint::Lists, _)) => {
+                let answer = Box::pin(self.lists.answer(peer, &parts, body)).await?;
+                exchange.account().routine = answer.status() == StatusCode::NOT_MODIFIED;
+                return Ok(answer);
+            }
+            Some((Endpoint::Registry | Endpoint::Ca, _)) | None => {}
         }
         let mut response = match endpoint {
+            Some((Endpoint::Ca, path)) => {
+                headers::set_path(&mut parts.uri, path);
+                self.ca.pass(Request::from_parts(parts, body)).await?.map(ResponseBody::passing)
+            }
             Some((_, path)) => {
                 headers::set_path(&mut parts.uri, path);
                 self.registry.send(Request::from_parts(parts, body)).await?.map(ResponseBody::passing)
@@ -181,6 +199,9 @@ impl Pipeline {
                 response.map(ResponseBody::passing)
             }
         };
+        if matches!(endpoint, Some((Endpoint::Ca, _))) {
+            exchange.account().routine = response.status() == StatusCode::NOT_MODIFIED;
+        }
         headers::remove_hop_by_hop(response.headers_mut());
         Ok(response)
     }

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use mesh_shared::AgentName;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
@@ -24,9 +26,30 @@ const PING: &[u8; 17] = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00upstream";
 /// As many reads may bring the peer's first SETTINGS.
 const FIRST_READS: u64 = 4;
 
+/// The agents that the certificate on a connection says the peer may host.
+#[derive(Debug)]
+pub struct Hosted {
+    agents: Box<[AgentName]>,
+    since: Instant,
+}
+
+impl Hosted {
+    /// As the handshake showed just now.
+    pub fn new(agents: impl IntoIterator<Item = AgentName>) -> Self {
+        Self { agents: agents.into_iter().collect(), since: Instant::now() }
+    }
+}
+
+impl Default for Hosted {
+    fn default() -> Self {
+        Self::new([])
+    }
+}
+
 /// One connection, seen from beside.
 #[derive(Debug, Default)]
 pub struct Link {
+    hosted: Hosted,
     reads: AtomicU64,
     resets: AtomicU32,
     all_resets: AtomicU32,
@@ -42,6 +65,16 @@ pub struct Link {
 }
 
 impl Link {
+    /// Whether the peer's certificate on this connection says that it may host `agent`.
+    pub fn certifies(&self, agent: &AgentName) -> bool {
+        self.hosted.agents.contains(agent)
+    }
+
+    /// How long ago the peer showed that certificate.
+    pub fn age(&self) -> Duration {
+        self.hosted.since.elapsed()
+    }
+
     /// Whether the peer has sent anything.
     pub fn has_received(&self) -> bool {
         self.reads() > 0
@@ -152,8 +185,14 @@ pub struct Linked<S> {
 impl<S> Linked<S> {
     /// Wraps a connection. The receiver ends when it is gone.
     pub fn new(inner: S) -> (Self, oneshot::Receiver<()>) {
+        Self::to(inner, Hosted::default())
+    }
+
+    /// Wraps a connection to a peer that may host these agents.
+    pub fn to(inner: S, hosted: Hosted) -> (Self, oneshot::Receiver<()>) {
         let (gone, is_gone) = oneshot::channel();
-        (Self { inner, link: Arc::default(), ping: &[], _gone: gone }, is_gone)
+        let link = Link { hosted, ..Link::default() };
+        (Self { inner, link: link.into(), ping: &[], _gone: gone }, is_gone)
     }
 
     /// Its link.

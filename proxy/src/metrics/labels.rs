@@ -127,6 +127,62 @@ impl Resumption {
 }
 
 label! {
+    /// How a revocation list came here.
+    ListWay {
+        /// A peer sent it.
+        Pushed = "pushed",
+        /// A peer was asked for it.
+        Pulled = "pulled",
+        /// The CA was asked for it.
+        Ca = "ca",
+    }
+}
+
+label! {
+    /// What became of a revocation list that came from elsewhere.
+    ListVerdict {
+        /// It is in use.
+        Taken = "taken",
+        /// It was known.
+        Known = "known",
+        /// A newer one of its issuer is known.
+        Older = "older",
+        /// It says that it was made in the future.
+        Coming = "coming",
+        /// Its issuer is not in the trust bundle.
+        UnknownIssuer = "unknown_issuer",
+        /// Its issuer did not sign it, or it has a form that no verifier understands.
+        Forged = "forged",
+        /// It cannot be read.
+        Unreadable = "unreadable",
+        /// The peer sends too many.
+        Limited = "limited",
+    }
+}
+
+label! {
+    /// How an attempt to renew the certificate ended.
+    Renewal {
+        /// The new certificate is in the files.
+        Renewed = "renewed",
+        /// The CA refuses it.
+        Refused = "refused",
+        /// The CA asks to wait.
+        TooSoon = "too_soon",
+        /// The CA's process is away, or cannot sign now.
+        Unavailable = "unavailable",
+        /// The CA's node cannot be reached.
+        Unreachable = "unreachable",
+        /// What the CA answered is not the certificate that was asked for.
+        Invalid = "invalid",
+        /// The CA's node did not accept the new certificate.
+        NotAccepted = "not_accepted",
+        /// The files cannot be written.
+        Files = "files",
+    }
+}
+
+label! {
     /// Why a TLS handshake failed.
     HandshakeFailure {
         /// It took longer than `proxy.timeouts.handshake_ms`.

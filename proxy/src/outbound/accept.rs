@@ -14,7 +14,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::caller::{Caller, Connection};
+use crate::caller::{ActingAgent, Caller, Connection, Program};
 use crate::downstream;
 use crate::downstream::socket::Socket;
 use crate::drain::Drain;
@@ -49,6 +49,8 @@ pub struct OutboundListener {
     pub outbound: Arc<Outbound>,
     /// Where everything goes that comes in here; `None`: each request says where.
     pub only: Option<Destination>,
+    /// Whom programs act as that come in here; `None`: the node.
+    pub acts_as: Option<Arc<ActingAgent>>,
 }
 
 impl Outbound {
@@ -85,7 +87,8 @@ impl ServerApp for OutboundListener {
         };
         outbound.full.store(false, Ordering::Relaxed);
         let _slot = METRICS.slot(Limit::LocalConnections);
-        let caller = Caller::Program(remote_address(&stream).map(|address| address.to_string().into()));
+        let address = remote_address(&stream).map(|address| address.to_string().into());
+        let caller = Caller::Program(Program { address, acts_as: self.acts_as.clone() });
         let from = Arc::new(Connection::new(caller, outbound.drain.clone()));
         self.serve(Socket::new(stream, outbound.unread), &from).await;
         from.tunnel.ended().await;
@@ -152,7 +155,8 @@ impl OutboundListener {
         let (response, destination) =
             self.outbound.pipeline.connect(from, self.only.as_ref(), request, interim).await;
         if let Some(destination) = destination {
-            let inside = Arc::new(Self { outbound: self.outbound.clone(), only: Some(destination) });
+            let (outbound, acts_as) = (self.outbound.clone(), self.acts_as.clone());
+            let inside = Arc::new(Self { outbound, only: Some(destination), acts_as });
             let through = Arc::new(Connection::inside(from));
             from.tunnel.carry(async move {
                 match http2 {

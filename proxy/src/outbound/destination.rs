@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Uri};
 use mesh_shared::config::ListenerTarget;
-use mesh_shared::local_api::{EVENTS, NODES, ROSTER_AGENTS};
+use mesh_shared::local_api::{CERTIFICATES, EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
@@ -26,6 +26,8 @@ pub enum Destination {
     Agent(AgentName),
     /// registryd of this host.
     Registry,
+    /// This sidecar, which tells what certificates it saw.
+    Certificates,
 }
 
 /// A destination, and how the caller named it.
@@ -58,6 +60,7 @@ impl std::fmt::Display for Destination {
             Self::Node(node) => f.write_str(&node.mesh_host()),
             Self::Agent(agent) => f.write_str(&agent.mesh_host()),
             Self::Registry => f.write_str("registryd"),
+            Self::Certificates => f.write_str("this sidecar"),
         }
     }
 }
@@ -115,6 +118,7 @@ pub fn read(
     }
     match path {
         NODES | ROSTER_AGENTS | EVENTS => Ok(Destination::Registry.into()),
+        CERTIFICATES => Ok(Destination::Certificates.into()),
         _ => Err(ProxyError::NoDestination),
     }
 }
@@ -249,6 +253,7 @@ mod tests {
             Destination::Node(node) => node.to_string(),
             Destination::Agent(agent) => format!("@{agent}"),
             Destination::Registry => "registry".into(),
+            Destination::Certificates => "sidecar".into(),
         };
         Ok((text, parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default()))
     }

@@ -1,17 +1,21 @@
 //! A request of this host on its way to a peer. The steps, in order.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body;
-use mesh_shared::config::{Config, Origin};
+use mesh_shared::config::{Config, Hosting, Origin};
+use mesh_shared::local_api::{SeenCertificate, SeenCertificates};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::policy::Asked;
+use mesh_shared::spiffe::TrustDomain;
 use mesh_shared::{AgentName, Identity, NodeName};
 
 use crate::access_log::Subject;
-use crate::caller::{Caller, Connection};
+use crate::caller::{ActingAgent, Caller, Connection};
 use crate::error::{Fault, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
@@ -27,16 +31,23 @@ use crate::outbound::destination::{self, Destination, Wanted};
 use crate::policy::{self, PolicyStore};
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
-use crate::upstream::{Recipient, Target, Upstream};
+use crate::upstream::connect;
+use crate::upstream::{Nodes, Recipient, Target, Upstream};
 
 /// What a request of this host passes.
 pub struct Pipeline {
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     registry: Arc<RegistryLink>,
     roster: Arc<RosterStore>,
     policies: Arc<PolicyStore>,
     rules: Rules,
     allowed_origins: Vec<Origin>,
+    /// Whom the programs act as whose requests pass here; `None`: this node.
+    acts_as: Option<Arc<ActingAgent>>,
+    /// Whether nodes have to prove that they host an agent.
+    hosting: Hosting,
+    nodes: Arc<Nodes>,
+    trust_domain: TrustDomain,
     /// The port of this node, which most others have as well.
     mesh_port: u16,
     /// Where programs of this host come in.
@@ -44,16 +55,22 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// The steps as configured.
+    /// The steps as configured, for programs that act as `acts_as` or else as this node; `upstream` presents the same.
     pub fn new(
         config: &Config,
-        upstream: Upstream,
+        acts_as: Option<Arc<ActingAgent>>,
+        upstream: Arc<Upstream>,
+        nodes: Arc<Nodes>,
         registry: Arc<RegistryLink>,
         roster: Arc<RosterStore>,
         policies: Arc<PolicyStore>,
     ) -> Self {
         Self {
             upstream,
+            acts_as,
+            hosting: config.mesh.agents,
+            nodes,
+            trust_domain: config.mesh.trust_domain.clone(),
             registry,
             roster,
             policies,
@@ -119,7 +136,8 @@ impl Pipeline {
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
                 let answer = async |exchange: &mut Exchange| {
-                    let on_unix_socket = matches!(connection.caller, Caller::Program(None));
+                    let on_unix_socket =
+                        matches!(&connection.caller, Caller::Program(program) if program.address.is_none());
                     self.answer(exchange, only, on_unix_socket, request, upgrade.as_ref()).await
                 };
                 within_deadline(&mut exchange, answer).await
@@ -135,22 +153,50 @@ impl Pipeline {
 
     /// What registryd of this host is asked is for all programs.
     fn check_rules(&self, to: &Destination, parts: &Parts) -> Result<(), ProxyError> {
-        let named = || parts.headers.get(headers::MESH_AGENT)?.to_str().ok()?.parse::<AgentName>().ok();
         let (peer, agent) = match to {
-            Destination::Registry => return Ok(()),
-            Destination::Node(node) => (Some(Identity::Node(node.clone())), named()),
+            Destination::Registry | Destination::Certificates => return Ok(()),
+            Destination::Node(node) => (Some(Identity::Node(node.clone())), named(&parts.headers)),
             // Which node it will be is not known before one is chosen.
             Destination::Agent(agent) => (None, Some(agent.clone())),
         };
         let asked = Asked {
             peer: peer.as_ref(),
+            caller: self.acts_as.as_ref().map(|agent| &agent.name),
             agent: agent.as_ref(),
             method: parts.method.as_str(),
             path: parts.uri.path(),
             of_mesh: mesh_api::is_of_mesh(parts),
         };
-        let caller = format_args!("a request to {to}");
-        policy::check(&self.policies.load().outbound, Direction::Outbound, caller, parts, asked)
+        let rules = &self.policies.load().outbound;
+        match &self.acts_as {
+            Some(agent) => {
+                let caller = format_args!("a request of {} to {to}", agent.identity);
+                policy::check(rules, Direction::Outbound, caller, parts, asked)
+            }
+            None => {
+                let caller = format_args!("a request to {to}");
+                policy::check(rules, Direction::Outbound, caller, parts, asked)
+            }
+        }
+    }
+
+    /// What the nodes' certificates said at their last handshakes, for `meshctl doctor`.
+    fn certificates(&self) -> Response<ResponseBody> {
+        let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut nodes: Vec<_> = self.nodes.certificates().into_iter().collect();
+        nodes.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+        let nodes = nodes.into_iter().map(|(node, leaf, at)| SeenCertificate {
+            agents: connect::hosted(&leaf, &self.trust_domain, &node).collect(),
+            node,
+            seen_at: seconds(at),
+            not_after: leaf.not_after,
+        });
+        let certified = self.hosting == Hosting::Certified;
+        let seen = SeenCertificates { certified, nodes: nodes.collect() };
+        // Names and numbers always are JSON.
+        let mut response = Response::new(ResponseBody::full(serde_json::to_vec(&seen).unwrap_or_default()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 
     async fn answer(
@@ -175,6 +221,9 @@ impl Pipeline {
         headers::remove_forged(&mut parts.headers, Writer::Caller);
         headers::join_cookies(&mut parts.headers);
         headers::set_way(&mut parts.headers, prefix.clone());
+        if let Some(agent) = &self.acts_as {
+            parts.headers.insert(headers::MESH_FROM_AGENT, agent.header.clone());
+        }
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
         let to = match destination {
@@ -182,6 +231,7 @@ impl Pipeline {
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
+            Destination::Certificates => return Ok(self.certificates()),
             Destination::Node(node) => Recipient::Node(node),
             Destination::Agent(agent) => {
                 if let Ok(agent) = HeaderValue::from_str(agent.as_str()) {
@@ -193,7 +243,12 @@ impl Pipeline {
         };
         let own_path = mesh_api::is_of_mesh(&parts);
         let session = parts.headers.get(headers::MESH_SESSION).cloned();
-        let target = Target { to, session, own_path, upgrade: upgrade.is_some() };
+        let certified = match (self.hosting, &to) {
+            (Hosting::Claimed, _) => None,
+            (Hosting::Certified, Recipient::Agent(agent)) => Some(agent.clone()),
+            (Hosting::Certified, Recipient::Node(_)) => named(&parts.headers),
+        };
+        let target = Target { to, session, certified, own_path, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
@@ -228,6 +283,11 @@ impl Pipeline {
         response.headers_mut().insert(headers::MESH_SERVED_BY, delivered.endpoint.name_header());
         Ok(response.map(ResponseBody::passing))
     }
+}
+
+/// The agent that a request to a node names.
+fn named(headers: &HeaderMap) -> Option<AgentName> {
+    headers.get(headers::MESH_AGENT)?.to_str().ok()?.parse().ok()
 }
 
 /// Says in the log what kept a request from being answered by who it is for.

@@ -10,18 +10,14 @@ use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue};
 use http::{Method, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use mesh_shared::config::Config;
 use mesh_shared::local_api::{JOIN, SIDECAR, SidecarReport};
-use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use crate::error::{BoxError, ProxyError, root_cause};
 use crate::http::body::RequestBody;
-use crate::http::headers::announce_body;
 use crate::http::incoming;
-use crate::io::early_answer::EarlyAnswer;
+use crate::local_socket;
 
 /// How often registryd hears from the sidecar.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
@@ -75,19 +71,15 @@ impl RegistryLink {
         &self.socket
     }
 
-    /// One request on a connection of its own; they are rare, and the socket is local.
+    /// One request.
     ///
     /// # Errors
     /// registryd is not there, or breaks off.
-    pub async fn exchange<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, BoxError>
+    pub async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, BoxError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let stream = UnixStream::connect(&self.socket).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(EarlyAnswer::new(stream))).await?;
-        tokio::spawn(connection);
-        announce_body(&mut request);
-        Ok(sender.send_request(request).await?)
+        local_socket::exchange(&self.socket, request).await
     }
 
     /// Tells registryd about this sidecar, for ever. `look` finds out what to say.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mesh_shared::local_api::{Roster, RosterNode, RosterUpdate};
+use mesh_shared::registry::Status;
 use mesh_shared::{AgentName, NodeName};
 
 use crate::error::ProxyError;
@@ -180,6 +181,19 @@ impl RosterStore {
         self.read().known
     }
 
+    /// All nodes with the agents on them; `None` while that may not be all.
+    pub fn hosted(&self) -> Option<Vec<(NodeName, Vec<String>)>> {
+        let view = self.read();
+        let rows = view.table.rows().iter().map(|(name, row)| (name.clone(), row.agents.clone()));
+        (view.known && !view.partial).then(|| rows.collect())
+    }
+
+    /// Whether `node` is registered as a host of `agent`.
+    pub fn hosts(&self, node: &NodeName, agent: &str) -> bool {
+        let view = self.read();
+        view.table.rows().get(node).is_some_and(|row| row.agents.iter().any(|each| each == agent))
+    }
+
     /// Whether `node` is the one on this host.
     pub fn is_own(&self, node: &NodeName) -> bool {
         *node == self.own_node
@@ -193,6 +207,14 @@ impl RosterStore {
         let view = self.read();
         let route = view.table.node(name).cloned();
         route.ok_or_else(|| view.unknown(|| ProxyError::UnknownNode(name.clone())))
+    }
+
+    /// The other nodes that are not known to be offline.
+    pub fn others(&self) -> Vec<NodeName> {
+        let view = self.read();
+        let rows = view.table.rows().values();
+        let others = rows.filter(|row| row.name != self.own_node && row.status != Status::Offline);
+        others.map(|row| row.name.clone()).collect()
     }
 
     /// The ways to all nodes that host `agent`, whatever their state.
@@ -227,7 +249,6 @@ impl View {
 #[cfg(test)]
 mod tests {
     use mesh_shared::local_api::RosterNode;
-    use mesh_shared::registry::Status;
 
     use super::*;
 

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{BoxError, root_cause};
 use crate::metrics::METRICS;
+use crate::roster::hosts::Hosts;
 use crate::roster::registryd::{ANSWER, RegistryLink, request};
 use crate::roster::store::RosterStore;
 
@@ -25,10 +26,11 @@ const MAX_LINE_BYTES: usize = 64 << 20;
 /// the time. One of a few nodes is saved at once.
 const SAVE_BYTES_PER_S: usize = 128 * 1024;
 
-/// Keeps `roster` at registryd's view, and saved, for ever; each change arrives as soon as registryd knows it.
-pub async fn follow(registry: Arc<RegistryLink>, roster: Arc<RosterStore>) {
+/// Keeps `roster` at registryd's view, and saved, for ever; each change arrives as soon as registryd knows it. `hosts` is
+/// told of them.
+pub async fn follow(registry: Arc<RegistryLink>, roster: Arc<RosterStore>, hosts: Option<Arc<Hosts>>) {
     let unsaved = Notify::new();
-    tokio::join!(keep_current(&registry, &roster, &unsaved), keep_saved(&roster, &unsaved));
+    tokio::join!(keep_current(&registry, &roster, &unsaved), keep_saved(&roster, hosts, &unsaved));
 }
 
 async fn keep_current(registry: &RegistryLink, roster: &RosterStore, unsaved: &Notify) {
@@ -95,11 +97,16 @@ async fn follow_once(
 
 /// Saves what is `unsaved`, for ever. A view that cannot be saved is used all the same, and no view waits for the
 /// one before to be saved.
-async fn keep_saved(roster: &Arc<RosterStore>, unsaved: &Notify) {
+async fn keep_saved(roster: &Arc<RosterStore>, hosts: Option<Arc<Hosts>>, unsaved: &Notify) {
     loop {
-        unsaved.notified().await;
-        let store = roster.clone();
-        match tokio::task::spawn_blocking(move || store.save()).await {
+        let (store, hosts) = (roster.clone(), hosts.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            if let Some(hosts) = hosts {
+                hosts.look(&store);
+            }
+            store.save()
+        });
+        match saved.await {
             Ok(Ok(bytes)) => {
                 sleep(Duration::from_millis((bytes * 1000 / SAVE_BYTES_PER_S) as u64)).await;
             }
@@ -111,5 +118,6 @@ async fn keep_saved(roster: &Arc<RosterStore>, unsaved: &Notify) {
             // While the runtime shuts down.
             Err(_) => {}
         }
+        unsaved.notified().await;
     }
 }

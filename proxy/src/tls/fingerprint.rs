@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use mesh_shared::config::Config;
+use mesh_shared::revocation;
 use zeroize::Zeroizing;
+
+use crate::tls::presented::agent_files;
 
 /// Secret keys of this process's own: a fingerprint tells nobody what is in a file.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -18,10 +21,17 @@ impl Fingerprint {
     /// Reads the configured files; one that cannot be read counts as well.
     pub fn of(config: &Config) -> Self {
         let tls = &config.mesh.tls;
-        let files =
-            [Some(&tls.ca_path), Some(&tls.cert_path), Some(&tls.key_path), config.proxy.crl_path.as_ref()];
+        let lists = match &config.proxy.crl_path {
+            Some(path) => vec![path.clone()],
+            None => revocation::beside(&tls.ca_path).into(),
+        };
+        let files = [&tls.ca_path, &tls.cert_path, &tls.key_path].into_iter().chain(&lists);
         let content = |path: &Path| std::fs::read(path).map(Zeroizing::new).map_err(|error| error.kind());
-        let hashes = files.map(|path| path.map(|path| HASHES.hash_one(content(path).as_deref())));
-        Self(HASHES.hash_one(hashes))
+        let hash = |path: &Path| HASHES.hash_one(content(path).as_deref());
+        let own: Vec<_> = files.map(|path| hash(path)).collect();
+        let agents = agent_files(config);
+        let of_agents: Vec<_> =
+            agents.iter().map(|files| [hash(&files.certificate), hash(&files.key)]).collect();
+        Self(HASHES.hash_one((own, of_agents)))
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::metrics::METRICS;
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::fingerprint::Fingerprint;
+use crate::tls::revocation::Lists;
 
 /// The longest time between two looks; with shorter heartbeats it is theirs, so that the whole mesh knows of a revocation
 /// within two of them.
@@ -25,7 +26,9 @@ const RETRIES: Duration = Duration::from_secs(60);
 const WARNS: Duration = Duration::from_secs(86_400);
 
 /// Reads the files anew for as long as the sidecar runs. They may lie on a mount that hangs; nothing else waits for it.
-pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<CredentialStore>) {
+///
+/// Revocation lists that others passed on are applied at once.
+pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<CredentialStore>, lists: Arc<Lists>) {
     let mut looks = interval(config.mesh.heartbeat_interval.min(LOOKS));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failed: Option<Failed> = None;
@@ -36,14 +39,20 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<Credenti
                 Some(()) => true,
                 None => return,
             },
+            () = lists.learned() => {
+                apply(&config, &store, &lists).await;
+                continue;
+            }
+            () = store.asked_to_look() => false,
             _ = looks.tick() => false,
         };
         let skip = Skip {
             used: store.load().fingerprint,
             failed: failed.as_ref().filter(|failed| !failed.is_due()).map(|failed| failed.fingerprint),
         };
-        let config = config.clone();
-        let looked = tokio::task::spawn_blocking(move || look(&config, (!told).then_some(skip))).await;
+        let (config, known) = (config.clone(), lists.clone());
+        let looked =
+            tokio::task::spawn_blocking(move || look(&config, &known, (!told).then_some(skip))).await;
         match looked {
             // One that panicked has said so already.
             Err(_) | Ok(Looked::NotTriedAgain) => {}
@@ -106,14 +115,30 @@ enum Looked {
     Failed(Fingerprint, CredentialsError),
 }
 
-fn look(config: &Config, skip: Option<Skip>) -> Looked {
+/// Uses the revocation lists that are known by now with the files in use.
+async fn apply(config: &Arc<Config>, store: &CredentialStore, lists: &Arc<Lists>) {
+    let (used, known, node) = (store.load_full(), lists.clone(), config.mesh.node_name.clone());
+    match tokio::task::spawn_blocking(move || used.with_lists(&node, &known)).await {
+        // One that panicked has said so already.
+        Err(_) => {}
+        Ok(Ok(fresh)) => {
+            store.apply(fresh);
+            tracing::info!(target: "Mesh", "newer revocation lists are in use");
+        }
+        Ok(Err(error)) => {
+            tracing::error!(target: "Mesh", "newer revocation lists cannot be used: {error}");
+        }
+    }
+}
+
+fn look(config: &Config, lists: &Lists, skip: Option<Skip>) -> Looked {
     let fingerprint = Fingerprint::of(config);
     match skip {
         Some(skip) if skip.used == fingerprint => return Looked::InUse,
         Some(skip) if skip.failed == Some(fingerprint) => return Looked::NotTriedAgain,
         _ => {}
     }
-    match Credentials::load(config) {
+    match Credentials::load(config, lists) {
         Ok(fresh) => Looked::Loaded(Box::new(fresh)),
         Err(error) => Looked::Failed(fingerprint, error),
     }

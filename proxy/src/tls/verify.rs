@@ -4,6 +4,7 @@
 //! adds: exactly one common name, and on dialled peers the name that was dialled. They fail closed: what
 //! cannot be read is refused.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use mesh_shared::Identity;
 use mesh_shared::certificate::{Leaf, LeafError, Material, MaterialError, why_not_a_ca};
+use mesh_shared::spiffe::SpiffeId;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -28,6 +30,7 @@ pub struct PeerIdentity {
     cn_header: HeaderValue,
     certificate_header: HeaderValue,
     address_header: HeaderValue,
+    agent_header: Option<HeaderValue>,
 }
 
 impl PeerIdentity {
@@ -36,14 +39,24 @@ impl PeerIdentity {
     /// # Errors
     /// No certificate or an unusable one. Fails closed. Whether it is still trusted, which a resumed session does not
     /// say, is for [`ClientVerifier::still_trusts`].
-    pub fn of_client(connection: &rustls::ServerConnection, address: IpAddr) -> Result<Self, rustls::Error> {
+    pub fn of_client(
+        connection: &rustls::ServerConnection,
+        verifier: &ClientVerifier,
+        address: IpAddr,
+    ) -> Result<Self, rustls::Error> {
         let chain = connection.peer_certificates().ok_or(rustls::Error::NoCertificatesPresented)?;
         let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
-        let leaf = Leaf::parse(certificate).map_err(refused)?;
+        let leaf = Leaf::parse_with(certificate, &verifier.spiffe).map_err(refused)?;
         let name = leaf.identity.to_string();
         // Identities hold none but visible ASCII characters, and no quotes.
         let header = |text: &str| HeaderValue::from_str(text).map_err(|_| unusable());
-        let mut certificate_value = format!("Subject=\"CN={}\"", leaf.common_name);
+        let mut certificate_value = match leaf.common_name.as_str() {
+            "" => "Subject=\"\"".to_owned(),
+            name => format!("Subject=\"CN={name}\""),
+        };
+        for id in leaf.spiffe_ids.iter().filter(|id| names_itself(id, &leaf.identity)).take(MOST_URIS) {
+            certificate_value.extend([";URI=", &id.to_string()]);
+        }
         for dns_name in leaf.dns_names.iter().filter(|name| is_plain(name)) {
             certificate_value.extend([";DNS=", dns_name]);
         }
@@ -51,6 +64,10 @@ impl PeerIdentity {
             cn_header: header(&name)?,
             certificate_header: header(&certificate_value)?,
             address_header: header(&address.to_string())?,
+            agent_header: match &leaf.identity {
+                Identity::Agent(agent, _) => Some(header(agent.as_str())?),
+                Identity::Node(_) | Identity::Device(_) => None,
+            },
             chain: chain.to_vec(),
             identity: leaf.identity,
             name,
@@ -82,10 +99,23 @@ impl PeerIdentity {
         self.certificate_header.clone()
     }
 
+    /// Value of `x-mesh-from-agent`, where the certificate is an agent's.
+    pub fn agent_header(&self) -> Option<HeaderValue> {
+        self.agent_header.clone()
+    }
+
     /// Value of `x-forwarded-for`.
     pub fn address_header(&self) -> HeaderValue {
         self.address_header.clone()
     }
+}
+
+/// SPIFFE IDs that are shown of a certificate: headers have a limit.
+const MOST_URIS: usize = 4;
+
+/// Whether an ID says who `identity` is, and not which agents it may host.
+fn names_itself(id: &SpiffeId, identity: &Identity) -> bool {
+    id.identity().is_none_or(|named| named == *identity)
 }
 
 /// Names that cannot end a field of `x-forwarded-client-cert` early.
@@ -99,6 +129,11 @@ fn unusable() -> rustls::Error {
 
 fn refused(error: LeafError) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+/// Whether a certificate is refused for having no name but SPIFFE IDs, which says more than that it lacks the dialled one.
+fn lacks_a_name(error: &LeafError) -> bool {
+    matches!(error, LeafError::UnknownSpiffeId(_) | LeafError::SeveralUris(_) | LeafError::NotSpiffe(_))
 }
 
 /// A certificate between the leaf and the CA that may not sign.
@@ -203,6 +238,8 @@ impl<V> std::fmt::Debug for Timed<V> {
 #[derive(Debug)]
 pub struct ClientVerifier {
     inner: Timed<Arc<dyn ClientCertVerifier>>,
+    /// Whom certificates without a common name name.
+    spiffe: Arc<BTreeMap<SpiffeId, Identity>>,
 }
 
 impl ClientVerifier {
@@ -210,8 +247,11 @@ impl ClientVerifier {
     ///
     /// # Errors
     /// A bundle or list that is not understood, or a bundle of which nothing is valid now.
-    pub fn new(material: Arc<Material>) -> Result<Self, MaterialError> {
-        Ok(Self { inner: Timed::new(material, Material::client_verifier)? })
+    pub fn new(
+        material: Arc<Material>,
+        spiffe: Arc<BTreeMap<SpiffeId, Identity>>,
+    ) -> Result<Self, MaterialError> {
+        Ok(Self { inner: Timed::new(material, Material::client_verifier)?, spiffe })
     }
 
     /// Whether a connected peer would be let in now as well.
@@ -219,7 +259,15 @@ impl ClientVerifier {
     /// # Errors
     /// Its certificate has ended or was revoked since, or its CA is trusted no more. Fails closed.
     pub fn still_trusts(&self, peer: &PeerIdentity, now: UnixTime) -> Result<(), rustls::Error> {
-        let (leaf, intermediates) = peer.chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.accepts(&peer.chain, now)
+    }
+
+    /// Whether a client with this chain would be let in; its leaf comes first.
+    ///
+    /// # Errors
+    /// As [`ClientVerifier::still_trusts`].
+    pub fn accepts(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
         self.verify_client_cert(leaf, intermediates, now).map(drop)
     }
 }
@@ -238,7 +286,7 @@ impl ClientCertVerifier for ClientVerifier {
         let (signing, others) = that_may_sign(intermediates);
         let verified = self.inner.at(now)?.verify_client_cert(leaf, &signing, now);
         let verified = verified.map_err(|error| blame(error, others))?;
-        Leaf::parse(leaf).map_err(refused)?;
+        Leaf::parse_with(leaf, &self.spiffe).map_err(refused)?;
         Ok(verified)
     }
 
@@ -265,10 +313,12 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Verifies servers of the outbound side: the SAN must match `<node>.mesh` and the CN name that node.
+/// Verifies servers of the outbound side: the SAN must match `<node>.mesh` and the CN name that node. A certificate without
+/// a common name has a SPIFFE ID in place of both, and the configuration says that it is that node's.
 #[derive(Debug)]
 pub struct ServerVerifier {
     inner: Timed<Arc<WebPkiServerVerifier>>,
+    spiffe: Arc<BTreeMap<SpiffeId, Identity>>,
 }
 
 impl ServerVerifier {
@@ -276,8 +326,19 @@ impl ServerVerifier {
     ///
     /// # Errors
     /// As there.
-    pub fn new(material: Arc<Material>) -> Result<Self, MaterialError> {
-        Ok(Self { inner: Timed::new(material, Material::server_verifier)? })
+    pub fn new(
+        material: Arc<Material>,
+        spiffe: Arc<BTreeMap<SpiffeId, Identity>>,
+    ) -> Result<Self, MaterialError> {
+        Ok(Self { inner: Timed::new(material, Material::server_verifier)?, spiffe })
+    }
+
+    /// What the certificate says of a peer that is connected.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, certificate: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
+        Leaf::parse_with(certificate, &self.spiffe)
     }
 
     /// Whether a connected peer, dialled as `name`, would be accepted now as well.
@@ -306,8 +367,18 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let (signing, others) = that_may_sign(intermediates);
         let verified = self.inner.at(now)?.verify_server_cert(leaf, &signing, dialled, ocsp, now);
-        let verified = verified.map_err(|error| blame(error, others))?;
-        let found = Leaf::parse(leaf).map_err(refused)?.identity;
+        let parsed = Leaf::parse_with(leaf, &self.spiffe);
+        let verified = match verified {
+            // The name is what rustls looks at last: the chain, its validity and its revocation were in order. That the ID
+            // is the dialled node's is for the comparison below.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if parsed.as_ref().map_or_else(lacks_a_name, |leaf| leaf.common_name.is_empty()) => {
+                ServerCertVerified::assertion()
+            }
+            verified => verified.map_err(|error| blame(error, others))?,
+        };
+        let found = parsed.map_err(refused)?.identity;
         match &found {
             Identity::Node(node) if *dialled.to_str() == *node.mesh_host() => Ok(verified),
             _ => {

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use mesh_shared::NodeName;
-use mesh_shared::certificate::{Role, describe};
+use mesh_shared::certificate::{Leaf, Role, describe};
+use mesh_shared::spiffe::TrustDomain;
+use mesh_shared::{AgentName, Identity, NodeName};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind, NamedGroup};
 use tokio::net::TcpStream;
@@ -19,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
-use crate::io::link::{Link, Linked};
+use crate::io::link::{Hosted, Link, Linked};
 use crate::io::read_ahead::ReadAhead;
 use crate::metrics::Resumption;
 use crate::roster::table::Route;
@@ -43,16 +44,18 @@ pub enum Protocols {
     Http1,
 }
 
-/// Connects and verifies, within `limit` in all.
+/// Connects and verifies, within `limit` in all. The agent that it `presents` shows its own certificate, where it has one.
+/// Returns also what the peer's certificate says.
 ///
 /// # Errors
 /// Everything that can keep a connection from being made, each as its own error. Fails closed.
 pub async fn dial(
     route: &Route,
     credentials: &Arc<CredentialStore>,
+    presents: Option<&AgentName>,
     protocols: Protocols,
     limit: Duration,
-) -> Result<PeerStream, ProxyError> {
+) -> Result<(PeerStream, Leaf), ProxyError> {
     let node = &route.node;
     if route.addresses.is_empty() {
         let reason = route.unresolved.clone();
@@ -61,34 +64,38 @@ pub async fn dial(
         return Err(ProxyError::PeerUnresolved { node: node.clone(), reason });
     }
     let connected = AtomicBool::new(false);
-    timeout(limit, handshake(route, credentials, protocols, &connected)).await.unwrap_or_else(|_| {
-        let hint = match connected.into_inner() {
-            true => large_hello(&credentials.load().client),
-            false => "",
-        };
-        Err(ProxyError::PeerTimeout {
-            node: node.clone(),
-            limit_ms: limit.as_millis(),
-            addresses: list(&route.addresses) + hint,
-        })
-    })
+    timeout(limit, handshake(route, credentials, presents, protocols, &connected)).await.unwrap_or_else(
+        |_| {
+            let hint = match connected.into_inner() {
+                true => large_hello(&credentials.load().node.any),
+                false => "",
+            };
+            Err(ProxyError::PeerTimeout {
+                node: node.clone(),
+                limit_ms: limit.as_millis(),
+                addresses: list(&route.addresses) + hint,
+            })
+        },
+    )
 }
 
 async fn handshake(
     route: &Route,
     credentials: &Arc<CredentialStore>,
+    presents: Option<&AgentName>,
     protocols: Protocols,
     connected: &AtomicBool,
-) -> Result<PeerStream, ProxyError> {
+) -> Result<(PeerStream, Leaf), ProxyError> {
     let node = &route.node;
     let name = ServerName::try_from(node.mesh_host())
         .map_err(|error| ProxyError::BadDestination(format!("{node}.mesh: {error}")))?;
     // Before the handshake, so that no new files are missed after it.
     let replaced = credentials.replacements();
     let snapshot = credentials.load_full();
+    let own = snapshot.presented(presents).map_err(|why| ProxyError::IdentityUnusable(why.into()))?;
     let config = match protocols {
-        Protocols::Any => &snapshot.client,
-        Protocols::Http1 => &snapshot.client_http1,
+        Protocols::Any => &own.any,
+        Protocols::Http1 => &own.http1,
     };
     let mut tls = connect_tls(route, config, &name, connected).await?;
     let resumed = tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -101,17 +108,33 @@ async fn handshake(
     }
     tcp::prepare_peer(tls.get_ref().0.get_ref(), tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
     let chain = chain(&tls);
-    let (stream, is_gone) = Linked::new(tls);
-    tokio::spawn(end_with_trust(
-        stream.link().clone(),
-        is_gone,
-        node.clone(),
+    let leaf = chain.first().map(|leaf| snapshot.servers.read(leaf)).transpose().ok().flatten();
+    let leaf = leaf.ok_or_else(|| ProxyError::PeerUntrusted {
+        node: node.clone(),
+        reason: "its certificate cannot be read".into(),
+    })?;
+    let (stream, is_gone) = Linked::to(tls, Hosted::new(hosted(&leaf, &snapshot.trust_domain, node)));
+    let trust = Trust {
+        node: node.clone(),
         name,
         chain,
-        credentials.clone(),
-        replaced,
-    ));
-    Ok(stream)
+        // The node's own is judged when it is read, and one that is bad is never taken.
+        own: presents
+            .filter(|_| !Arc::ptr_eq(&own.chain, &snapshot.node.chain))
+            .map(|agent| (agent.clone(), own.chain.clone())),
+        credentials: credentials.clone(),
+    };
+    tokio::spawn(trust.end(stream.link().clone(), is_gone, replaced));
+    Ok((stream, leaf))
+}
+
+/// The agents that a node may host by its certificate. IDs of other trust domains and of other nodes mean nothing.
+pub fn hosted(leaf: &Leaf, trust_domain: &TrustDomain, node: &NodeName) -> impl Iterator<Item = AgentName> {
+    let ours = leaf.spiffe_ids.iter().filter(move |id| id.trust_domain == *trust_domain);
+    ours.filter_map(move |id| match id.identity()? {
+        Identity::Agent(agent, home) if home == *node => Some(agent),
+        _ => None,
+    })
 }
 
 /// Whether an earlier session was resumed.
@@ -136,27 +159,40 @@ fn judge(
     credentials.servers.still_trusts(chain, name, UnixTime::now())
 }
 
-/// Ends a connection once its peer would be refused.
-async fn end_with_trust(
-    link: Arc<Link>,
-    is_gone: oneshot::Receiver<()>,
+/// On what the trust in a connection rests, both ways.
+struct Trust {
     node: NodeName,
     name: ServerName<'static>,
     chain: Vec<CertificateDer<'static>>,
+    /// What an agent of this node presented on it.
+    own: Option<(AgentName, Arc<[CertificateDer<'static>]>)>,
     credentials: Arc<CredentialStore>,
-    replaced: watch::Receiver<()>,
-) {
-    let lost = trust::lost(&credentials, replaced, &chain, |credentials| judge(credentials, &chain, &name));
-    tokio::select! {
-        _ = is_gone => {}
-        reason = lost => {
-            tracing::warn!(
-                target: "Outbound",
-                "cutting off the connection to {node}: {}",
-                describe(&reason, Role::Server)
-            );
-            link.cut();
-        }
+}
+
+impl Trust {
+    /// Ends the connection once its peer, or the agent that calls, would be refused.
+    async fn end(self, link: Arc<Link>, is_gone: oneshot::Receiver<()>, replaced: watch::Receiver<()>) {
+        let of_peer = |credentials: &Credentials| judge(credentials, &self.chain, &self.name);
+        let of_agent = |credentials: &Credentials| match &self.own {
+            Some((_, chain)) => credentials.clients.accepts(chain, UnixTime::now()),
+            None => Ok(()),
+        };
+        let both = |credentials: &Credentials| of_peer(credentials).and_then(|()| of_agent(credentials));
+        let own = self.own.iter().flat_map(|(_, chain)| chain.iter().cloned());
+        let chains: Vec<_> = self.chain.iter().cloned().chain(own).collect();
+        let reason = tokio::select! {
+            _ = is_gone => return,
+            reason = trust::lost(&self.credentials, replaced, &chains, both) => reason,
+        };
+        let reason = describe(&reason, Role::Server);
+        let whose = match &self.own {
+            Some((agent, _)) if of_peer(&self.credentials.load()).is_ok() => {
+                format!(" of agent {agent}: its own")
+            }
+            _ => ":".into(),
+        };
+        tracing::warn!(target: "Outbound", "cutting off the connection to {}{whose} {reason}", self.node);
+        link.cut();
     }
 }
 

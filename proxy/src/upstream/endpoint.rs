@@ -4,10 +4,11 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use mesh_shared::NodeName;
+use mesh_shared::certificate::Leaf;
 use parking_lot::Mutex;
 
 use crate::metrics::{Direction, Held, Limit, METRICS, PeerMetrics};
@@ -32,13 +33,19 @@ struct Observed {
     route: Arc<Route>,
     latency: Latency,
     health: Health,
+    /// What its certificate said at the last handshake, and when that was.
+    certificate: Option<(Arc<Leaf>, SystemTime)>,
 }
 
 impl Endpoint {
     /// Nothing is known yet.
     pub fn new(route: Arc<Route>) -> Self {
-        let observed =
-            Observed { route: route.clone(), latency: Latency::default(), health: Health::default() };
+        let observed = Observed {
+            route: route.clone(),
+            latency: Latency::default(),
+            health: Health::default(),
+            certificate: None,
+        };
         Self {
             node: route.node.clone(),
             // A name is always a valid value.
@@ -110,6 +117,16 @@ impl Endpoint {
     /// An answer's head came after `took`.
     pub fn answered(&self, took: Duration) {
         self.observed.lock().latency.observe(took, Instant::now());
+    }
+
+    /// A handshake succeeded, with this certificate of the node's.
+    pub fn showed(&self, certificate: Leaf) {
+        self.observed.lock().certificate = Some((certificate.into(), SystemTime::now()));
+    }
+
+    /// What its certificate said at the last handshake, and when that was; `None`: there has been none.
+    pub fn certificate(&self) -> Option<(Arc<Leaf>, SystemTime)> {
+        self.observed.lock().certificate.clone()
     }
 
     /// A connection was made.

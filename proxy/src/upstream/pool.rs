@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use mesh_shared::NodeName;
 use mesh_shared::config::{Limits, Timeouts};
+use mesh_shared::{AgentName, NodeName};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout};
@@ -56,6 +56,7 @@ pub struct Peer {
     endpoint: Arc<Endpoint>,
     roster: Arc<RosterStore>,
     credentials: Arc<CredentialStore>,
+    presents: Option<AgentName>,
     http2: ::h2::client::Builder,
     http1: http1::Builder,
     dial_limit: Duration,
@@ -64,12 +65,13 @@ pub struct Peer {
 }
 
 impl Pool {
-    /// Connections to the node of `endpoint`; none are made yet. `most_requests` is how many requests there may be to a
+    /// Connections to the node of `endpoint`, made as `presents` or else as this node; none are made yet. `most_requests` is how many requests there may be to a
     /// node.
     pub fn new(
         endpoint: Arc<Endpoint>,
         roster: Arc<RosterStore>,
         credentials: Arc<CredentialStore>,
+        presents: Option<AgentName>,
         timeouts: &Timeouts,
         limits: &Limits,
         most_requests: usize,
@@ -82,6 +84,7 @@ impl Pool {
             endpoint,
             roster,
             credentials,
+            presents,
             http2,
             http1,
             dial_limit: timeouts.handshake,
@@ -209,12 +212,18 @@ impl Peer {
     async fn connect(&self, protocols: Protocols, limit: Duration) -> Result<PeerStream, ProxyError> {
         let _dialling = METRICS.slot(Limit::Dials);
         let route = self.roster.node(self.node())?;
-        let dialled = dial(&route, &self.credentials, protocols, limit).await;
-        match &dialled {
-            Ok(stream) => METRICS.handshake_done(Direction::Outbound, resumption(stream)),
-            Err(error) => METRICS.handshake_failed(Direction::Outbound, handshake_failure(error)),
+        let dialled = dial(&route, &self.credentials, self.presents.as_ref(), protocols, limit).await;
+        match dialled {
+            Ok((stream, leaf)) => {
+                METRICS.handshake_done(Direction::Outbound, resumption(&stream));
+                self.endpoint.showed(leaf);
+                Ok(stream)
+            }
+            Err(error) => {
+                METRICS.handshake_failed(Direction::Outbound, handshake_failure(&error));
+                Err(error)
+            }
         }
-        dialled
     }
 
     async fn begin_http1(&self, stream: PeerStream) -> Result<(Http1Sender, Arc<Link>), ProxyError> {
@@ -235,6 +244,9 @@ impl Peer {
     fn told<T>(&self, made: Result<T, ProxyError>) -> Result<T, ProxyError> {
         match &made {
             Ok(_) => self.endpoint.reached(),
+            // It is the agent that cannot call. Others can.
+            Err(ProxyError::IdentityUnusable(_)) => {}
+            Err(ProxyError::PeerRefusedUs { .. }) if self.presents.is_some() => {}
             Err(error) => self.endpoint.unreachable(&error.to_string()),
         }
         made

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::Guard;
-use mesh_shared::NodeName;
+use mesh_shared::certificate::Leaf;
 use mesh_shared::config::Proxy;
+use mesh_shared::{AgentName, NodeName};
 use parking_lot::Mutex;
 
 use crate::roster::store::RosterStore;
@@ -19,6 +21,16 @@ use crate::upstream::pool::Pool;
 pub struct Endpoints(Mutex<HashMap<NodeName, Arc<Endpoint>>>);
 
 impl Endpoints {
+    /// What the nodes' certificates said at their last handshakes.
+    pub fn certificates(&self) -> Vec<(NodeName, Arc<Leaf>, SystemTime)> {
+        let endpoints = self.0.lock();
+        let seen = endpoints.iter().filter_map(|(node, endpoint)| {
+            let (leaf, at) = endpoint.certificate()?;
+            Some((node.clone(), leaf, at))
+        });
+        seen.collect()
+    }
+
     /// What is observed of the node that `route` leads to. Of one that has moved, nothing is yet.
     fn reached_by(&self, route: &Arc<Route>, roster: &RosterStore) -> Arc<Endpoint> {
         let endpoints = &mut *self.0.lock();
@@ -53,8 +65,9 @@ impl Way {
     }
 }
 
-/// One thread's ways.
+/// One thread's ways, as one identity goes them.
 pub struct Ways {
+    presents: Option<AgentName>,
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
     proxy: Proxy,
@@ -68,10 +81,28 @@ struct Known {
 }
 
 impl Ways {
-    /// None yet, and no connections.
-    pub fn new(credentials: Arc<CredentialStore>, roster: Arc<RosterStore>, proxy: &Proxy) -> Self {
+    /// None yet, and no connections. They will be made as the agent `presents`, or else as this node.
+    pub fn new(
+        credentials: Arc<CredentialStore>,
+        roster: Arc<RosterStore>,
+        proxy: &Proxy,
+        presents: Option<AgentName>,
+    ) -> Self {
         let known = Known { made_with: credentials.load_full(), by_node: HashMap::new() };
-        Self { credentials, roster, proxy: proxy.clone(), known: Mutex::new(known) }
+        Self { presents, credentials, roster, proxy: proxy.clone(), known: Mutex::new(known) }
+    }
+
+    /// The agent as which connections are made; `None`: as this node.
+    pub fn presents(&self) -> Option<&AgentName> {
+        self.presents.as_ref()
+    }
+
+    /// Connections are made anew from now on where `way` leads. Those of before end when their requests have ended.
+    pub fn renew(&self, way: &Way) {
+        let by_node = &mut self.known.lock().by_node;
+        if by_node.get(&way.route.node).is_some_and(|known| Arc::ptr_eq(&known.pool, &way.pool)) {
+            by_node.remove(&way.route.node);
+        }
     }
 
     /// The way by which `route` leads. After a reload of the credentials or a move of the node, the connections of before
@@ -99,6 +130,7 @@ impl Ways {
                     endpoint.clone(),
                     self.roster.clone(),
                     self.credentials.clone(),
+                    self.presents.clone(),
                     &self.proxy.timeouts,
                     &self.proxy.limits,
                     self.proxy.outbound.max_requests_per_node,

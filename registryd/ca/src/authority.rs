@@ -10,7 +10,6 @@ use time::{Duration, OffsetDateTime};
 
 use crate::certificate::Certificate;
 use crate::error::{CaError, make};
-use crate::files;
 use crate::key::{random, read_pair};
 use crate::model::Ca;
 
@@ -58,6 +57,22 @@ impl Ca {
                 _ => CaError::NoCa { dir: self.dir.clone(), missing: path },
             },
         })
+    }
+
+    /// How much of `spread` is left until every node has learned of the intermediate that took over from another one;
+    /// `None`: they have, or it is the only one. Until then its leaves are refused here and there.
+    ///
+    /// # Errors
+    /// There is no CA, or it cannot be read.
+    pub fn spreading(&self, spread: std::time::Duration) -> Result<Option<std::time::Duration>, CaError> {
+        let intermediates = self.authorities()?.into_iter().filter(|each| !each.certificate.is_root());
+        if intermediates.count() < 2 {
+            return Ok(None);
+        }
+        let path = self.chain_path();
+        let changed = path.metadata().and_then(|found| found.modified());
+        let changed = changed.map_err(|source| CaError::File { what: "look at", path, source })?;
+        Ok(changed.elapsed().ok().and_then(|age| spread.checked_sub(age)))
     }
 
     /// The one of these whose key signs, ready to sign.
@@ -120,13 +135,6 @@ impl Ca {
             }
         });
         places
-    }
-
-    /// Held while files are changed that another call may change as well.
-    pub(crate) fn lock(&self) -> Result<std::fs::File, CaError> {
-        // A CA that is not there is told as such.
-        self.authorities()?;
-        files::lock(&self.dir.join("intermediate/.lock"))
     }
 }
 

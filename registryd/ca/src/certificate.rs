@@ -7,6 +7,7 @@ use time::macros::format_description;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
+use x509_parser::x509::X509Name;
 
 use crate::key::KeyType;
 
@@ -25,6 +26,8 @@ pub(crate) struct Certificate {
     pub(crate) subject: Vec<u8>,
     /// The issuer's name as DER.
     pub(crate) issuer: Vec<u8>,
+    /// The common name of its issuer; empty where there is none.
+    pub(crate) issuer_cn: String,
     /// The identifier of its own key, where it is given.
     pub(crate) subject_key: Option<Vec<u8>>,
     /// The identifier of its issuer's key, where it is given.
@@ -63,10 +66,11 @@ impl Certificate {
         };
         Self {
             parsed: true,
-            cn: x509.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok()).map(Into::into),
+            cn: common_name(x509.subject()),
             serial: x509.raw_serial().to_vec(),
             subject: x509.subject().as_raw().to_vec(),
             issuer: x509.issuer().as_raw().to_vec(),
+            issuer_cn: common_name(x509.issuer()).unwrap_or_default(),
             subject_key,
             issuer_key,
             not_after: x509.validity().not_after.timestamp(),
@@ -111,6 +115,11 @@ impl Certificate {
         };
         self.parsed && authority.parsed && authority.subject == self.issuer && same_key
     }
+}
+
+/// The first common name.
+fn common_name(name: &X509Name<'_>) -> Option<String> {
+    name.iter_common_name().next().and_then(|cn| cn.as_str().ok()).map(Into::into)
 }
 
 /// Whole days until a moment in epoch seconds; negative once it has passed.

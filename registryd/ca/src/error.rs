@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use mesh_shared::certificate::MaterialError;
+use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
+use mesh_shared::spiffe::SpiffeError;
+
+use crate::request::RequestError;
 
 /// Why the CA cannot do what was asked. Nothing was changed unless the text says so.
 #[derive(Debug, thiserror::Error)]
@@ -101,11 +105,49 @@ pub enum CaError {
     #[error("{name} is the name of another node; a certificate of {node} must not hold it")]
     NameOfOther { name: String, node: NodeName },
     #[error(
+        "{0} is the name of the CA's own process (`meshctl ca serve`), and no member's certificate holds it"
+    )]
+    NameOfEnrolment(String),
+    #[error(
         "the intermediate that signs (in {}) {when}; `meshctl ca renew-intermediate` makes a new one", path.display()
     )]
     IntermediateEnds { path: PathBuf, when: String },
-    #[error("the root in {} {when}; make a new CA with another --dir and --root-dir", path.display())]
+    #[error("the root in {} {when}; `meshctl ca renew-root` makes a new one", path.display())]
     RootEnds { path: PathBuf, when: String },
+    #[error(
+        "{} has been locked for a minute by {holder}; if that hangs, end it", path.display()
+    )]
+    Locked { path: PathBuf, holder: String },
+    #[error("the signing request {0}")]
+    Request(#[from] RequestError),
+    #[error("the signing request is of {asked}, and not of {wanted}, for whom a certificate is to be signed")]
+    OtherIdentity { asked: Identity, wanted: Identity },
+    #[error(
+        "a certificate for the key of this signing request was issued already; a request is good for one certificate, so \
+         make a new key and a new request (`meshctl csr`)"
+    )]
+    KeyUsed,
+    #[error(
+        "the key of {name} was made where it is used and is not here; {name} renews it by itself, or with a new request \
+         (`meshctl csr {name}` there, `meshctl ca sign` here)"
+    )]
+    KeyElsewhere { name: Identity },
+    #[error("only a node can host agents, and {0} is none")]
+    NoHost(Identity),
+    #[error("no authority in {} is called {which:?} or has that serial number; `meshctl ca list` shows them", chain.display())]
+    NothingToRetire { which: String, chain: PathBuf },
+    #[error("several authorities are called {which:?}; name one by its serial number: {serials}")]
+    SeveralToRetire { which: String, serials: String },
+    #[error("CN={cn} signs what is issued; make its successor first (`meshctl ca renew-intermediate`)")]
+    StillSigns { cn: String },
+    #[error(
+        "{count} certificates that have not ended hang on CN={cn} ({first}{}); renew them, and revoke or wait for those from \
+         before; or say --force, if no host uses them any more: then no node accepts them",
+        if *count > 5 { ", …" } else { "" }
+    )]
+    StillNeeded { cn: String, count: usize, first: String },
+    #[error("{}: {source}", path.display())]
+    TrustDomain { path: PathBuf, source: SpiffeError },
     #[error("no random numbers from the operating system")]
     Random,
 }

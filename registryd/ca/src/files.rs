@@ -2,12 +2,15 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use mesh_shared::atomic_file::{self, Draft};
 
 use crate::error::CaError;
+
+/// Marks the temporary files of this crate, with the process behind it.
+pub(crate) const WRITER: &str = "meshctl-";
 
 /// Writes a file that must not exist yet.
 ///
@@ -50,34 +53,66 @@ pub(crate) fn read(path: &Path) -> Result<String, CaError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Waits for the only lock on a file, which is made if need be; it ends with the returned value.
+/// Removes a file; one that is gone already is no error.
 ///
 /// # Errors
-/// The file cannot be made or locked.
-pub(crate) fn lock(path: &Path) -> Result<File, CaError> {
-    let open = || {
-        let file = File::options().create(true).append(true).mode(0o600).open(path)?;
-        file.lock().map(|()| file)
-    };
-    open().map_err(|source| CaError::File { what: "lock", path: path.into(), source })
+/// The folder cannot be written.
+pub(crate) fn remove(path: &Path) -> Result<(), CaError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(CaError::File { what: "remove", path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Makes a folder and those above it; one that exists stays as it is.
+/// What lies in a folder, by name; nothing where there is none.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn listed(folder: &Path) -> Result<Vec<PathBuf>, CaError> {
+    let fail = |source| CaError::File { what: "read the folder", path: folder.into(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(fail)?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(fail)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Makes a folder and those above it; one that exists stays as it is. It belongs to the owner of the folder around it.
 ///
 /// # Errors
 /// It cannot be made.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), CaError> {
+    let new = !path.exists();
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| CaError::File {
         what: "make the folder",
         path: path.into(),
         source,
-    })
+    })?;
+    if new && let Ok(folder) = File::open(path) {
+        belong_to_folder(&folder, path);
+    }
+    Ok(())
+}
+
+/// Gives a new file to the owner of its folder, as far as this user may: made by root in the folder of the CA's own user, it must
+/// not lock that one out.
+pub(crate) fn belong_to_folder(file: &File, path: &Path) {
+    if let Some(Ok(folder)) = path.parent().map(std::fs::metadata) {
+        let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
+    }
 }
 
 /// A complete, synced file beside `path`. Until its mode is set at the end, it is readable by its owner alone.
 fn complete(path: &Path, content: &str, mode: u32) -> Result<Draft, CaError> {
     let write = || {
-        let draft = Draft::write(path, &format!("meshctl-{}", std::process::id()), content.as_bytes())?;
+        let draft = Draft::write(path, &format!("{WRITER}{}", std::process::id()), content.as_bytes())?;
         draft.set_mode(mode)?;
         Ok(draft)
     };

@@ -5,23 +5,28 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh_shared::certificate::{self, Leaf, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
+use mesh_shared::name::AgentName;
 use rustls::pki_types::UnixTime;
 use serde::Serialize;
 
 use crate::authority::Authority;
 use crate::certificate::{Certificate, day, days_until, ends};
 use crate::error::CaError;
+use crate::index::{Index, Origin};
 use crate::issue::accepted;
 use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::model::{Ca, LEAF_DAYS};
+use crate::revoke::Reason;
 
 /// A certificate that ends within so many days deserves a word.
 const SOON_DAYS: i64 = 14;
 /// The same of one that signs: what it signs cannot last longer.
 const AUTHORITY_SOON_DAYS: i64 = LEAF_DAYS as i64;
+/// A revocation list that ends within so many days deserves one too; sidecars warn from then on.
+const LIST_SOON_DAYS: i64 = 3;
 /// Peers accept no shorter RSA keys.
 const RSA_BITS: usize = 2048;
 
@@ -31,8 +36,8 @@ const RSA_BITS: usize = 2048;
 pub struct Examined {
     /// What it is for.
     pub kind: Kind,
-    /// Its file.
-    pub path: PathBuf,
+    /// Its file; `None` where only the index knows it.
+    pub path: Option<PathBuf>,
     /// Its common name, where it can be read.
     pub cn: Option<String>,
     /// Its serial number in hexadecimal, where it can be read.
@@ -43,15 +48,30 @@ pub struct Examined {
     pub not_after: Option<i64>,
     /// Whole days until then; negative once it has passed.
     pub days_left: Option<i64>,
+    /// Since when it is revoked, if it is.
+    pub revoked: Option<RevokedSince>,
     /// How it is with it in a word.
     pub state: State,
     /// Why it cannot work; empty if it can, and if it is not to.
     pub problems: Vec<String>,
     /// What will become a problem.
     pub remarks: Vec<String>,
+    /// The agents that it lets its node host.
+    pub agents: Vec<AgentName>,
+    /// Whether its key was made where it is used, so that its owner renews it.
+    pub key_elsewhere: bool,
     /// Whom it names, if its file is named alike.
     #[serde(skip)]
     pub identity: Option<Identity>,
+}
+
+/// That a certificate is revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RevokedSince {
+    /// Since when, epoch seconds.
+    pub at: i64,
+    /// Why.
+    pub why: Reason,
 }
 
 /// What a certificate is for.
@@ -64,6 +84,16 @@ pub enum Kind {
     Agent,
     Device,
     Unknown,
+}
+
+impl From<&Identity> for Kind {
+    fn from(identity: &Identity) -> Self {
+        match identity {
+            Identity::Node(_) => Self::Node,
+            Identity::Agent(..) => Self::Agent,
+            Identity::Device(_) => Self::Device,
+        }
+    }
 }
 
 impl Kind {
@@ -91,6 +121,8 @@ pub enum State {
     Expired,
     /// It is in the revocation list.
     Revoked,
+    /// It still works, and a newer one has taken its place.
+    Superseded,
     /// No chain to this CA, not valid yet, or not for what it is issued for.
     Untrusted,
     /// Its file names somebody else.
@@ -113,6 +145,7 @@ impl State {
             Self::EndsSoon => "ends soon",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Superseded => "superseded",
             Self::Untrusted => "untrusted",
             Self::Misnamed => "misnamed",
             Self::WrongKey => "wrong key",
@@ -124,18 +157,21 @@ impl State {
 }
 
 impl Examined {
-    fn new(kind: Kind, path: &Path) -> Self {
+    pub(crate) fn new(kind: Kind, path: &Path) -> Self {
         Self {
             kind,
-            path: path.into(),
+            path: Some(path.into()),
             cn: None,
             serial: None,
             alternative_names: Vec::new(),
             not_after: None,
             days_left: None,
+            revoked: None,
             state: State::Ok,
             problems: Vec::new(),
             remarks: Vec::new(),
+            agents: Vec::new(),
+            key_elsewhere: false,
             identity: None,
         }
     }
@@ -161,6 +197,18 @@ impl Examined {
     }
 }
 
+impl Examined {
+    /// Notes the end of an authority whose successor signs; it is only there for what it has signed.
+    fn has_successor(&mut self, not_after: i64, now: UnixTime) {
+        let days = days_until(not_after, now);
+        (self.not_after, self.days_left) = (Some(not_after), Some(days));
+        if days < 0 {
+            self.state = State::Expired;
+            self.remarks.push(format!("{}, and its successor signs since", ends(days)));
+        }
+    }
+}
+
 impl Ca {
     /// Every certificate in the folder: those of the chain, then what was issued, by name.
     ///
@@ -175,6 +223,7 @@ impl Ca {
             .into_iter()
             .filter(|each| Certificate::of(&each.der).not_a_ca.is_none())
             .collect();
+        let (index, _) = self.survey(&authorities, &lists)?;
         let bundle = Arc::new(TrustBundle::of(&self.chain_path(), &cas)?);
         let mut all: Vec<_> = authorities
             .iter()
@@ -183,17 +232,25 @@ impl Ca {
         self.examine_signing_keys(&authorities, &mut all);
         if self.crl_paths().iter().any(|path| path.exists()) {
             for (authority, examined) in authorities.iter().zip(&mut all) {
-                if !authority.certificate.is_root()
-                    && authority.certificate.not_a_ca.is_none()
-                    && examined.state != State::Expired
-                    && !lists.covers(authority)
-                {
-                    examined.remarks.push(
-                        "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; the next \
-                         `meshctl ca revoke` adds one"
-                            .into(),
-                    );
+                let signs = !authority.certificate.is_root() && authority.certificate.not_a_ca.is_none();
+                if !signs || examined.state == State::Expired {
+                    continue;
                 }
+                let end = lists.end_of(authority).map(|end| days_until(end, now));
+                let remark = match end.filter(|days| *days < LIST_SOON_DAYS) {
+                    _ if !lists.covers(authority) => {
+                        "crl.pem holds no list of it, so hosts with proxy.crl_path refuse what it signed; \
+                         `meshctl ca refresh-lists` adds one"
+                            .into()
+                    }
+                    Some(days) => format!(
+                        "its revocation list {}; once it has, hosts with proxy.crl_path refuse what it signed: \
+                         `meshctl ca refresh-lists`, or enable mesh-ca-renew.timer",
+                        ends(days)
+                    ),
+                    None => continue,
+                };
+                examined.remarks.push(remark);
             }
         }
         let folder = self.dir.join("issued");
@@ -204,7 +261,7 @@ impl Ca {
         }
         issued.sort();
         for path in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "crt")) {
-            all.push(self.examine_issued(path, &bundle, &lists, now));
+            all.push(self.examine_issued(path, &bundle, &lists, &index, now));
         }
         for key in issued.iter().filter(|path| path.extension().is_some_and(|ext| ext == "key")) {
             if !issued.contains(&key.with_extension("crt")) {
@@ -215,6 +272,15 @@ impl Ca {
                 );
                 all.push(orphan);
             }
+        }
+        if !index.damaged.is_empty() {
+            let lines: Vec<_> = index.damaged.iter().map(ToString::to_string).collect();
+            let mut damaged = Examined::new(Kind::Unknown, &self.index_path());
+            damaged.remarks.push(format!(
+                "line {} cannot be read; put it right from a copy if there is one",
+                lines.join(", ")
+            ));
+            all.push(damaged);
         }
         Ok(all)
     }
@@ -262,11 +328,35 @@ impl Ca {
         }
     }
 
+    /// [`Ca::examine_once`], again if the pair was replaced between the readings of its two files.
     fn examine_issued(
         &self,
         path: &Path,
         bundle: &Arc<TrustBundle>,
         lists: &Lists,
+        index: &Index,
+        now: UnixTime,
+    ) -> Examined {
+        let serial = || {
+            Some(
+                Certificate::of(certificate::read_certificates("certificate", path).ok()?.first()?)
+                    .serial_text(),
+            )
+        };
+        loop {
+            let examined = self.examine_once(path, bundle, lists, index, now);
+            if examined.state != State::WrongKey || examined.serial == serial() {
+                return examined;
+            }
+        }
+    }
+
+    fn examine_once(
+        &self,
+        path: &Path,
+        bundle: &Arc<TrustBundle>,
+        lists: &Lists,
+        index: &Index,
         now: UnixTime,
     ) -> Examined {
         let mut examined = Examined::new(Kind::Unknown, path);
@@ -275,7 +365,8 @@ impl Ca {
             let leaf = Leaf::parse(&chain[0])
                 .map_err(|source| MaterialError::Parse { path: path.into(), source })?;
             let bundle = bundle.clone();
-            Ok::<_, MaterialError>(Material { cert_path: path.into(), chain, leaf, bundle, crls: Vec::new() })
+            let (cert_path, crls, coverage) = (path.into(), Vec::new(), Coverage::Optional);
+            Ok::<_, MaterialError>(Material { cert_path, chain, leaf, bundle, crls, coverage })
         };
         let material = match loaded() {
             Ok(material) => material,
@@ -285,24 +376,28 @@ impl Ca {
             }
         };
         let leaf = &material.leaf;
-        examined.kind = match leaf.identity {
-            Identity::Node(_) => Kind::Node,
-            Identity::Agent(..) => Kind::Agent,
-            Identity::Device(_) => Kind::Device,
-        };
+        examined.kind = Kind::from(&leaf.identity);
         examined.cn = Some(leaf.common_name.clone());
         let certificate = Certificate::of(&material.chain[0]);
         examined.serial = Some(certificate.serial_text());
+        examined.agents = leaf.agents();
+        examined.key_elsewhere =
+            index.of(&certificate).is_some_and(|entry| entry.issuance.why == Origin::Signed);
         examined.alternative_names =
             leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
-        if let Some(since) = lists.since(&certificate.issuer, &certificate.serial) {
+        if let Some((since, reason)) = lists.find(&certificate.issuer, &certificate.serial) {
             // As it should be: nothing more is asked of it.
             examined.state = State::Revoked;
+            examined.revoked = Some(RevokedSince { at: since, why: reason });
             examined.not_after = Some(leaf.not_after);
             examined.days_left = Some(leaf.days_left(now));
             examined.remarks.push(format!(
-                "revoked on {}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
+                "revoked on {}{}; `meshctl ca renew {}` gives it a new certificate, else its files can go",
                 day(since),
+                match reason {
+                    Reason::Unspecified => String::new(),
+                    reason => format!(" ({})", reason.as_str()),
+                },
                 leaf.identity
             ));
             return examined;
@@ -312,7 +407,15 @@ impl Ca {
         {
             examined.identity = Some(leaf.identity.clone());
         }
-        examined.ends(leaf.not_after, now, SOON_DAYS, &format!("`meshctl ca renew {}` it", leaf.identity));
+        let (soon_days, remedy) = match examined.key_elsewhere {
+            false => (SOON_DAYS, format!("`meshctl ca renew {}` it", leaf.identity)),
+            true => {
+                let life = (leaf.not_after - leaf.not_before) / 86_400;
+                let remedy = "its owner, who has the key, has not renewed it yet";
+                (SOON_DAYS.min(life / 3), remedy.to_owned())
+            }
+        };
+        examined.ends(leaf.not_after, now, soon_days, &remedy);
         let strong = check_strength(&certificate, &mut examined);
         if examined.state != State::Expired
             && let Err(error) = accepted(&material, now)
@@ -325,7 +428,7 @@ impl Ca {
                 format!("the file's name and the certificate's CN {} are not the same", leaf.common_name),
             );
         }
-        if strong {
+        if strong && !examined.key_elsewhere {
             examine_key(&material, &path.with_extension("key"), &mut examined);
         }
         examined
@@ -343,21 +446,21 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
     examined.serial = Some(certificate.serial_text());
     let not_after = certificate.not_after;
     let successor =
-        |other: &&Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+        |other: &Authority| !other.certificate.is_root() && other.certificate.not_after > not_after;
+    let successor_root =
+        |other: &Authority| other.certificate.is_root() && other.certificate.not_after > not_after;
     if certificate.is_root() {
-        let remedy = "with it ends all that it signed: make a new CA with another --dir and --root-dir";
-        examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
-    } else if all.iter().find(successor).is_none() {
+        if all.iter().any(successor_root) {
+            examined.has_successor(not_after, now);
+        } else {
+            let remedy = "with it ends all that it signed: `meshctl ca renew-root` makes the next one";
+            examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
+        }
+    } else if !all.iter().any(successor) {
         let remedy = "with it ends all that it signed: `meshctl ca renew-intermediate` makes the next one";
         examined.ends(not_after, now, AUTHORITY_SOON_DAYS, remedy);
     } else {
-        // Its successor signs; this one is only there for what it has signed.
-        let days = certificate.days_left(now);
-        (examined.not_after, examined.days_left) = (Some(not_after), Some(days));
-        if days < 0 {
-            examined.state = State::Expired;
-            examined.remarks.push(format!("{}, and its successor signs since", ends(days)));
-        }
+        examined.has_successor(not_after, now);
     }
     if let Some(reason) = certificate.not_a_ca {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -369,7 +472,7 @@ fn examine_authority(path: &Path, authority: &Authority, all: &[Authority], now:
 }
 
 fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
-    if !key.exists() {
+    if !key.exists() && !certificate::fresh_key(key).exists() {
         examined.remarks.push("its key is not here".into());
         return;
     }

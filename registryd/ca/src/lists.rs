@@ -1,18 +1,16 @@
 //! The lists in `crl.pem`, one for each intermediate, in the form that `proxy.crl_path` takes.
 //!
 //! A sidecar with lists refuses everything whose issuer none of them covers, so an intermediate without
-//! revocations has an empty one. A list counts until the next one replaces it: its `nextUpdate` is the end of its
-//! intermediate, because nothing here runs by the clock.
+//! revocations has an empty one. A list ends after days, so that nobody can hide a newer one for long by passing on an
+//! older; what has half its life behind it is signed anew by [`Ca::refresh_lists`].
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate::MaterialError;
 use mesh_shared::revocation;
-use rcgen::{
-    CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
-    SerialNumber,
-};
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 use x509_parser::revocation_list::RevokedCertificate;
@@ -22,6 +20,7 @@ use crate::certificate::unpadded;
 use crate::error::{CaError, make};
 use crate::files::replace;
 use crate::model::Ca;
+use crate::revoke::Reason;
 use crate::rivetos;
 
 /// A clock that is behind by so much makes lists that are newer than the one before all the same.
@@ -38,8 +37,18 @@ struct List {
     entries: Vec<RevokedCertParams>,
     /// When it was made, epoch seconds.
     this_update: i64,
+    /// When it ends, epoch seconds; `None`: never.
+    next_update: Option<i64>,
     number: u128,
     pem: String,
+}
+
+/// A certificate to enter in a list.
+pub(crate) struct NewEntry {
+    pub(crate) serial: Vec<u8>,
+    /// Since when, epoch seconds.
+    pub(crate) at: i64,
+    pub(crate) reason: Reason,
 }
 
 impl Lists {
@@ -50,7 +59,11 @@ impl Lists {
     pub(crate) fn read(paths: &[PathBuf]) -> Result<Self, CaError> {
         let mut all = Self::default();
         for path in paths {
-            all.0.extend(Self::read_one(path)?.0);
+            for list in Self::read_one(path)?.0 {
+                if !all.0.iter().any(|known| known.pem == list.pem) {
+                    all.0.push(list);
+                }
+            }
         }
         Ok(all)
     }
@@ -70,16 +83,20 @@ impl Lists {
             let entries = parsed.iter_revoked_certificates().map(entry).collect();
             let number = list.number.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
             let (this_update, pem) = (list.this_update, list.pem);
-            found.push(List { issuer: list.issuer, entries, this_update, number, pem });
+            let next_update = list.next_update;
+            found.push(List { issuer: list.issuer, entries, this_update, next_update, number, pem });
         }
         Ok(Self(found))
     }
 
-    /// Since when the certificate with this issuer and serial number is revoked, epoch seconds.
-    pub(crate) fn since(&self, issuer: &[u8], serial: &[u8]) -> Option<i64> {
+    /// Since when the certificate with this issuer and serial number is revoked, epoch seconds, and why.
+    pub(crate) fn find(&self, issuer: &[u8], serial: &[u8]) -> Option<(i64, Reason)> {
         let mut entries = self.0.iter().filter(|list| list.issuer == issuer).flat_map(|list| &list.entries);
         let found = entries.find(|entry| unpadded(entry.serial_number.as_ref()) == unpadded(serial))?;
-        Some(found.revocation_time.unix_timestamp())
+        Some((
+            found.revocation_time.unix_timestamp(),
+            found.reason_code.map_or(Reason::Unspecified, |code| Reason::of_code(code as u8)),
+        ))
     }
 
     /// Whether there is a list of this authority's certificates.
@@ -87,12 +104,33 @@ impl Lists {
         self.0.iter().any(|list| authority.certificate.subject == list.issuer)
     }
 
-    /// Puts a list with these serial numbers, and all that it had before, in place of the authority's old one.
+    /// The newest list of this authority's certificates.
+    fn newest(&self, authority: &Authority) -> Option<&List> {
+        let own = self.0.iter().filter(|list| authority.certificate.subject == list.issuer);
+        own.max_by_key(|list| (list.this_update, list.number))
+    }
+
+    /// When the list of this authority's certificates ends, epoch seconds.
+    pub(crate) fn end_of(&self, authority: &Authority) -> Option<i64> {
+        self.newest(authority)?.next_update
+    }
+
+    /// Whether this authority's list has half its life behind it, is missing, or is split among several.
+    pub(crate) fn is_due(&self, authority: &Authority, now: UnixTime) -> bool {
+        let several = self.0.iter().filter(|list| authority.certificate.subject == list.issuer).count() > 1;
+        let Some(list) = self.newest(authority) else { return true };
+        let half = list.next_update.map(|end| list.this_update + (end - list.this_update) / 2);
+        several || half.is_some_and(|half| half <= now.as_secs() as i64)
+    }
+
+    /// Puts a list with these entries, and all that it had before, in place of the authority's old one. It counts for so many
+    /// days, and not longer than the authority.
     pub(crate) fn publish(
         &mut self,
         authority: &Authority,
         key: &KeyPair,
-        serials: &[&[u8]],
+        new: &[NewEntry],
+        days: u32,
     ) -> Result<(), CaError> {
         let now = OffsetDateTime::now_utc();
         let name = authority.certificate.subject.clone();
@@ -105,13 +143,13 @@ impl Lists {
                 entries.push(entry);
             }
         }
-        entries.extend(serials.iter().map(|serial| RevokedCertParams {
-            serial_number: SerialNumber::from_slice(serial),
-            revocation_time: now,
-            reason_code: None,
+        entries.extend(new.iter().map(|new| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&new.serial),
+            revocation_time: OffsetDateTime::from_unix_timestamp(new.at).unwrap_or(now),
+            reason_code: new.reason.code(),
             invalidity_date: None,
         }));
-        let ends = authority.certificate.not_after;
+        let ends = (now + Duration::days(days.into())).unix_timestamp().min(authority.certificate.not_after);
         let identifier =
             authority.certificate.subject_key.clone().map_or(KeyIdMethod::Sha256, KeyIdMethod::PreSpecified);
         // By time, so that it rises although an older folder was put back; and past the old one, which may count otherwise.
@@ -145,7 +183,7 @@ impl Lists {
             return Err(CaError::Make { what: "a revocation list that names its issuer alike", source });
         }
         let pem = signed.pem().map_err(make("the revocation list"))?;
-        self.0.push(List { issuer: name, entries, this_update, number, pem });
+        self.0.push(List { issuer: name, entries, this_update, next_update: Some(ends), number, pem });
         Ok(())
     }
 
@@ -186,24 +224,7 @@ fn entry(revoked: &RevokedCertificate<'_>) -> RevokedCertParams {
     RevokedCertParams {
         serial_number: SerialNumber::from_slice(revoked.raw_serial()),
         revocation_time: time(revoked.revocation_date.timestamp()),
-        reason_code: revoked.reason_code().and_then(|(_, code)| reason(code.0)),
+        reason_code: revoked.reason_code().and_then(|(_, code)| Reason::of_code(code.0).code()),
         invalidity_date: revoked.invalidity_date().map(|(_, date)| time(date.timestamp())),
     }
-}
-
-fn reason(code: u8) -> Option<RevocationReason> {
-    use RevocationReason::*;
-    [
-        KeyCompromise,
-        CaCompromise,
-        AffiliationChanged,
-        Superseded,
-        CessationOfOperation,
-        CertificateHold,
-        RemoveFromCrl,
-        PrivilegeWithdrawn,
-        AaCompromise,
-    ]
-    .into_iter()
-    .find(|reason| *reason as u8 == code)
 }

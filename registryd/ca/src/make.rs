@@ -1,8 +1,12 @@
 //! Making a CA, and replacing its intermediate.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use mesh_shared::atomic_file;
 use mesh_shared::certificate;
+use mesh_shared::spiffe::TrustDomain;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
@@ -13,9 +17,9 @@ use crate::error::{CaError, make};
 use crate::files::{self, absolute, make_dir, replace, write_new};
 use crate::key::{KeyType, random, read_pair};
 use crate::lists::Lists;
-use crate::model::Ca;
+use crate::model::{CRL_DAYS, Ca};
 
-const ROOT_DAYS: i64 = 3653;
+pub(crate) const ROOT_DAYS: i64 = 3653;
 /// Validity of an intermediate, in days.
 pub const INTERMEDIATE_DAYS: i64 = 1826;
 
@@ -37,7 +41,12 @@ impl Ca {
     /// # Errors
     /// Any of its files exists already, or a folder cannot be written. An interruption leaves a CA that
     /// every later command calls half made.
-    pub fn init(&self, root_dir: &Path, key_type: KeyType) -> Result<Option<PathBuf>, CaError> {
+    pub fn init(
+        &self,
+        root_dir: &Path,
+        key_type: KeyType,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<PathBuf>, CaError> {
         let (root_cert, root_key) = (root_dir.join("root.crt"), root_dir.join("root.key"));
         let (chain, crl, intermediate_key) = (self.chain_path(), self.crl_path(), self.signing_key_path());
         let dir = absolute(&self.dir)?;
@@ -58,8 +67,9 @@ impl Ca {
                 return Err(CaError::HalfMade { found: found.clone(), missing: chain });
             }
         }
-        if let Some(found) = self.all_issued()?.into_iter().next() {
-            return Err(CaError::IssuedByNone { dir: self.dir.clone(), found: found.path, missing: chain });
+        let issued = files::listed(&self.dir.join("issued"))?;
+        if let Some(found) = issued.into_iter().find(|path| path.extension() == Some(OsStr::new("crt"))) {
+            return Err(CaError::IssuedByNone { dir: self.dir.clone(), found, missing: chain });
         }
         match (root_cert.exists(), root_key.exists()) {
             (false, false) => {}
@@ -87,12 +97,13 @@ impl Ca {
         let intermediate = params.signed_by(&pair, &issuer).map_err(make("the intermediate"))?;
         let intermediate = Authority::new(intermediate.pem(), intermediate.der());
         let mut lists = Lists::default();
-        lists.publish(&intermediate, &pair, &[])?;
+        lists.publish(&intermediate, &pair, &[], CRL_DAYS)?;
 
         let made = dir.ancestors().skip(1).take_while(|folder| !folder.exists()).last().map(Path::to_owned);
         make_dir(root_dir, 0o700)?;
         make_dir(&self.dir.join("intermediate"), 0o755)?;
         make_dir(&self.dir.join("issued"), 0o755)?;
+        replace(&self.trust_domain_path(), &format!("{trust_domain}\n"), 0o644)?;
         write_new(&root_key, &root_pair.serialize_pem(), 0o600)?;
         write_new(&root_cert, &root.pem(), 0o644)?;
         write_new(&intermediate_key, &pair.serialize_pem(), 0o600)?;
@@ -114,15 +125,15 @@ impl Ca {
         root_dir: &Path,
         key_type: Option<KeyType>,
     ) -> Result<NewIntermediate, CaError> {
-        let _lock = self.lock()?;
-        let authorities = self.authorities()?;
+        let change = self.change()?;
+        let authorities = &change.authorities;
         let (root, root_pair) = load_root(root_dir)?;
         if !authorities.iter().any(|authority| authority.der() == root.der()) {
             return Err(CaError::OtherRoot { root: root_dir.join("root.crt"), chain: self.chain_path() });
         }
         let path = self.signing_key_path();
         let former = match path.exists() || self.signing_key.is_none() {
-            true => Some(self.signer(&authorities)?.0),
+            true => Some(self.signer(authorities)?.0),
             false => None,
         };
         if former.is_some_and(|former| former.der() == root.der()) {
@@ -163,19 +174,15 @@ impl Ca {
         if self.crl_paths().iter().any(|crl| crl.exists()) {
             let mut lists = self.lists()?;
             if !lists.covers(&intermediate) {
-                lists.publish(&intermediate, &pair, &[])?;
+                lists.publish(&intermediate, &pair, &[], CRL_DAYS)?;
             }
             lists.keep_only(&chain);
             self.write_lists(&lists)?;
         }
-        let text: String = chain.iter().map(|authority| authority.pem.as_str()).collect();
-        replace(&self.chain_path(), &text, 0o644)?;
-        // RivetOS reads these two.
-        for (file, content) in [("chain.pem", &text), ("int.crt", &intermediate.pem)] {
-            let path = self.dir.join("intermediate").join(file);
-            if path.exists() && path != self.chain_path() {
-                replace(&path, content, 0o644)?;
-            }
+        self.write_chain(&chain)?;
+        let of_rivetos = self.dir.join("intermediate/int.crt");
+        if of_rivetos.exists() {
+            replace(&of_rivetos, &intermediate.pem, 0o644)?;
         }
         // Up to here the old key signs, and its certificate is still in the chain.
         let former_key = match former {
@@ -215,7 +222,14 @@ impl Ca {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kept = path.with_file_name(format!("{stem}-{}.key", &serial[..serial.len().min(8)]));
         let content = files::read(path)?;
-        match write_new(&kept, &content, 0o600) {
+        let written = write_new(&kept, &content, 0o600);
+        if written.is_ok()
+            && let Ok(file) = File::open(&kept)
+        {
+            // Whoever signs lists with the one must be able to do so with the other.
+            atomic_file::keep_owner(&file, path);
+        }
+        match written {
             // An earlier call was interrupted right behind this.
             Err(CaError::Exists { .. })
                 if read_pair(&kept).is_ok_and(|pair| former.certificate.has_key(&pair)) =>
@@ -227,14 +241,20 @@ impl Ca {
     }
 }
 
-/// The root's certificate and its key, which belong together.
-fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
+/// The root's certificate and its key, by RivetOS's names where only those are there.
+pub(crate) fn root_paths(root_dir: &Path) -> (PathBuf, PathBuf) {
     let (own, of_rivetos) = (["root.crt", "root.key"], ["ca.crt", "ca.key"]);
-    let names = match !root_dir.join(own[0]).exists() && root_dir.join(of_rivetos[0]).exists() {
+    let [certificate, key] = match !root_dir.join(own[0]).exists() && root_dir.join(of_rivetos[0]).exists() {
         true => of_rivetos,
         false => own,
     };
-    let [cert_path, key_path] = names.map(|name| root_dir.join(name));
+    (root_dir.join(certificate), root_dir.join(key))
+}
+
+/// The root's certificate and its key, which belong together. While they are replaced, or where that was interrupted, the key is
+/// the one that waits beside the old one.
+pub(crate) fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
+    let (cert_path, key_path) = root_paths(root_dir);
     for path in [&cert_path, &key_path] {
         if !path.exists() {
             return Err(CaError::NoRoot { missing: path.clone() });
@@ -243,15 +263,18 @@ fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
     let der = certificate::read_certificates("root", &cert_path)?.swap_remove(0);
     let root = Authority::new(String::new(), &der);
     let pair = read_pair(&key_path)?;
-    match root.certificate.has_key(&pair) {
-        true => Ok((root, pair)),
-        false => Err(CaError::OtherKey { key: key_path, certificate: cert_path }),
+    if root.certificate.has_key(&pair) {
+        return Ok((root, pair));
+    }
+    match read_pair(&certificate::fresh_key(&key_path)) {
+        Ok(pair) if root.certificate.has_key(&pair) => Ok((root, pair)),
+        _ => Err(CaError::OtherKey { key: key_path, certificate: cert_path }),
     }
 }
 
 /// Without a mark of its own, every CA made here would have the same name, and a certificate of another one would
 /// be "badly signed" instead of "from an unknown issuer".
-fn mark() -> Result<String, CaError> {
+pub(crate) fn mark() -> Result<String, CaError> {
     let mut mark = [0; 4];
     random(&mut mark)?;
     Ok(format!("{:08x}", u32::from_be_bytes(mark)))
@@ -262,7 +285,7 @@ fn intermediate_params(mark: &str, root_end: OffsetDateTime) -> Result<Certifica
     authority(&format!("Mesh Intermediate CA {mark}"), end, BasicConstraints::Constrained(0))
 }
 
-fn authority(
+pub(crate) fn authority(
     name: &str,
     end: OffsetDateTime,
     constraints: BasicConstraints,

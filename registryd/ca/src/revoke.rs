@@ -1,15 +1,19 @@
-//! Revoking certificates.
+//! Revoking certificates, and keeping the lists that say so from ending.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::{self, Leaf, MaterialError};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
+use rcgen::RevocationReason;
 use rustls::pki_types::UnixTime;
+use serde::{Deserialize, Serialize};
 
-use crate::certificate::{Certificate, days_until, ends};
+use crate::authority::Authority;
+use crate::certificate::{days_until, ends};
+use crate::change::Change;
 use crate::error::CaError;
+use crate::index::{Entry, Event, Index, Issuance, Origin, Revocation, read_leaf};
+use crate::lists::NewEntry;
 use crate::model::Ca;
 use crate::rivetos;
 
@@ -24,67 +28,194 @@ pub enum Which {
     File(PathBuf),
 }
 
+/// Why a certificate is revoked (RFC 5280, section 5.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Reason {
+    /// No reason is given
+    #[default]
+    Unspecified,
+    /// Somebody else has, or may have, its private key
+    KeyCompromise,
+    /// The same, of a CA
+    #[value(skip)]
+    CaCompromise,
+    /// Its owner's name or place has changed
+    AffiliationChanged,
+    /// A new one has taken its place
+    Superseded,
+    /// It is no longer needed: the host or agent is gone
+    CessationOfOperation,
+    /// For the time being
+    #[value(skip)]
+    CertificateHold,
+    /// Not any more
+    #[value(skip)]
+    RemoveFromCrl,
+    /// Its owner may no longer take part
+    PrivilegeWithdrawn,
+    /// Of an attribute authority
+    #[value(skip)]
+    AaCompromise,
+}
+
+impl Reason {
+    const ALL: [(Self, RevocationReason); 9] = [
+        (Self::KeyCompromise, RevocationReason::KeyCompromise),
+        (Self::CaCompromise, RevocationReason::CaCompromise),
+        (Self::AffiliationChanged, RevocationReason::AffiliationChanged),
+        (Self::Superseded, RevocationReason::Superseded),
+        (Self::CessationOfOperation, RevocationReason::CessationOfOperation),
+        (Self::CertificateHold, RevocationReason::CertificateHold),
+        (Self::RemoveFromCrl, RevocationReason::RemoveFromCrl),
+        (Self::PrivilegeWithdrawn, RevocationReason::PrivilegeWithdrawn),
+        (Self::AaCompromise, RevocationReason::AaCompromise),
+    ];
+
+    /// As lists have it; the standard wants an unspecified one left out.
+    pub(crate) fn code(self) -> Option<RevocationReason> {
+        Self::ALL.iter().find(|(reason, _)| *reason == self).map(|(_, code)| *code)
+    }
+
+    pub(crate) fn of_code(code: u8) -> Self {
+        Self::ALL
+            .iter()
+            .find(|(_, known)| *known as u8 == code)
+            .map(|(reason, _)| *reason)
+            .unwrap_or_default()
+    }
+
+    /// The words shown to people, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::KeyCompromise => "key-compromise",
+            Self::CaCompromise => "ca-compromise",
+            Self::AffiliationChanged => "affiliation-changed",
+            Self::Superseded => "superseded",
+            Self::CessationOfOperation => "cessation-of-operation",
+            Self::CertificateHold => "certificate-hold",
+            Self::RemoveFromCrl => "remove-from-crl",
+            Self::PrivilegeWithdrawn => "privilege-withdrawn",
+            Self::AaCompromise => "aa-compromise",
+        }
+    }
+}
+
 /// A certificate that no peer with the list accepts any more.
 #[derive(Debug)]
 pub struct Revoked {
-    /// Its common name.
+    /// Whom it names.
     pub cn: String,
     /// Its serial number.
     pub serial: String,
-    /// The file it was found in.
-    pub path: PathBuf,
+    /// The file it was found in; the index may know one whose file is gone.
+    pub path: Option<PathBuf>,
     /// Since when, if it was in the list already; epoch seconds.
     pub before: Option<i64>,
 }
 
+/// What [`Ca::refresh_lists`] did.
+#[derive(Debug, Default)]
+pub struct Refreshed {
+    /// The common names of the authorities whose lists were signed anew.
+    pub signed: Vec<String>,
+    /// Those whose lists should have been and could not, and why.
+    pub failed: Vec<(String, CaError)>,
+}
+
 impl Ca {
-    /// Enters certificates in `crl.pem`; what is in it stays in it.
+    /// Enters certificates in `crl.pem`, in lists that count for so many days; what is in them stays in them.
     ///
     /// # Errors
     /// Nothing that fits and has not ended yet, a certificate of another CA, no key for a list that is needed.
     /// The file is replaced at once or not at all.
-    pub fn revoke(&self, which: &Which) -> Result<Vec<Revoked>, CaError> {
-        let _lock = self.lock()?;
-        let authorities = self.authorities()?;
-        let mut lists = self.lists()?;
+    pub fn revoke(&self, which: &Which, reason: Reason, days: u32) -> Result<Vec<Revoked>, CaError> {
+        let mut change = self.change()?;
         let now = UnixTime::now();
-        let wanted = self.find(which, now)?;
-        for certificate in &wanted {
-            if !authorities.iter().any(|authority| certificate.certificate.is_of(&authority.certificate)) {
-                return Err(CaError::NothingToRevoke(format!(
-                    "{} was not issued by an intermediate in {}",
-                    certificate.path.display(),
-                    self.chain_path().display()
-                )));
-            }
+        if let Which::File(path) = which {
+            self.take_in(&mut change, path)?;
         }
-        let mut revoked = Vec::new();
-        for authority in &authorities {
-            let of_it: Vec<_> =
-                wanted.iter().filter(|each| each.certificate.is_of(&authority.certificate)).collect();
-            let mut new = Vec::new();
-            for each in &of_it {
-                let before = lists.since(&each.certificate.issuer, &each.certificate.serial);
+        let wanted = self.find(&change.index, &change.authorities, which, now)?;
+        let at = now.as_secs() as i64;
+        let (mut revoked, mut events) = (Vec::new(), Vec::new());
+        let authorities = std::mem::take(&mut change.authorities);
+        for authority in authorities.iter().filter(|authority| issues(authority)) {
+            let mut new = owed(&change, authority, &authorities);
+            for entry in wanted.iter().filter(|entry| is_of(entry, authority, &authorities)) {
+                let before = change.lists.find(&authority.certificate.subject, &entry.serial());
                 if before.is_none() {
-                    new.push(each.certificate.serial.as_slice());
+                    new.retain(|owed| owed.serial != entry.serial());
+                    new.push(NewEntry { serial: entry.serial(), at, reason });
+                    events.push(Event::Revoked(Revocation::of(&entry.issuance, at, reason, &self.actor())));
                 }
-                let (cn, path) = (each.cn.clone(), each.path.clone());
-                revoked.push(Revoked { cn, serial: each.certificate.serial_text(), path, before });
+                revoked.push(Revoked {
+                    cn: entry.issuance.name.clone(),
+                    serial: entry.issuance.serial.clone(),
+                    path: entry.path.clone(),
+                    before: before.map(|(since, _)| since),
+                });
             }
-            // What is not a CA's has no list, and must keep nobody from being revoked.
-            let needed = !authority.certificate.is_root()
-                && authority.certificate.not_a_ca.is_none()
-                && authority.certificate.days_left(now) >= 0
-                && !lists.covers(authority);
+            let needed = authority.certificate.days_left(now) >= 0 && !change.lists.covers(authority);
             if needed || !new.is_empty() {
-                lists.publish(authority, &self.key_of(authority)?, &new)?;
+                change.lists.publish(authority, &self.key_of(authority)?, &new, days)?;
             }
         }
-        lists.keep_only(&authorities);
-        // First the books: a list that openssl makes from them meanwhile has to have it too.
-        rivetos::mark_revoked(&self.dir, &wanted.iter().map(|each| &each.certificate).collect::<Vec<_>>())?;
-        self.write_lists(&lists)?;
+        change.lists.keep_only(&authorities);
+        // First the books: a list that openssl makes from them meanwhile has to have it too. Last the index, which takes from the
+        // list what it lacks.
+        let issuances: Vec<_> = wanted.iter().map(|entry| &entry.issuance).collect();
+        rivetos::mark_revoked(&self.dir, &issuances, reason)?;
+        self.write_lists(&change.lists)?;
+        change.record(&events)?;
         Ok(revoked)
+    }
+
+    /// Signs the lists anew that have half their life behind them, for so many days; also one that is missing, or lacks what
+    /// the index says is revoked. Nothing where there are no lists at all.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written. A list whose key is not here keeps none of the others from it.
+    pub fn refresh_lists(&self, days: u32) -> Result<Refreshed, CaError> {
+        let mut change = self.change()?;
+        let mut refreshed = Refreshed::default();
+        if !self.crl_paths().iter().any(|path| path.exists()) {
+            return Ok(refreshed);
+        }
+        let now = UnixTime::now();
+        let authorities = std::mem::take(&mut change.authorities);
+        for authority in authorities.iter().filter(|authority| issues(authority)) {
+            if authority.certificate.days_left(now) < 0 {
+                continue;
+            }
+            let owed = owed(&change, authority, &authorities);
+            if owed.is_empty() && !change.lists.is_due(authority, now) {
+                continue;
+            }
+            let signed =
+                self.key_of(authority).and_then(|key| change.lists.publish(authority, &key, &owed, days));
+            let cn = authority.certificate.shown();
+            match signed {
+                Ok(()) => refreshed.signed.push(cn),
+                Err(error) => refreshed.failed.push((cn, error)),
+            }
+        }
+        if !refreshed.signed.is_empty() {
+            change.lists.keep_only(&authorities);
+            self.write_lists(&change.lists)?;
+        }
+        Ok(refreshed)
+    }
+
+    /// When the first of the lists that count ends, epoch seconds; `None` where there are none.
+    ///
+    /// # Errors
+    /// There is no CA, or a list cannot be read.
+    pub fn lists_end(&self) -> Result<Option<i64>, CaError> {
+        let (lists, now) = (self.lists()?, UnixTime::now());
+        let authorities = self.authorities()?;
+        let counting = authorities.iter().filter(|each| issues(each) && each.certificate.days_left(now) >= 0);
+        Ok(counting.filter_map(|authority| lists.end_of(authority)).min())
     }
 
     /// The certificates of a node's agents that peers still accept: whoever has the node may have their keys too.
@@ -92,13 +223,12 @@ impl Ca {
     /// # Errors
     /// The folder or the lists cannot be read.
     pub fn agents_of(&self, node: &NodeName) -> Result<Vec<Identity>, CaError> {
-        let (lists, now) = (self.lists()?, UnixTime::now());
+        let (authorities, now) = (self.authorities()?, UnixTime::now());
         let mut agents: Vec<Identity> = Vec::new();
-        for found in self.all_issued()? {
-            let Ok(identity @ Identity::Agent(..)) = found.cn.parse::<Identity>() else { continue };
-            let certificate = &found.certificate;
-            let works = certificate.not_after >= now.as_secs() as i64
-                && lists.since(&certificate.issuer, &certificate.serial).is_none();
+        for entry in self.survey(&authorities, &self.lists()?)?.0.entries {
+            let Some(identity @ Identity::Agent(..)) = entry.identity() else { continue };
+            let works =
+                !entry.has_ended(now) && entry.revoked.is_none() && entry.authority(&authorities).is_some();
             if works && identity.node() == Some(node) && !agents.contains(&identity) {
                 agents.push(identity);
             }
@@ -106,78 +236,90 @@ impl Ca {
         Ok(agents)
     }
 
-    fn find(&self, which: &Which, now: UnixTime) -> Result<Vec<Found>, CaError> {
+    /// Enters a certificate of this CA that lies elsewhere in the index.
+    fn take_in(&self, change: &mut Change<'_>, path: &Path) -> Result<(), CaError> {
+        let (certificate, leaf) = read_leaf(path)?;
+        let known = change.authorities.iter().any(|authority| certificate.is_of(&authority.certificate));
+        if !known {
+            return Err(CaError::NothingToRevoke(format!(
+                "{} was not issued by an intermediate in {}",
+                path.display(),
+                self.chain_path().display()
+            )));
+        }
+        match change.index.of(&certificate) {
+            Some(_) => Ok(()),
+            None => {
+                let found = Issuance::of(&certificate, &leaf, Origin::Found, leaf.not_before, &self.actor());
+                change.record(&[Event::Issued(found)])
+            }
+        }
+    }
+
+    fn find(
+        &self,
+        index: &Index,
+        authorities: &[Authority],
+        which: &Which,
+        now: UnixTime,
+    ) -> Result<Vec<Entry>, CaError> {
         let nothing = |what: String| Err(CaError::NothingToRevoke(what));
+        let all = |wanted: &dyn Fn(&Entry) -> bool| -> Vec<Entry> {
+            index.entries.iter().filter(|entry| wanted(entry)).cloned().collect()
+        };
         let (found, what) = match which {
-            Which::File(path) => (vec![Found::read(path)?], path.display().to_string()),
+            Which::File(path) => {
+                let (certificate, _) = read_leaf(path)?;
+                (index.of(&certificate).cloned().into_iter().collect(), path.display().to_string())
+            }
             Which::Named(identity) => {
-                let mut all = self.all_issued()?;
-                all.retain(|each| each.cn.parse().as_ref() == Ok(identity));
-                (all, identity.to_string())
+                (all(&|entry| entry.identity().as_ref() == Some(identity)), identity.to_string())
             }
             Which::Serial(serial) => {
                 let digits = serial.replace(':', "").to_ascii_lowercase();
                 let digits = digits.trim_start_matches('0');
-                let mut all = self.all_issued()?;
-                all.retain(|each| each.certificate.serial_text().trim_start_matches('0') == digits);
-                (all, format!("serial number {serial}"))
+                let same = |entry: &Entry| entry.issuance.serial.trim_start_matches('0') == digits;
+                (all(&same), format!("serial number {serial}"))
             }
         };
-        if found.is_empty() {
+        let mut running = found;
+        running.retain(|entry| entry.authority(authorities).is_some());
+        let last = running.iter().map(|entry| entry.issuance.not_after).max();
+        let Some(last) = last else {
             return nothing(format!(
                 "there is no certificate of {what} in {}; `meshctl ca list` shows those that are, and --file \
                  names one that lies elsewhere",
                 self.dir.join("issued").display()
             ));
-        }
-        let last = found.iter().map(|each| each.certificate.not_after).max().unwrap_or_default();
-        let mut running = found;
-        running.retain(|each| each.certificate.not_after >= now.as_secs() as i64);
+        };
+        running.retain(|entry| !entry.has_ended(now));
         if running.is_empty() {
             let days = days_until(last, now);
             return nothing(format!("{what} {}, so no peer accepts it anyway", ends(days)));
         }
         Ok(running)
     }
-
-    /// Every certificate in the CA's folder that can be read, those that were renewed too.
-    pub(crate) fn all_issued(&self) -> Result<Vec<Found>, CaError> {
-        let mut all: Vec<Found> = Vec::new();
-        // openssl keeps a copy of each, by serial number, where RivetOS has its intermediate.
-        let copies = self.dir.join("intermediate");
-        for (folder, extension) in
-            [(self.dir.join("issued"), "crt"), (self.superseded_dir(), "crt"), (copies, "pem")]
-        {
-            let entries = match std::fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(source) => return Err(CaError::File { what: "read the folder", path: folder, source }),
-            };
-            let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-            paths.sort();
-            paths.retain(|path| path.extension().is_some_and(|found| found == extension));
-            for found in paths.iter().filter_map(|path| Found::read(path).ok()) {
-                let known = |other: &Found| other.certificate.der == found.certificate.der;
-                if found.certificate.not_a_ca.is_some() && !all.iter().any(known) {
-                    all.push(found);
-                }
-            }
-        }
-        Ok(all)
-    }
 }
 
-/// A certificate in a file.
-pub(crate) struct Found {
-    pub(crate) path: PathBuf,
-    cn: String,
-    certificate: Certificate,
+/// Whether an authority signs leaves, and so has a list of its own. What is not a CA's has none, and must keep nobody from being
+/// revoked.
+fn issues(authority: &Authority) -> bool {
+    !authority.certificate.is_root() && authority.certificate.not_a_ca.is_none()
 }
 
-impl Found {
-    fn read(path: &Path) -> Result<Self, CaError> {
-        let der = certificate::read_certificates("certificate", path)?.swap_remove(0);
-        let leaf = Leaf::parse(&der).map_err(|source| MaterialError::Parse { path: path.into(), source })?;
-        Ok(Self { path: path.into(), cn: leaf.common_name, certificate: Certificate::of(&der) })
-    }
+fn is_of(entry: &Entry, authority: &Authority, all: &[Authority]) -> bool {
+    entry.authority(all).is_some_and(|found| found.der() == authority.der())
+}
+
+/// What the index says is revoked and the list lacks: an old list was put back.
+fn owed(change: &Change<'_>, authority: &Authority, all: &[Authority]) -> Vec<NewEntry> {
+    let now = UnixTime::now();
+    let missing = change.index.entries.iter().filter_map(|entry| {
+        let revoked = entry.revoked.as_ref().filter(|_| !entry.has_ended(now))?;
+        let serial = entry.serial();
+        let is_owed = is_of(entry, authority, all)
+            && change.lists.find(&authority.certificate.subject, &serial).is_none();
+        is_owed.then_some(NewEntry { serial, at: revoked.at, reason: revoked.why })
+    });
+    missing.collect()
 }

@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_shared::certificate;
+use mesh_shared::spiffe::TrustDomain;
 use rcgen::IsCa;
 use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
@@ -30,7 +31,7 @@ impl Folder {
     }
 
     fn made(self) -> Self {
-        self.ca.init(&self.root_dir(), KeyType::EcP256).unwrap();
+        self.ca.init(&self.root_dir(), KeyType::EcP256, &TrustDomain::default()).unwrap();
         self
     }
 
@@ -88,7 +89,7 @@ fn a_node_certificate_is_what_the_reference_document_asks_for() {
 fn every_kind_of_key_and_identity_is_accepted_by_the_verifiers_of_peers() {
     use KeyType::*;
     let folder = folder();
-    folder.ca.init(&folder.root_dir(), EcP384).unwrap();
+    folder.ca.init(&folder.root_dir(), EcP384, &TrustDomain::default()).unwrap();
     for (node, key_type) in [("a", EcP256), ("b", EcP384), ("c", Rsa2048), ("d", Ed25519)] {
         let order = Order { key_type, ..Order::new(node.parse().unwrap(), Vec::new()) };
         folder.ca.issue(&order).unwrap();
@@ -105,15 +106,15 @@ fn every_kind_of_key_and_identity_is_accepted_by_the_verifiers_of_peers() {
         Certificate::of(&certificate::read_certificates("certificate", &path).unwrap()[0]).key_type
     };
     for (node, key_type) in [("a", EcP256), ("b", EcP384), ("c", Rsa2048), ("d", Ed25519)] {
-        folder.ca.renew(&node.parse().unwrap(), 90, None).unwrap();
+        folder.ca.renew(&node.parse().unwrap(), &Renewal::of(90)).unwrap();
         assert_eq!(kind(node), Some(key_type), "renewal keeps the kind of key");
     }
-    folder.ca.renew(&"c".parse().unwrap(), 90, Some(EcP256)).unwrap();
+    folder.ca.renew(&"c".parse().unwrap(), &Renewal { key_type: Some(EcP256), ..Renewal::of(90) }).unwrap();
     assert_eq!(kind("c"), Some(EcP256));
     assert_eq!(folder.problems(), [""; 0]);
 
     let rsa = Folder { ca: Ca::at(folder.temp.path().join("rsa")), temp: tempfile::tempdir().unwrap() };
-    rsa.ca.init(&rsa.root_dir(), Rsa2048).unwrap();
+    rsa.ca.init(&rsa.root_dir(), Rsa2048, &TrustDomain::default()).unwrap();
     rsa.issue("ct110", &[]).unwrap();
     assert_eq!(rsa.problems(), [""; 0]);
 }
@@ -130,9 +131,15 @@ fn nothing_is_overwritten() {
     let before = all();
     assert!(matches!(folder.issue("ct110", &[]), Err(CaError::Exists { .. })));
     assert!(matches!(folder.issue("CT110.mesh", &[]), Err(CaError::Exists { .. })));
-    assert!(matches!(folder.ca.init(&folder.root_dir(), KeyType::EcP256), Err(CaError::Exists { .. })));
+    assert!(matches!(
+        folder.ca.init(&folder.root_dir(), KeyType::EcP256, &TrustDomain::default()),
+        Err(CaError::Exists { .. })
+    ));
     let elsewhere = folder.temp.path().join("other-root");
-    assert!(matches!(folder.ca.init(&elsewhere, KeyType::EcP256), Err(CaError::Exists { .. })));
+    assert!(matches!(
+        folder.ca.init(&elsewhere, KeyType::EcP256, &TrustDomain::default()),
+        Err(CaError::Exists { .. })
+    ));
     assert_eq!(before, all());
     assert!(!elsewhere.exists());
 }
@@ -146,7 +153,10 @@ fn what_was_interrupted_is_noticed() {
     assert!(folder.problems()[0].contains("key without a certificate"));
 
     std::fs::remove_file(folder.ca.chain_path()).unwrap();
-    assert!(matches!(folder.ca.init(&folder.root_dir(), KeyType::EcP256), Err(CaError::HalfMade { .. })));
+    assert!(matches!(
+        folder.ca.init(&folder.root_dir(), KeyType::EcP256, &TrustDomain::default()),
+        Err(CaError::HalfMade { .. })
+    ));
     assert!(matches!(folder.issue("ct111", &[]), Err(CaError::HalfMade { .. })));
     assert!(matches!(Ca::at("/nonexistent").examine(UnixTime::now()), Err(CaError::NoCa { .. })));
 }
@@ -162,7 +172,7 @@ fn a_leaf_among_the_authorities_signs_nothing_and_keeps_nobody_from_being_revoke
     assert!(folder.problems()[0].contains("is not a CA's (CA:FALSE)"), "{:?}", folder.problems());
     let refused = folder.issue("ct111", &[]).unwrap_err().to_string();
     assert!(refused.contains("ca-chain.pem: line ") && refused.contains("CN=ct110"), "{refused}");
-    folder.ca.revoke(&Which::Named("ct110".parse().unwrap())).unwrap();
+    folder.ca.revoke(&Which::Named("ct110".parse().unwrap()), Reason::default(), CRL_DAYS).unwrap();
     folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();
     folder.issue("ct111", &[]).unwrap();
     assert_eq!(folder.problems(), [""; 0]);
@@ -180,7 +190,9 @@ fn numbers_of_lists_never_fall() {
         let (_, parsed) = CertificateRevocationList::from_der(&list.der).unwrap();
         (list.this_update, parsed.crl_number().unwrap().clone())
     };
-    let revoke = |node: &str| folder.ca.revoke(&Which::Named(node.parse().unwrap())).map(drop).unwrap();
+    let revoke = |node: &str| {
+        folder.ca.revoke(&Which::Named(node.parse().unwrap()), Reason::default(), CRL_DAYS).map(drop).unwrap()
+    };
     let saved = std::fs::read(folder.ca.crl_path()).unwrap();
     let mut last = made();
     for node in ["a", "b"] {
@@ -202,7 +214,7 @@ fn orders_that_make_no_sense_are_refused() {
         assert!(matches!(folder.issue("ct110", &[bad]), Err(CaError::AlternativeName(_))), "{bad:?}");
     }
     let inside = Ca::at(folder.temp.path().join("x"));
-    let error = inside.init(&folder.temp.path().join("x/root"), KeyType::EcP256);
+    let error = inside.init(&folder.temp.path().join("x/root"), KeyType::EcP256, &TrustDomain::default());
     assert!(matches!(error, Err(CaError::RootInside { .. })), "{error:?}");
     assert!(!folder.temp.path().join("x").exists());
 }
@@ -212,13 +224,13 @@ fn renewal_keeps_the_names_and_replaces_the_key() {
     let folder = folder().made();
     let old = folder.issue("ct110", &["10.0.0.1"]).unwrap();
     let old_key = std::fs::read(&old.key).unwrap();
-    let new = folder.ca.renew(&"ct110".parse().unwrap(), 30, None).unwrap();
+    let new = folder.ca.renew(&"ct110".parse().unwrap(), &Renewal::of(30)).unwrap();
     assert_eq!((&new.leaf.dns_names, &new.leaf.addresses), (&old.leaf.dns_names, &old.leaf.addresses));
     assert!((29..=30).contains(&new.leaf.days_left(UnixTime::now())));
     assert_ne!(old_key, std::fs::read(&new.key).unwrap());
     assert_eq!(mode(&new.key), 0o600);
     assert_eq!(folder.problems(), [""; 0]);
-    let unknown = folder.ca.renew(&"ct111".parse().unwrap(), 30, None);
+    let unknown = folder.ca.renew(&"ct111".parse().unwrap(), &Renewal::of(30));
     assert!(matches!(unknown, Err(CaError::NothingToRenew { .. })));
 }
 
@@ -273,7 +285,7 @@ fn ends_are_told_in_whole_days() {
 fn a_root_that_exists_is_never_to_be_removed() {
     let folder = folder().made();
     let other = Ca::at(folder.temp.path().join("other/ca"));
-    let again = || other.init(&folder.root_dir(), KeyType::EcP256).unwrap_err();
+    let again = || other.init(&folder.root_dir(), KeyType::EcP256, &TrustDomain::default()).unwrap_err();
     assert!(matches!(again(), CaError::RootExists { .. }), "{}", again());
     let (certificate, key) = (folder.root_dir().join("root.crt"), folder.root_dir().join("root.key"));
     std::fs::rename(&certificate, folder.temp.path().join("kept")).unwrap();
@@ -371,29 +383,32 @@ fn a_list_keeps_what_is_in_it_and_every_intermediate_has_one() {
     std::fs::remove_file(folder.ca.crl_path()).unwrap();
     folder.ca.renew_intermediate(&folder.root_dir(), None).unwrap();
     folder.issue("ct113", &[]).unwrap();
-    folder.ca.revoke(&named("ct110.mesh")).unwrap();
+    folder.ca.revoke(&named("ct110.mesh"), Reason::default(), CRL_DAYS).unwrap();
     let lists = || std::fs::read_to_string(folder.ca.crl_path()).unwrap().matches("BEGIN X509 CRL").count();
     assert_eq!((lists(), revoked(&folder.ca)), (2, vec!["ct110".into()]));
-    folder.ca.revoke(&named("ct113")).unwrap();
-    folder.ca.revoke(&named("opus@ct110")).unwrap();
+    folder.ca.revoke(&named("ct113"), Reason::default(), CRL_DAYS).unwrap();
+    folder.ca.revoke(&named("opus@ct110"), Reason::default(), CRL_DAYS).unwrap();
     let serial = folder.ca.examine(UnixTime::now()).unwrap();
     let serial =
         serial.iter().find(|each| each.cn.as_deref() == Some("ct112")).unwrap().serial.clone().unwrap();
     let written = serial.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).unwrap().to_uppercase());
-    folder.ca.revoke(&Which::Serial(written.collect::<Vec<_>>().join(":"))).unwrap();
+    folder
+        .ca
+        .revoke(&Which::Serial(written.collect::<Vec<_>>().join(":")), Reason::default(), CRL_DAYS)
+        .unwrap();
     assert_eq!(
         (lists(), revoked(&folder.ca)),
         (2, ["ct110", "ct112", "ct113", "opus@ct110"].map(Into::into).into())
     );
     assert_eq!(mode(&folder.ca.crl_path()), 0o644);
-    let again = folder.ca.revoke(&named("ct110")).unwrap();
+    let again = folder.ca.revoke(&named("ct110"), Reason::default(), CRL_DAYS).unwrap();
     assert!(again[0].before.is_some(), "{again:?}");
 
     let other = super::tests::folder().made();
     let foreign = other.issue("ct119", &[]).unwrap();
     let before = std::fs::read(folder.ca.crl_path()).unwrap();
     for which in [named("ct119"), Which::Serial("1234".into()), Which::File(foreign.certificate)] {
-        let refused = folder.ca.revoke(&which);
+        let refused = folder.ca.revoke(&which, Reason::default(), CRL_DAYS);
         assert!(matches!(refused, Err(CaError::NothingToRevoke(_))), "{refused:?}");
     }
     assert_eq!(before, std::fs::read(folder.ca.crl_path()).unwrap());
@@ -408,14 +423,15 @@ fn a_certificate_that_was_renewed_can_still_be_revoked() {
     let stolen = folder.issue("ct110", &[]).unwrap();
     let stolen_copy = folder.temp.path().join("stolen.crt");
     std::fs::copy(&stolen.certificate, &stolen_copy).unwrap();
-    folder.ca.renew(&"ct110".parse().unwrap(), 90, None).unwrap();
-    let by_file = folder.ca.revoke(&Which::File(stolen_copy)).unwrap();
+    folder.ca.renew(&"ct110".parse().unwrap(), &Renewal::of(90)).unwrap();
+    let by_file = folder.ca.revoke(&Which::File(stolen_copy), Reason::default(), CRL_DAYS).unwrap();
     assert_eq!(revoked(&folder.ca), [""; 0]);
-    let by_name = folder.ca.revoke(&Which::Named("ct110".parse().unwrap())).unwrap();
+    let by_name =
+        folder.ca.revoke(&Which::Named("ct110".parse().unwrap()), Reason::default(), CRL_DAYS).unwrap();
     assert_eq!(by_name.len(), 2, "the new one and the one before: {by_name:?}");
     assert!(by_name.iter().any(|each| each.serial == by_file[0].serial && each.before.is_some()));
     assert_eq!(revoked(&folder.ca), ["ct110"]);
-    folder.ca.renew(&"ct110".parse().unwrap(), 90, None).unwrap();
+    folder.ca.renew(&"ct110".parse().unwrap(), &Renewal::of(90)).unwrap();
     assert_eq!(revoked(&folder.ca), [""; 0]);
 }
 

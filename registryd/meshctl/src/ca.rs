@@ -1,24 +1,29 @@
 //! `meshctl ca …`.
 
+mod authority;
+mod issue;
 mod report;
+mod revoke;
+mod serve;
 
-use std::io::{BufRead, IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use mesh_shared::identity::Identity;
-use mesh_shared::name::NodeName;
+use mesh_shared::name::{AgentName, NodeName};
+use mesh_shared::spiffe::TrustDomain;
 use rustls::pki_types::UnixTime;
-use serde_json::json;
 
-use crate::output::{Colour, day, paint, print, print_json};
-use crate::{Failure, node_name};
+use crate::{Failure, identity, node_name};
+use authority::{show_intermediate, show_made, show_retired, show_root};
+use issue::{renew_all, show_issued, sign};
 use mesh_ca::{
-    Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, INTERMEDIATE_DAYS, Issued, KeyType, Kind, LEAF_DAYS, NewIntermediate,
-    Order, RENEW_WITHIN_DAYS, Revoked, State, Which, ends,
+    CRL_DAYS, Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, KeyType, LEAF_DAYS, Order, RENEW_WITHIN_DAYS, Reason,
+    Renewal, Which,
 };
 use report::{list, verify};
+use revoke::{also_agents, refresh_lists, show_revoked};
 
 /// Arguments of `meshctl ca`.
 #[derive(Debug, Args)]
@@ -43,6 +48,9 @@ enum Command {
         /// Kind of the CA's keys
         #[arg(long, value_enum, default_value_t)]
         key_type: KeyType,
+        /// In whose name certificates carry SPIFFE IDs (spiffe://<NAME>/node/ct110)
+        #[arg(long, value_name = "NAME", default_value_t)]
+        trust_domain: TrustDomain,
     },
     /// Issue a node's certificate and key: CN=<NODE>, valid for <NODE>.mesh and the given names
     IssueNode {
@@ -51,6 +59,9 @@ enum Command {
         node: NodeName,
         /// More host names and addresses of the node, such as its mesh IP
         san: Vec<String>,
+        /// The agents that the node may host, as in grok,scout; peers with `mesh.agents: certified` believe no others
+        #[arg(long, value_name = "AGENT", value_delimiter = ',')]
+        agents: Vec<AgentName>,
         #[command(flatten)]
         leaf: LeafArgs,
         #[command(flatten)]
@@ -93,6 +104,29 @@ enum Command {
         /// Kind of the new key [default: that of the old one]
         #[arg(long, value_enum)]
         key_type: Option<KeyType>,
+        /// The agents that the node may host from now on [default: those of before]
+        #[arg(long, value_name = "AGENT", value_delimiter = ',', conflicts_with = "all")]
+        agents: Option<Vec<AgentName>>,
+        #[command(flatten)]
+        lists: ListArgs,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
+    /// Sign a certificate for a key that its owner made and keeps, from the request that `meshctl csr` wrote
+    ///
+    /// Names, agents and dates are what is said here, not what the request asks for. Where there is a certificate of that name
+    /// already, its names and agents are kept unless others are given.
+    Sign {
+        /// The request; its common name says for whom (ct110, opus@ct110, device:phone-1)
+        file: PathBuf,
+        /// More host names and addresses of a node, such as its mesh IP
+        san: Vec<String>,
+        /// The agents that the node may host, as in grok,scout
+        #[arg(long, value_name = "AGENT", value_delimiter = ',')]
+        agents: Option<Vec<AgentName>>,
+        /// Validity in days (never longer than the CA's)
+        #[arg(long, default_value_t = LEAF_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
         #[command(flatten)]
         signing: SigningArgs,
     },
@@ -108,6 +142,29 @@ enum Command {
         /// Kind of the new key [default: that of the old one]
         #[arg(long, value_enum)]
         key_type: Option<KeyType>,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
+    /// Make a new root, which signs the next intermediate; the old one stays trusted
+    ///
+    /// For a root that ends, or whose key somebody else may have. The new one stands in ca-chain.pem beside the old one: every
+    /// host reads that anew, then `renew-intermediate` signs under the new root, then certificates are renewed, and in the end
+    /// `retire` takes the old ones out. Needs the root's key, so run it where that lies.
+    RenewRoot {
+        /// The folder with root.crt and root.key
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
+        root_dir: PathBuf,
+        /// Kind of the new key [default: that of the old one]
+        #[arg(long, value_enum)]
+        key_type: Option<KeyType>,
+    },
+    /// Take a former intermediate or root out of ca-chain.pem, once nothing that works hangs on it
+    Retire {
+        /// Its common name, the last word of that, or its serial number
+        authority: String,
+        /// Also if certificates hang on it; no node accepts those any more
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         signing: SigningArgs,
     },
@@ -127,16 +184,45 @@ enum Command {
         /// The certificate in this file, which may lie elsewhere
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Why; it stands in the list and in the index
+        #[arg(long, value_enum, default_value_t)]
+        reason: Reason,
         /// Of a node, those of its agents too; without this they are named, and on a terminal you are asked
         #[arg(long, conflicts_with_all = ["serial", "file"])]
         with_agents: bool,
+        #[command(flatten)]
+        lists: ListArgs,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
+    /// Sign the revocation lists anew that have half their life behind them, or they end and nobody is accepted
+    ///
+    /// For a timer; `meshctl ca renew --all` and `meshctl ca serve` do it too.
+    RefreshLists {
+        #[command(flatten)]
+        lists: ListArgs,
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
+    /// Run the CA's process: hosts join with `meshctl join`, and members renew
+    ///
+    /// The only process that needs the signing key; deploy/systemd/mesh-ca.service runs it as a user of its own.
+    Serve {
+        #[command(flatten)]
+        serve: Box<serve::ServeArgs>,
+        #[command(flatten)]
+        lists: ListArgs,
         #[command(flatten)]
         signing: SigningArgs,
     },
     /// Check every certificate the way peers will; exit code 1 if one cannot work that is not revoked
     Verify,
-    /// Show every certificate with its names and dates
-    List,
+    /// Show everything that was issued and has not ended, with names, dates and serial numbers
+    List {
+        /// What has ended too
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +236,13 @@ struct LeafArgs {
 }
 
 #[derive(Debug, Args)]
+struct ListArgs {
+    /// For how many days a revocation list that is signed counts; it has to be signed anew in time
+    #[arg(long, value_name = "DAYS", default_value_t = CRL_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    crl_days: u32,
+}
+
+#[derive(Debug, Args)]
 struct SigningArgs {
     /// The key that signs, if it was moved off the shared folder [default: <DIR>/intermediate/intermediate.key]
     #[arg(long, value_name = "FILE")]
@@ -160,282 +253,84 @@ struct SigningArgs {
 ///
 /// # Errors
 /// See [`mesh_ca::CaError`].
-pub fn run(args: CaArgs) -> Result<ExitCode, Failure> {
+pub async fn run(args: CaArgs) -> Result<ExitCode, Failure> {
     let (ca, json) = (Ca::at(&args.dir), args.json);
-    let issue = |identity: Identity, names, leaf: LeafArgs, signing: SigningArgs| {
-        let order = Order { identity, alternative_names: names, days: leaf.days, key_type: leaf.key_type };
+    let issue = |identity: Identity, names, agents, leaf: LeafArgs, signing: SigningArgs| {
+        let LeafArgs { days, key_type } = leaf;
+        let order = Order { identity, alternative_names: names, agents, days, key_type };
         show_issued("issued", &ca.clone().signing_with(signing.signing_key).issue(&order)?, json)
     };
     match args.command {
-        Command::Init { root_dir, key_type } => {
-            let above = ca.init(&root_dir, key_type)?;
+        Command::Init { root_dir, key_type, trust_domain } => {
+            let above = ca.init(&root_dir, key_type, &trust_domain)?;
             show_made(&ca, &args.dir, &root_dir, above.as_deref(), json)
         }
-        Command::IssueNode { node, san, leaf, signing } => issue(Identity::Node(node), san, leaf, signing),
+        Command::IssueNode { node, san, agents, leaf, signing } => {
+            issue(Identity::Node(node), san, agents, leaf, signing)
+        }
         Command::IssueAgent { agent, leaf, signing } => match identity(&agent)? {
-            identity @ Identity::Agent(..) => issue(identity, Vec::new(), leaf, signing),
+            identity @ Identity::Agent(..) => issue(identity, Vec::new(), Vec::new(), leaf, signing),
             _ => Err(Failure::Usage(format!(
                 "{agent:?} is no agent on a node; expected <agent>@<node>, as in opus@ct110"
             ))),
         },
         Command::IssueDevice { name, leaf, signing } => {
             let identity = identity(&format!("device:{}", name.trim_start_matches("device:")))?;
-            issue(identity, Vec::new(), leaf, signing)
+            issue(identity, Vec::new(), Vec::new(), leaf, signing)
         }
-        Command::Renew { name, within, days, key_type, signing, all: _ } => {
+        Command::Renew { name, within, days, key_type, agents, lists, signing, all: _ } => {
             let ca = ca.signing_with(signing.signing_key);
+            let renewal = Renewal { days, key_type, agents };
             match name {
-                Some(name) => show_issued("renewed", &ca.renew(&identity(&name)?, days, key_type)?, json),
-                None => renew_all(&ca, within, days, key_type, json),
+                Some(name) => show_issued("renewed", &ca.renew(&identity(&name)?, &renewal)?, json),
+                None => renew_all(&ca, within, &renewal, lists.crl_days, json),
             }
+        }
+        Command::Sign { file, san, agents, days, signing } => {
+            sign(&ca.signing_with(signing.signing_key), &file, san, agents, days, json)
         }
         Command::RenewIntermediate { root_dir, key_type, signing } => {
             let ca = ca.signing_with(signing.signing_key);
             show_intermediate(&ca, &ca.renew_intermediate(&root_dir, key_type)?, json)
         }
-        Command::Revoke { name, serial, file, with_agents, signing } => {
+        Command::RenewRoot { root_dir, key_type } => {
+            show_root(&ca, &ca.renew_root(&root_dir, key_type)?, json)
+        }
+        Command::Retire { authority, force, signing } => {
+            let ca = ca.signing_with(signing.signing_key);
+            show_retired(&ca, &ca.retire(&authority, force)?, json)
+        }
+        Command::Revoke { name, serial, file, reason, with_agents, lists, signing } => {
             let which = match (name, serial, file) {
                 (_, Some(serial), _) => Which::Serial(serial),
                 (_, _, Some(file)) => Which::File(file),
                 (name, None, None) => Which::Named(identity(&name.unwrap_or_default())?),
             };
             let ca = ca.signing_with(signing.signing_key);
-            let mut revoked = ca.revoke(&which)?;
+            let revoke = |which: &Which| ca.revoke(which, reason, lists.crl_days);
+            let mut revoked = revoke(&which)?;
             let mut agents = match &which {
                 Which::Named(Identity::Node(node)) => ca.agents_of(node)?,
                 _ => Vec::new(),
             };
             if !agents.is_empty() && (with_agents || (!json && also_agents(&agents)?)) {
                 for agent in std::mem::take(&mut agents) {
-                    revoked.extend(ca.revoke(&Which::Named(agent))?);
+                    revoked.extend(revoke(&Which::Named(agent))?);
                 }
             }
             show_revoked(&ca, &revoked, &agents, json)
         }
-        Command::Verify => verify(&ca.examine(UnixTime::now())?, json),
-        Command::List => list(&ca.examine(UnixTime::now())?, json),
-    }
-}
-
-fn identity(text: &str) -> Result<Identity, Failure> {
-    text.parse().map_err(|error| Failure::Usage(format!("{error}")))
-}
-
-fn show_made(
-    ca: &Ca,
-    dir: &Path,
-    root_dir: &Path,
-    above: Option<&Path>,
-    json: bool,
-) -> Result<ExitCode, Failure> {
-    let root_key = root_dir.join("root.key");
-    if json {
-        let created = above.map(Path::to_owned);
-        print_json(&json!({ "chain": ca.chain_path(), "rootKey": root_key, "created": created }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let created = above.map_or_else(String::new, |above| {
-        let above = above.display();
-        let warning =
-            "which was not there: if it should be a mount, mount it and start over with another --root-dir";
-        paint(Colour::Yellow, &format!("created {above}, {warning}")) + "\n"
-    });
-    print(&format!(
-        "{created}made a CA in {}\n  trusted by nodes  {}\n  signs from now on {}\n  root key          {} \
-         (not needed again for {} years; take it offline)\nnext: meshctl ca issue-node <node> <its address>\n",
-        dir.display(),
-        ca.chain_path().display(),
-        ca.signing_key_path().display(),
-        root_key.display(),
-        INTERMEDIATE_DAYS / 365,
-    ))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show_issued(done: &str, issued: &Issued, json: bool) -> Result<ExitCode, Failure> {
-    if json {
-        print_json(&issued_json(issued))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let leaf = &issued.leaf;
-    let names: Vec<_> =
-        leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
-    let names = if names.is_empty() { String::new() } else { format!(" for {}", names.join(", ")) };
-    let whose = match &leaf.identity {
-        Identity::Node(_) => "give it to the user mesh-proxy runs as".into(),
-        identity => format!("for the program that speaks to nodes as {identity}, with the certificate"),
-    };
-    let next = match (done, &leaf.identity) {
-        ("renewed", Identity::Node(node)) => {
-            format!(
-                "next, on {node}: copy both if you copied them before, then systemctl reload mesh-proxy\n"
-            )
+        Command::RefreshLists { lists, signing } => {
+            refresh_lists(&ca.signing_with(signing.signing_key), lists.crl_days, json)
         }
-        _ => String::new(),
-    };
-    print(&format!(
-        "{done} CN={}{names}, valid until {}\n  {}\n  {} (mode 0600: {whose})\n{next}",
-        leaf.common_name,
-        day(leaf.not_after),
-        issued.certificate.display(),
-        issued.key.display(),
-    ))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn issued_json(issued: &Issued) -> serde_json::Value {
-    let leaf = &issued.leaf;
-    let names: Vec<_> =
-        leaf.dns_names.iter().cloned().chain(leaf.addresses.iter().map(ToString::to_string)).collect();
-    json!({
-        "cn": leaf.common_name, "certificate": issued.certificate, "key": issued.key,
-        "alternativeNames": names, "notAfter": leaf.not_after,
-    })
-}
-
-/// Renews what ends within so many days. One that cannot be renewed keeps none of the others from it.
-fn renew_all(
-    ca: &Ca,
-    within: u32,
-    days: u32,
-    key_type: Option<KeyType>,
-    json: bool,
-) -> Result<ExitCode, Failure> {
-    let (mut renewed, mut failed, mut later) = (Vec::new(), Vec::new(), 0);
-    let mut text = String::new();
-    let all = ca.examine(UnixTime::now())?;
-    for each in all.iter().filter(|each| each.kind != Kind::Authority && each.state != State::Revoked) {
-        let name = each.cn.clone().unwrap_or_else(|| each.path.display().to_string());
-        let left = match each.days_left {
-            Some(left) if left >= i64::from(within) => {
-                later += 1;
-                continue;
-            }
-            left => left,
-        };
-        let outcome = match (&each.identity, each.state, left) {
-            (Some(identity), state, Some(left)) if state != State::Untrusted => {
-                ca.renew_longer(identity, days, key_type, left).map_err(|error| error.to_string())
-            }
-            _ => Err(each.problems.first().cloned().unwrap_or_default()),
-        };
-        match outcome {
-            Ok(issued) => {
-                let until = day(issued.leaf.not_after);
-                let was = left.map(|left| format!(" ({})", ends(left))).unwrap_or_default();
-                text.push_str(&format!("renewed {name} until {until}{was}\n"));
-                renewed.push(issued);
-            }
-            Err(error) => {
-                text.push_str(&format!("{} {name}: {error}\n", paint(Colour::Red, "FAILED")));
-                failed.push(json!({ "name": name, "error": error }));
-            }
+        Command::Serve { serve, lists, signing } => {
+            serve::run(*serve, ca.signing_with(signing.signing_key), &args.dir, lists.crl_days).await
         }
-    }
-    if json {
-        let renewed: Vec<_> = renewed.iter().map(issued_json).collect();
-        print_json(&json!({ "renewed": renewed, "failed": failed, "endLater": later }))?;
-    } else {
-        text.push_str(&format!(
-            "{} renewed, {} failed, {later} do not end within {within} days\n",
-            renewed.len(),
-            failed.len()
-        ));
-        if !renewed.is_empty() {
-            text.push_str(
-                "next, on their hosts: copy the files if you copied them before, then systemctl reload mesh-proxy\n",
-            );
+        Command::Verify => {
+            // Whoever may not change the folder can still look; what is wrong with it then shows below.
+            let _ = ca.mend();
+            verify(&ca.examine(UnixTime::now())?, json)
         }
-        print(&text)?;
+        Command::List { all } => list(&ca.list(UnixTime::now(), all)?, json),
     }
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn show_intermediate(ca: &Ca, new: &NewIntermediate, json: bool) -> Result<ExitCode, Failure> {
-    if json {
-        print_json(&json!({
-            "cn": new.cn, "notAfter": new.not_after, "chain": ca.chain_path(), "key": ca.signing_key_path(),
-            "formerKey": new.former_key,
-        }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let former = new.former_key.as_ref().map_or_else(String::new, |key| {
-        format!("  old key           {} (only revokes what it has signed)\n", key.display())
-    });
-    print(&format!(
-        "made a new intermediate, CN={}, valid until {}\n  signs from now on {}\n{former}  trusted by nodes  {} \
-         (the old one too, until it ends)\n\
-         next, in this order:\n\
-         \x20 1. on every host: copy ca-chain.pem (and crl.pem) if you copied it before, then systemctl reload \
-         mesh-proxy, so that it trusts the new one\n\
-         \x20 2. only then issue and renew: those of the old one work until they end; meshctl ca renew --all \
-         renews them in time\n\
-         \x20 3. take the root's key offline again\n",
-        new.cn,
-        day(new.not_after),
-        ca.signing_key_path().display(),
-        ca.chain_path().display(),
-    ))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Asks whether to revoke the certificates of a node's agents as well; where nobody can answer, no.
-fn also_agents(agents: &[Identity]) -> Result<bool, Failure> {
-    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
-        return Ok(false);
-    }
-    print(&format!("{} Revoke them too? [y/N] ", agents_told(agents)))?;
-    let mut answer = String::new();
-    // Whoever cannot be heard has not agreed.
-    let heard = std::io::stdin().lock().take(64).read_line(&mut answer).is_ok();
-    Ok(heard && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
-}
-
-fn agents_told(agents: &[Identity]) -> String {
-    let names: Vec<_> = agents.iter().map(ToString::to_string).collect();
-    format!("the node's agents have certificates that still work: {}.", names.join(", "))
-}
-
-fn show_revoked(ca: &Ca, revoked: &[Revoked], agents: &[Identity], json: bool) -> Result<ExitCode, Failure> {
-    let crl = ca.crl_path();
-    if json {
-        let all: Vec<_> = revoked
-            .iter()
-            .map(|each| {
-                json!({
-                    "cn": each.cn, "serial": each.serial, "certificate": each.path, "revokedBefore": each.before,
-                })
-            })
-            .collect();
-        let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
-        print_json(&json!({ "revoked": all, "crl": crl, "agentsNotRevoked": agents }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut text = String::new();
-    for each in revoked {
-        let Revoked { cn, serial, path, before } = each;
-        let path = path.display();
-        text.push_str(&match before {
-            None => format!("revoked CN={cn}, serial number {serial}\n  {path}\n"),
-            Some(since) => {
-                format!("revoked since {} already: CN={cn}, serial number {serial}\n  {path}\n", day(*since))
-            }
-        });
-    }
-    if !agents.is_empty() {
-        let commands: Vec<_> = agents.iter().map(|agent| format!("  meshctl ca revoke {agent}\n")).collect();
-        text.push_str(&format!(
-            "{} {} Whoever has the node may have their keys; revoke them too:\n{}",
-            paint(Colour::Yellow, "warning:"),
-            agents_told(agents),
-            commands.concat()
-        ));
-    }
-    let crl = crl.display();
-    print(&format!(
-        "{text}{crl} counts until the next one replaces it\nnext, on every host, or it goes on accepting them:\n  \
-         the first time, name the list (or your copy of it) in mesh.yaml as proxy.crl_path: {crl}\n  and \
-         systemctl restart mesh-proxy; after that it notices a new list by itself (systemctl reload mesh-proxy: at once)\n"
-    ))?;
-    Ok(ExitCode::SUCCESS)
 }

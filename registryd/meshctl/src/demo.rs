@@ -19,6 +19,7 @@ use mesh_shared::identity::Identity;
 use mesh_shared::local_api::{NODES, NodeView};
 use mesh_shared::message::{MessageRequest, MessageResponse};
 use mesh_shared::registry::Status;
+use mesh_shared::spiffe::TrustDomain;
 use rustls::pki_types::UnixTime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -152,7 +153,8 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
 
     steps.begin("a certificate authority, and a certificate for each node")?;
     let ca = Ca::at(folder.join("shared/rivet-ca"));
-    ca.init(&folder.join("ca-root"), KeyType::default()).map_err(|error| error.to_string())?;
+    ca.init(&folder.join("ca-root"), KeyType::default(), &TrustDomain::default())
+        .map_err(|error| error.to_string())?;
     for node in &nodes {
         let issued = issue(&ca, node)?;
         node.write_config(folder, &ca, &issued)?;
@@ -224,7 +226,9 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
 
     steps.begin("a client with a certificate that says ct110, from another CA")?;
     let foreign = Ca::at(folder.join("foreign/ca"));
-    foreign.init(&folder.join("foreign/root"), KeyType::default()).map_err(|error| error.to_string())?;
+    foreign
+        .init(&folder.join("foreign/root"), KeyType::default(), &TrustDomain::default())
+        .map_err(|error| error.to_string())?;
     let issued = issue(&foreign, one)?;
     let chain = certificate::read_certificates("certificate", &issued.certificate);
     let key = certificate::read_key(&issued.key).map_err(|error| error.to_string())?;

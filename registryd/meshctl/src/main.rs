@@ -4,8 +4,12 @@
 
 mod ca;
 mod card;
+mod csr;
 mod demo;
+mod doctor;
 mod hosts;
+mod invite;
+mod join;
 mod nodes;
 mod output;
 mod pages;
@@ -22,10 +26,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
+use mesh_shared::identity::Identity;
 use mesh_shared::name::{NameError, NodeName};
 
 use mesh_client::{ClientError, Daemon};
 
+/// The configuration that is installed where there is none: until somebody edits it, it says nothing of this host.
+const EXAMPLE_CONFIG: &str = include_str!("../../../deploy/mesh.yaml");
 /// Where registryd listens unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 
@@ -33,12 +40,15 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl demo                             two nodes on this machine, to see it work
   meshctl ca init                          make the mesh's certificate authority
+  meshctl invite ct112                     on the CA's host: one command for a host that is to join
+  sudo meshctl join <token>                there: key, certificate, configuration, start
   meshctl ca issue-node ct111 192.168.10.111
   meshctl ca renew --all                   renew what ends soon; daily, from a timer
   meshctl status                           is this node well? (exit code 1 if not)
   meshctl nodes --agent grok               who hosts the agent grok
   meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
+  meshctl doctor                           do registry and certificates agree on who hosts what?
   meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
@@ -74,6 +84,8 @@ enum Command {
     Agents(Global),
     /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
     Ping(Asking<ping::PingArgs>),
+    /// Compare what nodes say of themselves with what their certificates say; exit code 1 if they disagree
+    Doctor(Global),
     /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
     Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
@@ -84,8 +96,16 @@ enum Command {
     Store(Asking<store::StoreArgs>),
     /// Explain what proxy.policy and proxy.outbound.policy come to
     Policy(Asking<policy::PolicyArgs>),
+    /// Print one command with which a host joins the mesh; on the CA's host
+    Invite(invite::InviteArgs),
+    /// Join the mesh with the token of an invitation: key, certificate, configuration, start
+    Join(Box<join::JoinArgs>),
     /// Make, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
+    /// Make a key and the request for a certificate of it, to be signed with `meshctl ca sign`
+    ///
+    /// The key stays on this host. Neither the request nor the certificate is secret.
+    Csr(csr::CsrArgs),
     /// Run two nodes on this machine and show a delegation between them
     Demo(demo::DemoArgs),
     /// Print completions of this command line for a shell
@@ -111,6 +131,11 @@ fn node_name(text: &str) -> Result<NodeName, NameError> {
     NodeName::from_mesh_host(text).map_or_else(|| text.parse(), Ok)
 }
 
+/// An identity as people name it.
+fn identity(text: &str) -> Result<Identity, Failure> {
+    text.parse().map_err(|error| Failure::Usage(format!("{error}")))
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it
@@ -125,6 +150,10 @@ pub enum Failure {
     Output(#[from] io::Error),
     #[error("{0}")]
     Hosts(String),
+    #[error(transparent)]
+    Invites(#[from] mesh_enrolment::InvitesError),
+    #[error("{0}")]
+    Join(String),
     #[error("{0}")]
     Upgrade(String),
     #[error("{0}")]
@@ -138,7 +167,13 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
-            Self::Ca(_) | Self::Client(_) | Self::Hosts(_) | Self::Output(_) | Self::Upgrade(_) => 1,
+            Self::Ca(_)
+            | Self::Client(_)
+            | Self::Hosts(_)
+            | Self::Invites(_)
+            | Self::Join(_)
+            | Self::Output(_)
+            | Self::Upgrade(_) => 1,
         }
     }
 }
@@ -169,12 +204,16 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
         Command::Agents(global) => nodes::agents(&global).await,
         Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
+        Command::Doctor(global) => doctor::run(&global).await,
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
         Command::Policy(Asking { args, global }) => policy::run(args, &global),
-        Command::Ca(args) => ca::run(args),
+        Command::Invite(args) => invite::run(args),
+        Command::Join(args) => join::run(*args).await,
+        Command::Ca(args) => ca::run(args).await,
+        Command::Csr(args) => csr::run(args),
         Command::Demo(args) => demo::run(args).await,
         Command::Completions(args) => pages::completions(&args),
         Command::Man(args) => pages::man(&args),

@@ -28,9 +28,10 @@ pub struct PingArgs {
 /// How it went with one node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Outcome {
+pub struct Outcome {
     node: String,
-    ok: bool,
+    /// Whether it answered as it should.
+    pub ok: bool,
     /// There and back, in ms.
     latency_ms: Option<f64>,
     /// This node's CN as the other one verified it.
@@ -38,7 +39,7 @@ struct Outcome {
     /// The problem's code.
     code: Option<String>,
     /// What went wrong and what to do.
-    detail: Option<String>,
+    pub detail: Option<String>,
 }
 
 /// Reaches one node or all others, those too that are said to be offline.
@@ -78,7 +79,10 @@ async fn outcomes(node: Option<NodeName>, global: &Global) -> Result<Vec<Outcome
 }
 
 /// The own sidecar's outbound side: what it reported to registryd, else what is configured.
-async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
+///
+/// # Errors
+/// It is not known.
+pub async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
     let reported = global.registryd()?.read::<DaemonStatus>(STATUS).await;
     if let Ok(DaemonStatus { sidecar: Some(sidecar), .. }) = &reported {
         return Ok(Daemon::Sidecar(sidecar.outbound));
@@ -95,7 +99,13 @@ async fn sidecar(global: &Global) -> Result<Daemon, Failure> {
     }
 }
 
-async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
+/// Whether a node can be reached.
+pub async fn reach(sidecar: &Daemon, node: &str) -> bool {
+    ping(sidecar, node).await.ok
+}
+
+/// Reaches one node through this sidecar.
+pub async fn ping(sidecar: &Daemon, node: &str) -> Outcome {
     let path = format!("/nodes/{node}/api/mesh/ping");
     let start = Instant::now();
     let answer = sidecar.send(Method::GET, &path, HeaderMap::new(), Bytes::new()).await;

@@ -36,6 +36,9 @@ struct ExplainArgs {
     /// The agent that the request names
     #[arg(long)]
     agent: Option<AgentName>,
+    /// With --outbound: the agent of this node that calls, on a listener with as_agent
+    #[arg(long, requires = "outbound")]
+    as_agent: Option<AgentName>,
     /// Ask proxy.outbound.policy, which is for requests of this host
     #[arg(long)]
     outbound: bool,
@@ -83,6 +86,7 @@ fn explain(config: &Config, args: &ExplainArgs) -> (Action, String) {
     };
     let Decision { action, by } = rules.decide(Asked {
         peer: Some(&args.peer),
+        caller: args.as_agent.as_ref(),
         agent,
         method: &args.method,
         path: &args.path,

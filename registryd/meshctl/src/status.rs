@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::output::{Colour, day, duration, one_line, paint, print, print_json};
 use crate::{Failure, Global, card};
 
-/// A certificate that ends within so many days is a problem.
+/// A certificate that ends within so many days is a problem, unless it is renewed by itself.
 const CERTIFICATE_DAYS: i64 = 14;
 
 /// Arguments of `meshctl status`.
@@ -113,7 +113,7 @@ fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
         ),
         Some(sidecar) => {
             let days = days_left(sidecar.certificate_not_after, now);
-            if days < CERTIFICATE_DAYS {
+            if days < 0 || (days < CERTIFICATE_DAYS && !sidecar.renews) {
                 problems.push(match days {
                     ..0 => "the certificate has expired: meshctl ca renew".into(),
                     _ => format!("the certificate ends in {days} days: meshctl ca renew"),
@@ -206,6 +206,7 @@ mod tests {
                 certificate_not_after: 1_000_000 + 14 * 86_400,
                 pid: Some(1),
                 draining: false,
+                renews: false,
                 crl_ends: None,
                 trust_problems: Vec::new(),
                 failed_upgrade: None,
@@ -223,6 +224,10 @@ mod tests {
         assert!(said[0].contains("ends in 13 days") && said[1].contains("backend"), "{said:?}");
         assert!(said[2].contains("ends in 5 hours"), "{said:?}");
         assert!(said[3].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
+        if let Some(sidecar) = &mut status.sidecar {
+            sidecar.renews = true;
+        }
+        assert!(!problems(&status, now)[0].contains("ends in 13 days"));
         status.sidecar = None;
         assert!(problems(&status, now)[0].contains("mesh-proxy does not report"));
     }

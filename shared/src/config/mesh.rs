@@ -1,7 +1,8 @@
 //! The `mesh:` section, exactly as the reference document has it, and keys of ours
-//! (`advertise_host`, `peers`, `trust_domain`, `ca`, `landlock`).
+//! (`advertise_host`, `peers`, `trust_domain`, `ca`, `agents`, `landlock`).
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::yaml::{BoolOrSection, Document, Section, repeated};
@@ -34,8 +35,32 @@ pub struct Mesh {
     pub trust_domain: TrustDomain,
     /// The node beside whose sidecar `meshctl ca serve` runs; `None`: certificates are files that others renew.
     pub ca_node: Option<NodeName>,
+    /// What makes a node the host of an agent.
+    pub agents: Hosting,
     /// Whether the daemons confine themselves where the kernel can (see [`crate::confinement`]).
     pub landlock: bool,
+}
+
+/// What makes a node the host of an agent, for those that send it tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hosting {
+    /// That it is registered as one, as in RivetOS: every member can say so.
+    #[default]
+    Claimed,
+    /// That its certificate says so as well ([`SpiffeId::of_hosted`](crate::spiffe::SpiffeId::of_hosted)).
+    Certified,
+}
+
+impl FromStr for Hosting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "claimed" => Ok(Self::Claimed),
+            "certified" => Ok(Self::Certified),
+            other => Err(format!("expected claimed or certified, found {other:?}")),
+        }
+    }
 }
 
 impl Mesh {
@@ -142,6 +167,7 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
     let ca = section.section("ca");
     let ca_node = ca.parsed("node");
     ca.finish();
+    let agents = section.parsed("agents").unwrap_or_default();
     let advertise_host = section.string("advertise_host");
     if let Some(host) = &advertise_host
         && !is_host(host)
@@ -175,6 +201,7 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
         peers,
         trust_domain,
         ca_node,
+        agents,
         landlock,
     })
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use super::yaml::{Section, repeated};
 use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
+use crate::enrolment::DEFAULT_SOCKET;
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
 use crate::policy::{Action, PeerPattern, Rule, Rules};
+use crate::spiffe::SpiffeId;
 
 /// The section, checked.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub struct Proxy {
     pub admin: Option<LoopbackAddr>,
     /// Revocation lists (PEM) to enforce in both directions; `None`: there are none.
     pub crl_path: Option<PathBuf>,
+    /// Where the CA's process answers, if it runs on this host.
+    pub ca_socket: PathBuf,
     /// What peers and this node must agree on in a handshake.
     pub tls: Tls,
     /// Where the last known roster and the newest revocation lists are kept for the next start.
@@ -49,6 +53,8 @@ pub struct Tls {
     pub min_version: TlsVersion,
     /// The groups for the key exchange, the preferred one first; at least one.
     pub groups: Vec<Group>,
+    /// Whom certificates without a common name name, by the only URI in them.
+    pub spiffe: BTreeMap<SpiffeId, Identity>,
 }
 
 /// A version of TLS.
@@ -143,6 +149,18 @@ pub struct OutboundListener {
     pub access: SocketAccess,
     /// Where everything goes; `None`: each request says where.
     pub to: Option<ListenerTarget>,
+    /// The agent that whoever comes in here acts as; `None`: as the node.
+    pub as_agent: Option<AgentIdentity>,
+}
+
+/// An agent of this node that has listeners of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentIdentity {
+    /// Its name.
+    pub name: AgentName,
+    /// Its certificate and key, which have to be there; `None`: `<agent>@<node>.crt` and `.key` beside the node's
+    /// certificate, if they are there.
+    pub files: Option<(PathBuf, PathBuf)>,
 }
 
 /// Who may connect to a unix socket: its owner is the user of mesh-proxy.
@@ -152,6 +170,31 @@ pub struct SocketAccess {
     pub mode: u32,
     /// The group that it belongs to; `None`: that of mesh-proxy.
     pub group: Option<String>,
+    /// The only users whose processes are served (SO_PEERCRED); `None`: all that can open the file.
+    pub users: Option<Vec<LocalUser>>,
+}
+
+/// A user of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalUser {
+    /// By number.
+    Id(u32),
+    /// By name, which is looked up at the start.
+    Name(String),
+}
+
+impl FromStr for LocalUser {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(id) => Ok(Self::Id(id)),
+            Err(_) if text.is_empty() || text.contains([':', '/', ' ']) => {
+                Err(format!("expected the name or number of a user, found {text:?}"))
+            }
+            Err(_) => Ok(Self::Name(text.into())),
+        }
+    }
 }
 
 /// Four octal digits.
@@ -338,7 +381,8 @@ fn rules(section: &Section<'_>, peer: &'static str) -> Rules {
             item.mistake_here("action is missing; expected allow, deny or audit");
         }
         // A key without a value would make the rule one for all.
-        for key in [peer, "agent", "method", "path"] {
+        let by = if peer == "node" { "as_agent" } else { peer };
+        for key in [peer, by, "agent", "method", "path"] {
             if item.is_empty(key) {
                 item.mistake(key, "is empty; remove the key for a rule that is for all of them");
             }
@@ -348,6 +392,7 @@ fn rules(section: &Section<'_>, peer: &'static str) -> Rules {
                 "node" => item.parsed(peer).map(|node| PeerPattern::One(Identity::Node(node))),
                 _ => item.parsed(peer),
             },
+            caller: if by == "as_agent" { item.parsed(by) } else { None },
             agent: item.parsed("agent"),
             method: item.parsed("method").map(|Method(method)| method),
             path: item.parsed("path"),
@@ -478,6 +523,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         policy: policy_read,
         admin: admin_listen,
         crl_path: section.string("crl_path").map(PathBuf::from),
+        ca_socket: section.string("ca_socket").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
         tls: tls(section.section("tls")),
         state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
         threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
@@ -497,8 +543,32 @@ fn tls(section: Section<'_>) -> Tls {
         section.mistake_at("groups", i, format!("{group} is listed twice"));
     }
     let min_version = section.parsed_number("min_version").unwrap_or(TlsVersion::V1_3);
+    let spiffe = spiffe(&section);
     section.finish();
-    Tls { min_version, groups: if groups.is_empty() { Group::ALL.into() } else { groups } }
+    Tls { min_version, groups: if groups.is_empty() { Group::ALL.into() } else { groups }, spiffe }
+}
+
+fn spiffe(section: &Section<'_>) -> BTreeMap<SpiffeId, Identity> {
+    const EXPECTED: &str = "{id: \"spiffe://example.org/ns/default/sa/web\", identity: ct115}";
+    let (mut known, mut ids) = (BTreeMap::new(), Vec::new());
+    for (i, item) in section.sections("spiffe", EXPECTED) {
+        let (id, identity): (Option<SpiffeId>, Option<Identity>) =
+            (item.parsed("id"), item.parsed("identity"));
+        for key in ["id", "identity"] {
+            if !item.has(key) {
+                item.mistake_here(format!("{key} is missing; expected {EXPECTED}"));
+            }
+        }
+        item.finish();
+        if let (Some(id), Some(identity)) = (id, identity) {
+            ids.push((i, id.clone()));
+            known.insert(id, identity);
+        }
+    }
+    for (i, id) in repeated(ids) {
+        section.mistake_at("spiffe", i, format!("{id} is listed twice"));
+    }
+    known
 }
 
 /// The agents that have servers of their own; `protocol` is for those that say none.
@@ -520,33 +590,58 @@ fn agents(backend: &Section<'_>, protocol: Protocol) -> BTreeMap<AgentName, Agen
 
 /// Its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
+/// Everybody may connect, and the kernel tells who it is.
+const SOCKET_MODE_OF_USERS: u32 = 0o666;
 
 fn outbound(section: Section<'_>) -> Outbound {
     const EXPECTED: &str = "{listen: 127.0.0.1:3111, node: ct111}, {listen: 127.0.0.1:3112, agent: grok} or {listen: 'unix:/run/mesh-proxy/outbound.sock'}";
     let listen = section.parsed("listen").unwrap_or(LoopbackAddr::v4(3001));
-    let mut listeners = Vec::new();
+    let (mut listeners, mut agents): (Vec<OutboundListener>, Vec<AgentIdentity>) = (Vec::new(), Vec::new());
     for (i, item) in section.sections("listeners", EXPECTED) {
         let listen = item.parsed("listen");
         let node = item.parsed("node").map(ListenerTarget::Node);
         let to = item.parsed("agent").map(ListenerTarget::Agent).or(node);
         let is_unix = matches!(listen, Some(LocalAddr::Unix(_)));
+        let as_agent = as_agent(&item);
+        let differs = |other: &AgentIdentity| {
+            as_agent.as_ref().is_some_and(|own| own.name == other.name && own.files != other.files)
+        };
+        if agents.iter().any(differs) {
+            item.mistake("cert_path", "an earlier listener of the same agent has another one");
+        }
+        agents.extend(as_agent.clone());
         let targets = usize::from(item.has("node")) + usize::from(item.has("agent"));
-        if !item.has("listen") || targets > 1 || (targets == 0 && !is_unix) {
+        let for_all = is_unix || as_agent.is_some();
+        if !item.has("listen") || targets > 1 || (targets == 0 && !for_all) {
             section.mistake_at("listeners", i, format!("expected {EXPECTED}"));
         }
-        let mode = item.parsed("mode").map_or(SOCKET_MODE, |Mode(mode)| mode);
-        let access = SocketAccess { mode, group: item.string("group") };
+        let users: Option<Vec<LocalUser>> = item.list_of_scalars("users");
+        if item.is_empty("users") || users.as_ref().is_some_and(Vec::is_empty) {
+            item.mistake(
+                "users",
+                "is empty, so nobody could connect; remove the key for all that can open the file",
+            );
+        }
+        let usual = if users.is_some() { SOCKET_MODE_OF_USERS } else { SOCKET_MODE };
+        let mode = item.parsed("mode").map_or(usual, |Mode(mode)| mode);
+        let access = SocketAccess { mode, group: item.string("group"), users };
         for key in ["mode", "group"] {
             if item.has(key) && !is_unix {
                 item.mistake(key, "is for unix sockets only");
             }
         }
+        if item.has("users") && !is_unix {
+            item.mistake(
+                "users",
+                "is for unix sockets only: TCP does not tell who connects; listen on unix:/path",
+            );
+        }
         item.finish();
         if let Some(listen) = listen
-            && (to.is_some() || (is_unix && targets == 0))
+            && (to.is_some() || (for_all && targets == 0))
         {
             let key = format!("proxy.outbound.listeners[{i}]");
-            listeners.push(OutboundListener { key, listen, access, to });
+            listeners.push(OutboundListener { key, listen, access, to, as_agent });
         }
     }
     let max_requests_per_node =
@@ -558,6 +653,30 @@ fn outbound(section: Section<'_>) -> Outbound {
     policy.finish();
     section.finish();
     Outbound { listen, listeners, allowed_origins, policy: policy_read, max_requests_per_node, max_attempts }
+}
+
+fn as_agent(item: &Section<'_>) -> Option<AgentIdentity> {
+    let name = item.parsed("as_agent");
+    let path = |key| item.string(key).map(PathBuf::from);
+    let files = match (path("cert_path"), path("key_path")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => {
+            item.mistake("cert_path", "needs key_path");
+            None
+        }
+        (None, Some(_)) => {
+            item.mistake("key_path", "needs cert_path");
+            None
+        }
+    };
+    if item.is_empty("as_agent") {
+        item.mistake("as_agent", "is empty; remove the key for a listener that acts as the node");
+    }
+    if files.is_some() && !item.has("as_agent") {
+        item.mistake("cert_path", "is for listeners with as_agent; the node's own is mesh.tls.cert_path");
+    }
+    Some(AgentIdentity { name: name?, files })
 }
 
 /// The value of an `Origin` header (RFC 6454, section 7), as browsers and some programs send it.

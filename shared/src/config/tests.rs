@@ -40,6 +40,11 @@ proxy:
     listeners:
       - listen: 127.0.0.1:3111
         node: ct111
+      - listen: unix:/run/mesh-proxy/opus.sock
+        as_agent: opus
+        users: [opus, 1001]
+        cert_path: /opus.crt
+        key_path: /opus.key
     policy:
       rules:
         - node: ct111
@@ -120,7 +125,10 @@ fn every_default_of_the_reference_document_holds() {
 #[test]
 fn a_full_file_with_other_sections_loads() {
     let config = Config::parse(FULL).unwrap();
-    assert_eq!(config.proxy.outbound.listeners.len(), 1);
+    assert_eq!(config.proxy.outbound.listeners.len(), 2);
+    let agent = &config.proxy.outbound.listeners[1];
+    assert_eq!(agent.access.users, Some(vec![LocalUser::Name("opus".into()), LocalUser::Id(1001)]));
+    assert_eq!((agent.access.mode, agent.to.is_none()), (0o666, true));
     assert_eq!(config.registryd.agents[1].provider.as_deref(), Some("xai"));
     assert_eq!(config.registryd.providers, ["xai"]);
     assert_eq!(config.registryd.dns.upstream[0].port(), 53);

@@ -291,6 +291,22 @@ impl<'d> Section<'d> {
 
     /// A list of texts that have the form of a `T`; one text alone counts as a list of one.
     pub(super) fn list<T: FromStr<Err: fmt::Display>>(&self, key: &'static str) -> Option<Vec<T>> {
+        self.list_by(key, text)
+    }
+
+    /// As [`list`](Self::list), of things that have names or numbers.
+    pub(super) fn list_of_scalars<T: FromStr<Err: fmt::Display>>(&self, key: &'static str) -> Option<Vec<T>> {
+        self.list_by(key, |value| match value {
+            Value::Number(number) => Ok(number.to_string()),
+            other => text(other),
+        })
+    }
+
+    fn list_by<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &'static str,
+        text: impl Fn(&Value) -> Result<String, String>,
+    ) -> Option<Vec<T>> {
         let parse = |path: &Path, value: &Value| {
             let report = |message| self.document.report(path, message);
             let text = text(value).map_err(|found| report(format!("expected a text, found {found}"))).ok()?;

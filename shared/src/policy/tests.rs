@@ -2,11 +2,11 @@ use super::*;
 
 fn rule(path: Option<&str>, action: Action) -> Rule {
     let path = path.map(|path| path.parse().unwrap());
-    Rule { peer: None, agent: None, method: None, path, action }
+    Rule { peer: None, caller: None, agent: None, method: None, path, action }
 }
 
 fn asked(path: &str) -> Asked<'_> {
-    Asked { peer: None, agent: None, method: "GET", path, of_mesh: false }
+    Asked { peer: None, caller: None, agent: None, method: "GET", path, of_mesh: false }
 }
 
 /// Every way to write `/admin` that some server understands, and more.

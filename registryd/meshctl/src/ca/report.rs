@@ -1,10 +1,11 @@
 //! What `meshctl ca` tells of certificates.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::Failure;
 use crate::output::{Cell, Colour, Table, day, paint, print, print_json};
-use mesh_ca::{Examined, Kind, State, ends};
+use mesh_ca::{Examined, Kind, Listed, Reason, RevokedSince, State, ends};
 
 /// Each certificate with what is wrong or will be; exit code 1 if one cannot work that should.
 pub(super) fn verify(all: &[Examined], json: bool) -> Result<ExitCode, Failure> {
@@ -55,26 +56,43 @@ fn summary(all: &[Examined]) -> String {
 }
 
 /// A line for each certificate.
-pub(super) fn list(all: &[Examined], json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn list(all: &[Listed], json: bool) -> Result<ExitCode, Failure> {
     if json {
         print_json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["CN", "KIND", "STATE", "VALID UNTIL", "", "ALTERNATIVE NAMES"]);
-    for each in all {
+    let mut table = Table::new([
+        "CN",
+        "KIND",
+        "STATE",
+        "VALID UNTIL",
+        "",
+        "ALTERNATIVE NAMES",
+        "MAY HOST",
+        "SERIAL NUMBER",
+    ]);
+    for Listed { examined: each, .. } in all {
         let colour = match each.state {
             State::Ok => Colour::Green,
             State::EndsSoon => Colour::Yellow,
             _ if each.problems.is_empty() => Colour::Faint,
             _ => Colour::Red,
         };
+        let remark = match each.revoked {
+            Some(RevokedSince { at, why: Reason::Unspecified }) => format!("since {}", day(at)),
+            Some(RevokedSince { at, why }) => format!("since {}: {}", day(at), why.as_str()),
+            None => each.days_left.map(ends).unwrap_or_default(),
+        };
+        let agents: Vec<_> = each.agents.iter().map(ToString::to_string).collect();
         table.row([
             named(each).into(),
             each.kind.as_str().into(),
             Cell::coloured(colour, each.state.as_str()),
             each.not_after.map(day).unwrap_or_default().into(),
-            each.days_left.map(ends).unwrap_or_default().into(),
+            remark.into(),
             each.alternative_names.join(", ").into(),
+            agents.join(", ").into(),
+            each.serial.clone().unwrap_or_default().into(),
         ]);
     }
     print(&table.render())?;
@@ -83,7 +101,7 @@ pub(super) fn list(all: &[Examined], json: bool) -> Result<ExitCode, Failure> {
 
 /// The CN, and the file where that is not named alike.
 fn named(each: &Examined) -> String {
-    let file = each.path.file_name().unwrap_or_default().to_string_lossy();
+    let file = each.path.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     match &each.cn {
         None => file.into_owned(),
         Some(cn) if each.kind == Kind::Authority || each.state != State::Misnamed => cn.clone(),
