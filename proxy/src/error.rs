@@ -116,8 +116,8 @@ pub enum ProxyError {
 
     #[error(
         "agent {agent} is registered on {nodes}, but no certificate there says that it may be (mesh.agents: certified), so \
-         nothing was sent. If it belongs there, on the CA's host: meshctl ca issue-node <node> --agents {agent}, or invite \
-         the node anew with meshctl invite <node> --agents {agent}"
+         nothing was sent. If it belongs there, on the CA's host, with all agents of the node: meshctl ca renew <node> --agents \
+         {agent}, or meshctl invite <node> --agents {agent} if the node's key was made there"
     )]
     AgentNotCertified { agent: AgentName, nodes: String },
 

@@ -27,7 +27,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::name::{AgentName, NodeName};
 use crate::pem::{self, Mistake};
 use crate::revocation::{self, InForce, RevocationList};
-use crate::spiffe::{SpiffeError, SpiffeId};
+use crate::spiffe::{SpiffeError, SpiffeId, TrustDomain};
 
 /// What is wrong with a certificate, a key or one of their files.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +208,8 @@ impl Leaf {
         })
     }
 
-    /// The agents that its SPIFFE IDs let this node host; none of anybody but a node.
+    /// The agents that its SPIFFE IDs name for this node in whatever trust domain, as the CA hands them on when it renews
+    /// the certificate; none of anybody but a node.
     pub fn agents(&self) -> Vec<AgentName> {
         let mut agents = Vec::new();
         for id in &self.spiffe_ids {
@@ -220,6 +221,16 @@ impl Leaf {
             }
         }
         agents
+    }
+
+    /// The agents that this node may host as peers of `trust_domain` see it: IDs of other domains mean nothing to them.
+    pub fn hosts(&self, trust_domain: &TrustDomain) -> Vec<AgentName> {
+        let ours = |id: &&SpiffeId| id.trust_domain == *trust_domain;
+        let hosted = self.spiffe_ids.iter().filter(ours).filter_map(|id| match id.identity()? {
+            Identity::Agent(agent, node) if self.identity == Identity::Node(node.clone()) => Some(agent),
+            _ => None,
+        });
+        hosted.collect()
     }
 
     /// Whole days until the end of validity; negative once it has passed.

@@ -109,8 +109,8 @@ impl RevocationList {
     }
 
     /// Whether it counts instead of the other one, which has the same issuer: it was made later or, in the same second,
-    /// has the higher number or, without numbers, revokes more. Time comes first, since numbers begin anew where a CA's folder
-    /// is restored.
+    /// has the higher number or, without numbers, revokes more. Time comes first: numbers of other CAs
+    /// than ours may begin anew where a folder is restored.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let rank = |list: &Self| (list.this_update, list.number.len(), list.number.clone(), list.revoked);
         rank(self) > rank(other)

@@ -87,12 +87,9 @@ async fn a_node_that_claims_an_agent_gets_none_of_its_tasks_without_a_certificat
     mesh.edit_registry(|registry| drop(registry["nodes"].as_object_mut().unwrap().remove("id-ct111")));
     let answer = near.comes_to("/agents/grok/task", Some("agent_not_certified")).await;
     let told = answer.problem(502, "agent_not_certified");
-    for part in [
-        "ct101",
-        "ct105",
-        "meshctl ca issue-node <node> --agents grok",
-        "meshctl invite <node> --agents grok",
-    ] {
+    for part in
+        ["ct101", "ct105", "meshctl ca renew <node> --agents grok", "meshctl invite <node> --agents grok"]
+    {
         assert!(told.contains(part), "{part}: {told}");
     }
 }

@@ -31,7 +31,6 @@ use crate::outbound::destination::{self, Destination, Wanted};
 use crate::policy::{self, PolicyStore};
 use crate::roster::registryd::RegistryLink;
 use crate::roster::store::RosterStore;
-use crate::upstream::connect;
 use crate::upstream::{Nodes, Recipient, Target, Upstream};
 
 /// What a request of this host passes.
@@ -186,7 +185,7 @@ impl Pipeline {
         let mut nodes: Vec<_> = self.nodes.certificates().into_iter().collect();
         nodes.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         let nodes = nodes.into_iter().map(|(node, leaf, at)| SeenCertificate {
-            agents: connect::hosted(&leaf, &self.trust_domain, &node).collect(),
+            agents: leaf.hosts(&self.trust_domain),
             node,
             seen_at: seconds(at),
             not_after: leaf.not_after,

@@ -275,8 +275,14 @@ impl Credentials {
             let ends = presented.as_ref().map_or(i64::MAX, |presented| presented.not_after);
             if ends - at <= AGENT_ENDS_SOON {
                 let about = format!("the certificate of agent {agent} ends");
-                let text =
-                    format!("{about} in {} hours; peers then refuse its calls: renew it", (ends - at) / 3600);
+                let text = match ends - at {
+                    ..=0 => format!(
+                        "the certificate of agent {agent} has ended, so peers refuse its calls: renew it"
+                    ),
+                    left => {
+                        format!("{about} in {} hours; peers then refuse its calls: renew it", left / 3600)
+                    }
+                };
                 warnings.push(Warning { about, text });
             }
         }

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use mesh_shared::certificate::{Leaf, Role, describe};
-use mesh_shared::spiffe::TrustDomain;
-use mesh_shared::{AgentName, Identity, NodeName};
+use mesh_shared::{AgentName, NodeName};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, HandshakeKind, NamedGroup};
 use tokio::net::TcpStream;
@@ -113,7 +112,7 @@ async fn handshake(
         node: node.clone(),
         reason: "its certificate cannot be read".into(),
     })?;
-    let (stream, is_gone) = Linked::to(tls, Hosted::new(hosted(&leaf, &snapshot.trust_domain, node)));
+    let (stream, is_gone) = Linked::to(tls, Hosted::new(leaf.hosts(&snapshot.trust_domain)));
     let trust = Trust {
         node: node.clone(),
         name,
@@ -126,15 +125,6 @@ async fn handshake(
     };
     tokio::spawn(trust.end(stream.link().clone(), is_gone, replaced));
     Ok((stream, leaf))
-}
-
-/// The agents that a node may host by its certificate. IDs of other trust domains and of other nodes mean nothing.
-pub fn hosted(leaf: &Leaf, trust_domain: &TrustDomain, node: &NodeName) -> impl Iterator<Item = AgentName> {
-    let ours = leaf.spiffe_ids.iter().filter(move |id| id.trust_domain == *trust_domain);
-    ours.filter_map(move |id| match id.identity()? {
-        Identity::Agent(agent, home) if home == *node => Some(agent),
-        _ => None,
-    })
 }
 
 /// Whether an earlier session was resumed.

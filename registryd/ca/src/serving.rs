@@ -58,7 +58,9 @@ impl Ca {
         let authorities = self.authorities()?;
         // The one that signs is the first in the file; there is at least one.
         let path = authorities.first().map(|first| path(first, &authorities)).unwrap_or_default();
-        Ok(path.last().map(|root| root.der().clone()).unwrap_or_else(|| CertificateDer::from_slice(&[])))
+        path.last()
+            .map(|root| root.der().clone())
+            .ok_or_else(|| CaError::NoCa { dir: self.dir.clone(), missing: self.chain_path() })
     }
 }
 

@@ -67,7 +67,7 @@ async fn diagnose(global: &Global) -> Result<Diagnosis, Failure> {
         .await
         .and_then(|answer| sidecar.accepted(CERTIFICATES, answer))?;
     let seen: SeenCertificates = json::read_bytes(&answer.body)
-        .map_err(|error| Failure::Usage(format!("mesh-proxy's answer to {CERTIFICATES}: {error}")))?;
+        .map_err(|error| Failure::Answer(format!("mesh-proxy's answer to {CERTIFICATES}: {error}")))?;
     Ok(judge(&registered, &reached.collect(), &seen))
 }
 
@@ -109,8 +109,9 @@ fn judge(
                 agent: agent.clone(),
                 detail: format!(
                     "{node} is registered for agent {agent}, its certificate does not say so, {meaning}: on the CA's \
-                     host, meshctl ca issue-node {node} --agents {agent} if it belongs there, else find out who \
-                     registered it"
+                     host, meshctl ca renew {node} --agents {} if it belongs there (meshctl invite in place of ca renew if \
+                     the node's key was made there), else find out who registered it",
+                    [named.iter().map(|name| name.to_string()).collect::<Vec<_>>(), vec![agent.to_string()]].concat().join(",")
                 ),
             });
         }

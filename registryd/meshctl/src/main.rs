@@ -149,11 +149,17 @@ pub enum Failure {
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]
+    Answer(String),
+    #[error("{0}")]
+    File(String),
+    #[error("{0}")]
     Hosts(String),
     #[error(transparent)]
     Invites(#[from] mesh_enrolment::InvitesError),
     #[error("{0}")]
     Join(String),
+    #[error("{0}")]
+    Serve(String),
     #[error("{0}")]
     Upgrade(String),
     #[error("{0}")]
@@ -167,12 +173,15 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
-            Self::Ca(_)
+            Self::Answer(_)
+            | Self::Ca(_)
             | Self::Client(_)
+            | Self::File(_)
             | Self::Hosts(_)
             | Self::Invites(_)
             | Self::Join(_)
             | Self::Output(_)
+            | Self::Serve(_)
             | Self::Upgrade(_) => 1,
         }
     }

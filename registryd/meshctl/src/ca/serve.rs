@@ -57,7 +57,7 @@ pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<E
             tracing::info!(target: "Enrolment", "confined by Landlock: writes only below {}", needs.shown());
         }
         Ok(Confined::Not(why)) => tracing::info!(target: "Enrolment", "not confined by Landlock: {why}"),
-        Err(error) => tracing::warn!(target: "Enrolment", "cannot be confined by Landlock: {error}"),
+        Err(error) => return Err(Failure::Serve(format!("cannot be confined by Landlock: {error}"))),
     }
     let addresses = addresses(&args)?;
     let host = addresses.first().map(|address| address.host.clone()).unwrap_or_default();
@@ -156,7 +156,8 @@ fn addresses(args: &ServeArgs) -> Result<Vec<Address>, Failure> {
         addresses.extend(own_addresses()?.into_iter().map(|address| of(address.to_string())));
     }
     match addresses.len() {
-        0 => Err(Failure::Usage(
+        // It may get one: an interface may come up later than this.
+        0 => Err(Failure::Serve(
             "this host has no address by which others could find it; name one with --address".into(),
         )),
         1..=MAX_ADDRESSES => Ok(addresses),

@@ -8,7 +8,6 @@ use std::str::FromStr;
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, TlsFiles};
 use mesh_shared::enrolment::Enrolled;
-use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
 use serde_json::{Map, Value, json};
 
@@ -153,11 +152,8 @@ pub fn write(
     leaf: &Leaf,
     settings: &[Setting],
 ) -> Result<(), Failure> {
-    let hosted = leaf.spiffe_ids.iter().filter_map(|id| match id.identity()? {
-        Identity::Agent(agent, node) if node == wanted.node => Some(agent.to_string()),
-        _ => None,
-    });
-    let agents: Vec<String> = hosted.collect();
+    let hosted = leaf.hosts(&enrolled.trust_domain);
+    let agents: Vec<String> = hosted.iter().map(ToString::to_string).collect();
     let text = text(&document(wanted, Some(enrolled), here, &agents, settings)?);
     parsed(&text)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
