@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HOST, HeaderValue};
+use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use mesh_shared::config::Config;
 use mesh_shared::enrolment::MAX_BODY_BYTES;
@@ -51,6 +52,17 @@ impl CaLink {
         parts.version = Version::HTTP_11;
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = path.parse().unwrap_or_default();
+        // Whole, before it takes a place at the CA, which has few of them for all nodes.
+        let whole = timeout(ANSWER, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+        let slow = ProxyError::BodyTooSlow { limit_ms: ANSWER.as_millis() };
+        let body = match whole.map_err(|_| slow)? {
+            Ok(body) => Full::new(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Err(ProxyError::CaBodyTooLarge { limit_bytes: MAX_BODY_BYTES });
+            }
+            Err(error) => return Err(ProxyError::BadRequest(root_cause(&*error).to_string())),
+        };
+        parts.headers.remove(TRANSFER_ENCODING);
         self.send(Request::from_parts(parts, body)).await.map(incoming::parsed)
     }
 

@@ -84,6 +84,12 @@ fn check_length(headers: &HeaderMap) -> Result<(), Cow<'static, str>> {
                 return Err(format!("its Connection header names {needed}, which every hop needs").into());
             }
         }
+        // Rules judge a request by these, and they would be taken out afterwards.
+        for judged in [&MESH_AGENT, &MESH_NODE, &MESH_SESSION] {
+            if connection_says(headers, judged.as_str()) {
+                return Err(format!("its Connection header names {judged}, by which it is judged").into());
+            }
+        }
     }
     Ok(())
 }
