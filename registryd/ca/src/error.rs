@@ -83,6 +83,8 @@ pub enum CaError {
     NoFormerKey { cn: String, signing_key: PathBuf },
     #[error("there is no certificate {} to renew; use `meshctl ca issue-node`", path.display())]
     NothingToRenew { path: PathBuf },
+    #[error("the certificate of {name} was revoked, so it cannot be renewed")]
+    Revoked { name: Identity },
     #[error("nothing is revoked: {0}")]
     NothingToRevoke(String),
     #[error(

@@ -130,32 +130,44 @@ impl Ca {
     /// # Errors
     /// No usable CA, an order that makes no sense, a request of somebody else, or of a key that had a certificate before.
     pub fn sign(&self, request: &SigningRequest, order: &Order) -> Result<Signed, CaError> {
-        self.sign_request(request, order, &Kept::default())
+        self.sign_request(&mut self.change()?, request, order, &Kept::default())
     }
 
-    /// Signs a certificate for the key of a request with everything that `old`, a certificate of the same identity, has.
-    /// Whether that one still counts, [`Ca::accepted`] tells.
+    /// Signs a certificate for the key of a request whose sender has shown that it holds `old`, a certificate of the same
+    /// identity, which [`Ca::accepted`] has judged. It has everything that was issued last under that name: what an operator
+    /// took away since does not come back.
     ///
     /// # Errors
-    /// As [`Ca::sign`].
+    /// As [`Ca::sign`]; or `old` was revoked meanwhile.
     pub fn sign_renewal(
         &self,
         request: &SigningRequest,
         old: &CertificateDer<'_>,
         days: u32,
     ) -> Result<Signed, CaError> {
-        let (mut order, kept) = Kept::of(old, request.identity())
+        let mut change = self.change()?;
+        let held = Certificate::of(old);
+        if change.lists.find(&held.issuer, &held.serial).is_some() {
+            return Err(CaError::Revoked { name: request.identity().clone() });
+        }
+        let last = self.issued_before(request.identity())?;
+        let (mut order, kept) = Kept::of(last.as_ref().unwrap_or(old), request.identity())
             .map_err(|source| MaterialError::Parse { path: "(the certificate to renew)".into(), source })?;
         order.days = days;
-        self.sign_request(request, &order, &kept)
+        self.sign_request(&mut change, request, &order, &kept)
     }
 
-    fn sign_request(&self, request: &SigningRequest, order: &Order, kept: &Kept) -> Result<Signed, CaError> {
+    fn sign_request(
+        &self,
+        change: &mut Change<'_>,
+        request: &SigningRequest,
+        order: &Order,
+        kept: &Kept,
+    ) -> Result<Signed, CaError> {
         if *request.identity() != order.identity {
             let (asked, wanted) = (request.identity().clone(), order.identity.clone());
             return Err(CaError::OtherIdentity { asked, wanted });
         }
-        let mut change = self.change()?;
         if change.index.has_key(&request.key_digest()) {
             return Err(CaError::KeyUsed);
         }
@@ -163,7 +175,7 @@ impl Ca {
         if made.certificate.public_key != request.spki() {
             return Err(RequestError::Key.into());
         }
-        self.record_issue(&mut change, &made, Origin::Signed)?;
+        self.record_issue(change, &made, Origin::Signed)?;
         let (certificate, key) = self.issued_paths(&order.identity.to_string());
         make_dir(&self.dir.join("issued"), 0o755)?;
         if certificate.exists() {

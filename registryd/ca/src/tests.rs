@@ -234,6 +234,39 @@ fn renewal_keeps_the_names_and_replaces_the_key() {
     assert!(matches!(unknown, Err(CaError::NothingToRenew { .. })));
 }
 
+fn asks(ca: &Ca, cn: &str) -> SigningRequest {
+    assert!(ca.chain_path().exists());
+    let request = NewRequest::make(&cn.parse().unwrap(), KeyType::EcP256).unwrap();
+    SigningRequest::from_pem(&request.request_pem).unwrap()
+}
+
+#[test]
+fn a_certificate_that_was_revoked_after_it_was_judged_is_not_renewed() {
+    let folder = folder().made();
+    let identity = "ct111".parse().unwrap();
+    let signed = folder.ca.sign(&asks(&folder.ca, "ct111"), &Order::new(identity, Vec::new())).unwrap();
+    let held = certificate::read_certificates("certificate", &signed.certificate).unwrap();
+    folder.ca.accepted(held.clone()).unwrap();
+    let which = Which::Named("ct111".parse().unwrap());
+    folder.ca.revoke(&which, Reason::default(), 14).unwrap();
+    let renewed = folder.ca.sign_renewal(&asks(&folder.ca, "ct111"), &held[0], 7);
+    assert!(matches!(renewed, Err(CaError::Revoked { .. })));
+}
+
+#[test]
+fn a_renewal_with_an_earlier_certificate_brings_nothing_back() {
+    let folder = folder().made();
+    let order = |agents: &[&str]| Order {
+        agents: agents.iter().map(|agent| agent.parse().unwrap()).collect(),
+        ..Order::new("ct111".parse().unwrap(), Vec::new())
+    };
+    let first = folder.ca.sign(&asks(&folder.ca, "ct111"), &order(&["grok", "scout"])).unwrap();
+    let held = certificate::read_certificates("certificate", &first.certificate).unwrap();
+    folder.ca.sign(&asks(&folder.ca, "ct111"), &order(&["scout"])).unwrap();
+    let renewed = folder.ca.sign_renewal(&asks(&folder.ca, "ct111"), &held[0], 7).unwrap();
+    assert_eq!(renewed.leaf.agents().iter().map(ToString::to_string).collect::<Vec<_>>(), ["scout"]);
+}
+
 #[test]
 fn what_cannot_work_is_found() {
     let folder = folder().made();

@@ -142,10 +142,9 @@ impl Office {
         peer: &Identity,
     ) -> Result<String, NotRenewed> {
         let who = &leaf.identity;
-        let wait = {
-            let renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
-            renewals.wait(who, Instant::now())
-        };
+        // Held until it is signed, so that no two are counted as one. The folder lets in one at a time anyway.
+        let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = renewals.wait(who, Instant::now());
         let spreading = self.ca.spreading(SPREAD).unwrap_or_default();
         let wait = wait.max(spreading.unwrap_or_default());
         if !wait.is_zero() {
@@ -155,13 +154,13 @@ impl Office {
         let days = u32::try_from((leaf.not_after - leaf.not_before) / 86_400).unwrap_or(LEAF_DAYS).max(1);
         let ca = self.ca.clone().acting_for(format!("renewal by {peer}"));
         let signed = ca.sign_renewal(asked, old, days).map_err(|error| match error {
-            CaError::KeyUsed => NotRenewed::Refused(format!("{who}: {error}")),
+            CaError::KeyUsed | CaError::Revoked { .. } => NotRenewed::Refused(format!("{who}: {error}")),
             error => {
                 tracing::error!(target: "Enrolment", "cannot renew {who}: {error}");
                 NotRenewed::Unavailable
             }
         })?;
-        self.renewals.lock().unwrap_or_else(PoisonError::into_inner).granted(who.clone(), Instant::now());
+        renewals.granted(who.clone(), Instant::now());
         Ok(signed.chain_pem)
     }
 
