@@ -62,9 +62,8 @@ for shell in bash zsh fish; do
   "$from/meshctl" completions "$shell" >"$staged/release/completions/meshctl.$shell"
 done
 
-crates=(mesh-proxy registryd meshctl)
-# The CA's process is a unit of its own.
-[ ! -e deploy/systemd/mesh-ca.service ] || crates+=(mesh-ca)
+# mesh-ca is the unit and the user of the CA's process, `meshctl ca serve`.
+crates=(mesh-proxy registryd meshctl mesh-ca)
 for crate in "${crates[@]}"; do
   CARGO_TARGET_DIR="$staged" cargo deb --quiet --locked --no-build --strip "${compress[@]}" \
     --deb-revision "$revision" --output "$output/" --package "$crate"

@@ -24,15 +24,16 @@ fn main() -> ExitCode {
     daemon::main("mesh-proxy", about, check::mesh_proxy, needs, run)
 }
 
-/// What the process may do once it runs: keep its state, renew its certificate, make its sockets, and start what lies in its place at an upgrade.
+/// What the process may do once it runs: keep its state, renew its certificate, make its sockets, and start what lies in
+/// its place at an upgrade.
 fn needs(config: &Config) -> Confinement {
-    let mut needs = Confinement::default().writing(&config.proxy.state_dir);
+    let mut needs = Confinement::default().writing_replaceable(&config.proxy.state_dir);
     for socket in config.proxy.outbound.listeners.iter().filter_map(|listener| listener.listen.socket_path())
     {
         needs = needs.writing(socket.parent().unwrap_or(socket));
     }
     for folder in files::folders(config) {
-        needs = needs.writing(&folder);
+        needs = needs.writing_replaceable(&folder);
     }
     needs.running_programs()
 }

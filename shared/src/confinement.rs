@@ -45,6 +45,12 @@ impl Confinement {
         self
     }
 
+    /// Allows writing in `folder`, which may be replaced by another one, as when it is put back from a copy.
+    #[must_use]
+    pub fn writing_replaceable(self, folder: &Path) -> Self {
+        self.writing(folder.parent().unwrap_or(folder))
+    }
+
     /// Allows writing in `folder`, which may be mounted or replaced at any time, or hang now.
     #[must_use]
     pub fn writing_mounted(mut self, folder: &Path) -> Self {

@@ -99,7 +99,7 @@ pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<E
 /// Takes from this process what it never needs: it writes to the CA's folder and makes its socket, and starts no program.
 fn confine(args: &ServeArgs, dir: &Path) -> Result<Confined, impl std::fmt::Display + use<>> {
     let beside = args.socket.parent().unwrap_or(&args.socket);
-    Confinement::default().writing(dir).writing(beside).apply()
+    Confinement::default().writing_mounted(dir).writing(beside).apply()
 }
 
 /// Where this host stands in the mesh, by its configuration as it is whenever somebody asks. One that breaks later
