@@ -33,7 +33,7 @@ fn needs(config: &Config) -> Confinement {
         needs = needs.writing(socket.parent().unwrap_or(socket));
     }
     for folder in files::folders(config) {
-        needs = needs.writing_replaceable(&folder);
+        needs = needs.writing(&folder);
     }
     needs.running_programs()
 }
