@@ -45,10 +45,11 @@ impl Confinement {
         self
     }
 
-    /// Allows writing in `folder`, which may be replaced by another one, as when it is put back from a copy.
+    /// Allows writing in `folder`, which may be a link, and may be replaced by another one, as when it is put back from a
+    /// copy.
     #[must_use]
     pub fn writing_replaceable(self, folder: &Path) -> Self {
-        self.writing(folder.parent().unwrap_or(folder))
+        self.writing(folder).writing(folder.parent().unwrap_or(folder))
     }
 
     /// Allows writing in `folder`, which may be mounted or replaced at any time, or hang now.
