@@ -133,7 +133,7 @@ verified=$(within systemd-analyze verify --man=no "${units[@]/#//usr/lib/systemd
 
 if [ -n "$inside" ]; then
   step "a node, made from the example configuration"
-  within sed -i 's|^  # node_name: ct110 .*|  node_name: ct110|; s|^  # storage_dir: .*|  storage_dir: /var/lib/registryd|; s|^  # advertise_host: .*|  advertise_host: 127.0.0.1|; s|^  # agents: .*|  agents: [opus]|' /etc/mesh/mesh.yaml
+  within sed -i 's|^  # node_name: ct110 .*|  node_name: ct110|; s|^  # storage_dir: .*|  storage_dir: /var/lib/registryd|; s|^  # advertise_host: .*|  advertise_host: 127.0.0.1|; s|^  # agents:  *# default: none.*|  agents: [opus]|' /etc/mesh/mesh.yaml
   within install -d -m 0755 /rivet-shared
   within meshctl ca init >/dev/null
   within meshctl ca issue-node ct110 127.0.0.1 >/dev/null
