@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response, Version};
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use mesh_shared::config::Config;
@@ -19,6 +19,8 @@ use crate::http::body::RequestBody;
 use crate::http::incoming;
 use crate::local_socket;
 
+/// What the CA is called in `Host`.
+const NAME: &str = "mesh-ca";
 /// How long the CA may take. It signs within milliseconds, but others may be before.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -46,12 +48,8 @@ impl CaLink {
             return Err(ProxyError::CaBodyTooLarge { limit_bytes: MAX_BODY_BYTES });
         }
         body.sent(true);
-        // The CA has nothing to say before.
-        parts.headers.remove(EXPECT);
         body.interim().go_on();
-        parts.version = Version::HTTP_11;
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = path.parse().unwrap_or_default();
+        local_socket::redirect(&mut parts, NAME);
         // Whole, before it takes a place at the CA, which has few of them for all nodes.
         let whole = timeout(ANSWER, Limited::new(body, MAX_BODY_BYTES).collect()).await;
         let slow = ProxyError::BodyTooSlow { limit_ms: ANSWER.as_millis() };
@@ -74,7 +72,7 @@ impl CaLink {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        request.headers_mut().insert(HOST, HeaderValue::from_static("mesh-ca"));
+        request.headers_mut().insert(HOST, HeaderValue::from_static(NAME));
         let unavailable = |reason: String| {
             let socket = self.socket.display().to_string();
             ProxyError::CaUnavailable { socket, reason }

@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::{EXPECT, HOST, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, Version};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -13,6 +15,16 @@ use tokio::net::UnixStream;
 use crate::error::BoxError;
 use crate::http::headers::announce_body;
 use crate::io::early_answer::EarlyAnswer;
+
+/// Makes a request that came from elsewhere one for the same path of the program that is called `host` here.
+pub fn redirect(parts: &mut Parts, host: &'static str) {
+    // It has nothing to say before it has the body.
+    parts.headers.remove(EXPECT);
+    parts.headers.insert(HOST, HeaderValue::from_static(host));
+    parts.version = Version::HTTP_11;
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = path.parse().unwrap_or_default();
+}
 
 /// Sends one request.
 ///

@@ -212,11 +212,8 @@ impl Leaf {
     /// the certificate; none of anybody but a node.
     pub fn agents(&self) -> Vec<AgentName> {
         let mut agents = Vec::new();
-        for id in &self.spiffe_ids {
-            if let Some(Identity::Agent(agent, node)) = id.identity()
-                && self.identity == Identity::Node(node)
-                && !agents.contains(&agent)
-            {
+        for (_, agent) in self.named_agents() {
+            if !agents.contains(&agent) {
                 agents.push(agent);
             }
         }
@@ -225,12 +222,17 @@ impl Leaf {
 
     /// The agents that this node may host as peers of `trust_domain` see it: IDs of other domains mean nothing to them.
     pub fn hosts(&self, trust_domain: &TrustDomain) -> Vec<AgentName> {
-        let ours = |id: &&SpiffeId| id.trust_domain == *trust_domain;
-        let hosted = self.spiffe_ids.iter().filter(ours).filter_map(|id| match id.identity()? {
-            Identity::Agent(agent, node) if self.identity == Identity::Node(node.clone()) => Some(agent),
+        self.named_agents().filter(|(domain, _)| *domain == trust_domain).map(|(_, agent)| agent).collect()
+    }
+
+    /// The agents of this node in its SPIFFE IDs, each with who answers for the name.
+    fn named_agents(&self) -> impl Iterator<Item = (&TrustDomain, AgentName)> {
+        self.spiffe_ids.iter().filter_map(|id| match id.identity()? {
+            Identity::Agent(agent, node) if self.identity == Identity::Node(node.clone()) => {
+                Some((&id.trust_domain, agent))
+            }
             _ => None,
-        });
-        hosted.collect()
+        })
     }
 
     /// Whole days until the end of validity; negative once it has passed.

@@ -5,6 +5,7 @@
 //! process starts, not to their names. So where a folder may be mounted or replaced later, writing is allowed from the
 //! one above it on. A process that takes over from this one is confined as this one is.
 
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -34,6 +35,16 @@ pub enum Confined {
     /// The kernel has no Landlock, or too many processes have taken over from each other to add rules. The latter are
     /// confined as the first one was.
     Not(String),
+}
+
+impl fmt::Display for Confined {
+    /// As the first line of a log says it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::To(needs) => write!(f, "confined by Landlock: writes only below {}", needs.shown()),
+            Self::Not(why) => write!(f, "not confined by Landlock: {why}"),
+        }
+    }
 }
 
 impl Confinement {
@@ -106,7 +117,7 @@ impl Confinement {
     }
 
     /// The folders that can be written to, in words.
-    pub fn shown(&self) -> String {
+    fn shown(&self) -> String {
         let folders: Vec<_> = self.writes.iter().map(|folder| folder.display().to_string()).collect();
         if folders.is_empty() { "nothing".into() } else { folders.join(", ") }
     }

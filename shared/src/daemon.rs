@@ -10,7 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::check::{Check, Outcome};
 use crate::config::{self, Config};
-use crate::confinement::{Confined, Confinement};
+use crate::confinement::Confinement;
 use crate::logging;
 
 #[derive(Parser)]
@@ -85,11 +85,10 @@ fn confine(config: &Config, needs: fn(&Config) -> Confinement) -> Result<String,
     if !config.mesh.landlock {
         return Ok("not confined by Landlock (mesh.landlock)".into());
     }
-    match needs(config).apply() {
-        Ok(Confined::To(needs)) => Ok(format!("confined by Landlock: writes only below {}", needs.shown())),
-        Ok(Confined::Not(why)) => Ok(format!("not confined by Landlock: {why}")),
-        Err(error) => Err(format!("cannot be confined by Landlock: {error}")),
-    }
+    let confined = needs(config).apply();
+    confined
+        .map(|confined| confined.to_string())
+        .map_err(|error| format!("cannot be confined by Landlock: {error}"))
 }
 
 fn show(checks: &[Check]) -> ExitCode {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::enrolment::{BUNDLE_PATH, RENEW_PATH};
 use crate::name::{AgentName, NodeName};
 use crate::registry::{Node, Status};
 
@@ -35,6 +36,10 @@ pub const JOIN: &str = "/api/mesh/join";
 pub const AGENTS: &str = "/api/agents";
 /// The newest revocation lists of a sidecar, for peers and from them.
 pub const CRL: &str = "/api/mesh/crl";
+/// On the mesh: whether a node is there.
+pub const PING: &str = "/api/mesh/ping";
+/// All paths on which the mesh itself answers peers.
+pub const OF_MESH: [&str; 7] = [PING, MESH, JOIN, AGENTS, CRL, RENEW_PATH, BUNDLE_PATH];
 /// All nodes, for agents and people.
 pub const NODES: &str = "/mesh/nodes";
 /// All agents with the nodes that host them.

@@ -12,9 +12,9 @@ use std::str::FromStr;
 pub use path::PathPattern;
 
 use crate::config::Config;
-use crate::enrolment;
+
 use crate::identity::{Identity, IdentityError};
-use crate::local_api;
+use crate::local_api::OF_MESH;
 use crate::name::AgentName;
 
 /// The rules of one direction, in their order; none: everything is allowed.
@@ -288,18 +288,8 @@ impl Rule {
 
 /// Whether the mesh itself answers this path, as far as it is not one that rules refuse anyway.
 pub fn is_of_mesh(path: &str) -> bool {
-    const PING: &str = "/api/mesh/ping";
-    let known = [
-        PING,
-        local_api::CRL,
-        enrolment::RENEW_PATH,
-        enrolment::BUNDLE_PATH,
-        local_api::MESH,
-        local_api::JOIN,
-        local_api::AGENTS,
-    ];
     path::readings(path).is_ok_and(|readings| {
-        readings.iter().any(|reading| known.contains(&format!("/{}", reading.join("/")).as_str()))
+        readings.iter().any(|reading| OF_MESH.contains(&format!("/{}", reading.join("/")).as_str()))
     })
 }
 

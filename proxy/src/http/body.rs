@@ -196,15 +196,20 @@ impl RequestBody {
 
     /// The body of a request that this sidecar itself makes.
     pub fn own(bytes: Bytes) -> Self {
+        Self::bare(Some(incoming::given(bytes)), Arc::default())
+    }
+
+    /// One that nothing else hangs on.
+    fn bare(inner: Option<incoming::Incoming>, traffic: Arc<Traffic>) -> Self {
         Self {
-            inner: Some(incoming::given(bytes)),
+            inner,
             drains: None,
             drain_bytes: 0,
             left_bytes: None,
             gate: None,
             pace: None,
             tap: None,
-            traffic: Arc::default(),
+            traffic,
         }
     }
 
@@ -231,16 +236,7 @@ impl RequestBody {
 
     /// The body of the same request once more, where it has none.
     pub fn none_again(&self) -> Self {
-        Self {
-            inner: None,
-            drains: None,
-            drain_bytes: 0,
-            left_bytes: None,
-            gate: None,
-            pace: None,
-            tap: None,
-            traffic: self.traffic.clone(),
-        }
+        Self::bare(None, self.traffic.clone())
     }
 
     /// Shows what passes to `tap`.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
+use mesh_shared::local_api::{OF_MESH, PING};
 use mesh_shared::{enrolment, local_api};
 use serde::Serialize;
 
@@ -13,8 +14,6 @@ use crate::http::body::ResponseBody;
 use crate::http::message;
 use crate::tls::verify::PeerIdentity;
 
-/// Liveness probe of a node.
-pub const PING: &str = "/api/mesh/ping";
 /// Where agents take tasks.
 const MESSAGE: &str = "/api/message";
 
@@ -72,17 +71,7 @@ pub fn is_of_mesh(request: &Parts) -> bool {
 
 /// Which of the paths that mean something here a server would take this one for.
 fn known(path: &str) -> Option<&'static str> {
-    const KNOWN: [&str; 8] = [
-        MESSAGE,
-        PING,
-        local_api::CRL,
-        enrolment::RENEW_PATH,
-        enrolment::BUNDLE_PATH,
-        local_api::MESH,
-        local_api::JOIN,
-        local_api::AGENTS,
-    ];
-    let find = |path: &str| KNOWN.into_iter().find(|known| *known == path);
+    let find = |path: &str| [MESSAGE].into_iter().chain(OF_MESH).find(|known| *known == path);
     match message::usual_path(path) {
         Cow::Borrowed(path) => find(path),
         Cow::Owned(path) => find(&path),

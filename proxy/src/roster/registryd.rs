@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue};
-use http::{Method, Request, Response, Version};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use mesh_shared::config::Config;
@@ -47,14 +47,9 @@ impl RegistryLink {
     ) -> Result<Response<incoming::Incoming>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         body.sent(true);
-        // registryd has nothing to say before.
-        parts.headers.remove(EXPECT);
         body.interim().go_on();
-        parts.headers.insert(HOST, HeaderValue::from_static("registryd"));
-        parts.version = Version::HTTP_11;
         let limit = if parts.uri.path() == JOIN { JOIN_ANSWER } else { ANSWER };
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = path.parse().unwrap_or_default();
+        local_socket::redirect(&mut parts, "registryd");
         timeout(limit, self.exchange(Request::from_parts(parts, body)))
             .await
             .map_err(|_| self.unavailable(&format!("no answer within {} s", limit.as_secs())))?

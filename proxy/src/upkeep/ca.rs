@@ -58,7 +58,7 @@ impl Ca {
 
     /// Whether its node's sidecar answers on the connections that requests take now.
     pub async fn answers(&self) -> bool {
-        let Ok(ping) = Request::get(crate::inbound::mesh_api::PING).body(Bytes::new()) else { return false };
+        let Ok(ping) = Request::get(mesh_shared::local_api::PING).body(Bytes::new()) else { return false };
         self.requests
             .ask(&self.node, ping, MAX_BODY_BYTES)
             .await

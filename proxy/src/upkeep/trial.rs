@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::error::root_cause;
-use crate::inbound::mesh_api::PING;
 use crate::roster::table::Route;
 use crate::tls::credentials::{CredentialStore, Credentials};
 use crate::upstream::connect::{Protocols, dial};
+use mesh_shared::local_api::PING;
 
 const LIMIT: Duration = Duration::from_secs(15);
 

@@ -9,6 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::X509Name;
 
+use crate::digest;
 use crate::key::KeyType;
 
 /// What a certificate says. All fields but `der` are empty where it cannot be parsed.
@@ -148,7 +149,7 @@ pub(crate) fn unpadded(serial: &[u8]) -> &[u8] {
 
 /// A serial number as people write it.
 pub(crate) fn hex(serial: &[u8]) -> String {
-    unpadded(serial).iter().map(|byte| format!("{byte:02x}")).collect()
+    digest::hex(unpadded(serial))
 }
 
 /// A day as in `2026-11-24` (UTC), from epoch seconds.

@@ -67,12 +67,12 @@ impl Ca {
         }
     }
 
-    /// The one lock over every change of the folder: everything here that changes it takes it. For callers that keep files of
-    /// their own in the folder; see [`Lock`] for what must not be done meanwhile.
+    /// The one lock over every change of the folder: everything here that changes it takes it; see [`Lock`] for
+    /// what must not be done meanwhile.
     ///
     /// # Errors
     /// There is no CA; the lock's file cannot be made; somebody has held it for a minute.
-    pub fn lock(&self) -> Result<Lock, CaError> {
+    pub(crate) fn lock(&self) -> Result<Lock, CaError> {
         // A CA that is not there is told as such.
         self.authorities()?;
         Lock::acquire(&self.dir.join("intermediate/.lock"), &self.actor())

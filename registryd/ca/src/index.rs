@@ -21,11 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
 use crate::certificate::{Certificate, hex};
+use crate::digest;
 use crate::error::CaError;
 use crate::files;
 use crate::lists::Lists;
 use crate::model::Ca;
-use crate::request::sha256;
+
 use crate::revoke::Reason;
 
 /// A certificate that was issued. Times are epoch seconds.
@@ -231,7 +232,7 @@ impl Index {
 
     /// Whether a certificate for this key was issued.
     pub(crate) fn has_key(&self, digest: &[u8; 32]) -> bool {
-        self.keys.contains(&hex_of(digest))
+        self.keys.contains(&digest::hex(digest))
     }
 
     /// The one that was issued last under this name.
@@ -254,7 +255,7 @@ impl Issuance {
             name: leaf.identity.to_string(),
             not_before: leaf.not_before,
             not_after: leaf.not_after,
-            key: hex_of(&sha256(&certificate.public_key)),
+            key: digest::hex(&digest::sha256(&certificate.public_key)),
             names: names.chain(leaf.spiffe_ids.iter().map(ToString::to_string)).collect(),
             why,
             by: by.into(),
@@ -407,9 +408,4 @@ fn write_end(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(format!("{begin}{text}").as_bytes())?;
     file.sync_all()?;
     if new { sync_folder(path) } else { Ok(()) }
-}
-
-/// Bytes in hexadecimal, zeros in front included.
-fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

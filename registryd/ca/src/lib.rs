@@ -21,6 +21,7 @@
 mod authority;
 mod certificate;
 mod change;
+mod digest;
 mod error;
 mod files;
 mod index;
@@ -39,12 +40,12 @@ mod root;
 mod serving;
 
 pub use certificate::{day, ends};
+pub use digest::{Digest, hex, sha256};
 pub use error::CaError;
 pub use index::{Entry, Issuance, Origin, Revocation};
 pub use inspect::{Examined, Kind, RevokedSince, State};
 pub use key::KeyType;
 pub use list::Listed;
-pub use lock::Lock;
 pub use make::{INTERMEDIATE_DAYS, NewIntermediate};
 pub use model::{
     Bundle, CRL_DAYS, Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, LEAF_DAYS, Order, RENEW_WITHIN_DAYS,

@@ -25,7 +25,7 @@ const MODE: u32 = 0o600;
 /// Held while a CA's folder is changed, until dropped. Not reentrant: a thread that holds one and asks for another waits
 /// for itself, and gives up after a minute.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     file: File,
 }
 

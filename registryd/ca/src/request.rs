@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use aws_lc_rs::digest;
 use mesh_shared::identity::{Identity, IdentityError};
 use mesh_shared::pem::{self, Mistake};
 use rcgen::{
@@ -17,6 +16,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
 
+use crate::digest::sha256;
 use crate::error::{CaError, make};
 use crate::key::{KeyType, read_pair};
 
@@ -158,11 +158,4 @@ fn request(identity: &Identity, pair: &KeyPair) -> Result<String, CaError> {
     params.distinguished_name = subject;
     let request = params.serialize_request(pair).map_err(make("the signing request"))?;
     request.pem().map_err(make("the signing request"))
-}
-
-/// The SHA-256 digest of some bytes.
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut digest = [0; 32];
-    digest.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    digest
 }

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use mesh_ca::{Digest, hex};
 use mesh_shared::atomic_file;
 use mesh_shared::enrolment::DEFAULT_PORT;
 use mesh_shared::identity::Identity;
 use mesh_shared::name::AgentName;
 use serde::{Deserialize, Serialize};
 
-use crate::token::{Address, Digest, Secret, hex};
+use crate::token::{Address, Secret};
 
 /// Most invitations that are open at once.
 const MOST_OPEN: usize = 256;

@@ -16,6 +16,7 @@ mod token;
 
 pub use client::{ClientError, enrol};
 pub use invites::{Invites, InvitesError, Offer};
+pub use mesh_ca::hex;
 pub use server::{Here, ServeError, Settings, serve};
 pub use tls::ENROLMENT_NAME;
-pub use token::{Address, MAX_ADDRESSES, Secret, Token, TokenError, hex, sha256};
+pub use token::{Address, MAX_ADDRESSES, Secret, Token, TokenError};

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_ca::{Ca, CaError, Refreshed};
+use mesh_ca::{Ca, CaError, Refreshed, hex, sha256};
 use mesh_shared::enrolment::SeedAddress;
 use mesh_shared::name::NodeName;
 use mesh_shared::service_manager;
@@ -27,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::invites::{Invites, InvitesError};
 use crate::tls::{Shown, ShownError, server_config};
-use crate::token::{Address, hex, sha256};
+use crate::token::Address;
 use limits::Renewals;
 
 /// How often revocation lists and invitations are looked after.

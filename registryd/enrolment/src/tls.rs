@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use mesh_ca::{Ca, CaError};
+use mesh_ca::{Ca, CaError, Digest, sha256};
 use mesh_shared::certificate::{self, Leaf};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -16,8 +16,6 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
     SignatureScheme,
 };
-
-use crate::token::{Digest, sha256};
 
 /// The name of the CA's process in its certificate. It is nobody's in the mesh: node names have no dots.
 pub const ENROLMENT_NAME: &str = mesh_ca::ENROLMENT_NAME;

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mesh_ca::{Digest, sha256};
 use mesh_shared::address::is_host;
 use mesh_shared::certificate;
 use mesh_shared::identity::Identity;
@@ -20,21 +20,6 @@ const CHECK_BYTES: usize = 4;
 pub const MAX_ADDRESSES: usize = 8;
 /// The longest text that can be a token, in bytes.
 const LONGEST: usize = 4096;
-
-/// SHA-256 of something.
-pub type Digest = [u8; 32];
-
-/// SHA-256.
-pub fn sha256(bytes: &[u8]) -> Digest {
-    let mut value = [0; 32];
-    value.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    value
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// What an invitation is worth: 128 random bits. Never shown, zeroed when it is dropped.
 #[derive(Clone, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Args};
-use mesh_ca::{Ca, DEFAULT_DIR, ENROLMENT_NAME};
-use mesh_enrolment::{Address, Invites, MAX_ADDRESSES, Offer, Token, sha256};
+use mesh_ca::{Ca, DEFAULT_DIR, ENROLMENT_NAME, sha256};
+use mesh_enrolment::{Address, Invites, MAX_ADDRESSES, Offer, Token};
 use mesh_shared::address::is_host;
 use mesh_shared::certificate::read_leaf;
 use mesh_shared::enrolment::DEFAULT_PORT;

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use mesh_enrolment::{Token, enrol, hex, sha256};
+use mesh_ca::{hex, sha256};
+use mesh_enrolment::{Token, enrol};
 use mesh_shared::certificate::{Coverage, Leaf, Located, Material, TrustBundle};
 use mesh_shared::config::{DEFAULT_PATH, PATH_VARIABLE};
 use mesh_shared::enrolment::{DEFAULT_SOCKET, Enrolled};

@@ -33,6 +33,19 @@ use mesh_client::{ClientError, Daemon};
 
 /// The configuration that is installed where there is none: until somebody edits it, it says nothing of this host.
 const EXAMPLE_CONFIG: &str = include_str!("../../../deploy/mesh.yaml");
+
+/// The configuration of this host's node; `None` where it is none: there is no file, or it is the one that was installed and
+/// nobody has touched.
+///
+/// # Errors
+/// It cannot be used.
+fn own_config(path: &Path) -> Result<Option<Config>, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if text == EXAMPLE_CONFIG => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        _ => Config::load(path).map(Some),
+    }
+}
 /// Where registryd listens unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 

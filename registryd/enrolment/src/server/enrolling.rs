@@ -1,6 +1,6 @@
 //! A host that joins: what it presents is judged, and what it gets is made. All of it blocks.
 
-use mesh_ca::{Ca, CaError, Order, SigningRequest};
+use mesh_ca::{Ca, CaError, Digest, Order, SigningRequest, hex, sha256};
 use mesh_shared::certificate::read_certificates;
 use mesh_shared::enrolment::{EnrolRequest, Enrolled};
 use mesh_shared::identity::Identity;
@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Office, epoch_seconds};
 use crate::invites::{Claim, Rejection};
-use crate::token::{Digest, Secret, hex, sha256};
+use crate::token::Secret;
 
 /// What becomes of a request to enrol.
 pub(super) enum Outcome {

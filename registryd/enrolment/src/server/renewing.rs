@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mesh_ca::{CaError, LEAF_DAYS, SigningRequest};
+use mesh_ca::{CaError, Digest, LEAF_DAYS, SigningRequest, hex};
 use mesh_shared::certificate::{self, Leaf, MaterialError};
 use mesh_shared::enrolment::{Bundle, RenewalRequest, Renewed, renewal_message};
 use mesh_shared::identity::Identity;
@@ -16,7 +16,6 @@ use webpki::EndEntityCert;
 
 use super::Office;
 use super::enrolling::{issued_before, key_of};
-use crate::token::{Digest, hex};
 
 /// Most certificates in a request: the leaf and what is between it and the root.
 const MAX_CHAIN: usize = 8;

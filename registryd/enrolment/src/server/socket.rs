@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_ca::{hex, sha256};
 use mesh_shared::enrolment::{BUNDLE_PATH, RENEW_PATH, RENEWAL_REFUSED, RENEWAL_TOO_SOON};
 use mesh_shared::local_api::PEER_CN;
 use tokio::net::{UnixListener, UnixStream};
@@ -19,7 +20,6 @@ use tokio::time::{sleep, timeout};
 use super::Office;
 use super::http::{Answer, json, not_found, problem, read, unavailable};
 use super::renewing::NotRenewed;
-use crate::token::{hex, sha256};
 
 /// Most connections at once; more wait.
 const MOST: usize = 64;

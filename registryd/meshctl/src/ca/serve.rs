@@ -8,14 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use clap::Args;
 use mesh_ca::Ca;
 use mesh_enrolment::{Address, Here, MAX_ADDRESSES, Settings, serve};
-use mesh_shared::config::{self, Config};
+use mesh_shared::config;
 use mesh_shared::confinement::{Confined, Confinement};
 use mesh_shared::enrolment::{DEFAULT_PORT, DEFAULT_SOCKET, SeedAddress};
 use mesh_shared::logging;
 use nix::unistd::Group;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{EXAMPLE_CONFIG, Failure};
+use crate::{Failure, own_config};
 
 /// The group of mesh-proxy, which forwards what members ask.
 const GROUP: &str = "mesh";
@@ -53,10 +53,7 @@ pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<E
     let confined = confine(&args, dir);
     let _log = logging::init(args.log_format)?;
     match confined {
-        Ok(Confined::To(needs)) => {
-            tracing::info!(target: "Enrolment", "confined by Landlock: writes only below {}", needs.shown());
-        }
-        Ok(Confined::Not(why)) => tracing::info!(target: "Enrolment", "not confined by Landlock: {why}"),
+        Ok(confined) => tracing::info!(target: "Enrolment", "{confined}"),
         Err(error) => return Err(Failure::Serve(format!("cannot be confined by Landlock: {error}"))),
     }
     let addresses = addresses(&args)?;
@@ -125,15 +122,6 @@ fn here(path: PathBuf, host: String) -> Box<dyn Fn() -> Here + Send + Sync> {
         }
         last.clone()
     })
-}
-
-/// The configuration of this host's node; `None` where it is none: there is no file, or it is the one that was installed.
-fn own_config(path: &Path) -> Result<Option<Config>, config::ConfigError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) if text == EXAMPLE_CONFIG => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        _ => Config::load(path).map(Some),
-    }
 }
 
 fn addresses(args: &ServeArgs) -> Result<Vec<Address>, Failure> {

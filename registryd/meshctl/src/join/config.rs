@@ -1,7 +1,6 @@
 //! The configuration of a node that joins: made where there is none, looked at where there is one.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,7 +11,7 @@ use mesh_shared::name::NodeName;
 use serde_json::{Map, Value, json};
 
 use super::files;
-use crate::{EXAMPLE_CONFIG, Failure};
+use crate::{Failure, own_config};
 
 /// registryd's own folder, where no shared one is configured.
 const STORAGE_DIR: &str = "/var/lib/registryd";
@@ -62,12 +61,7 @@ impl Wanted {
 /// # Errors
 /// It cannot be used, or it is another node's or names other files; then all keys to change are told.
 pub fn existing(path: &Path, wanted: &Wanted) -> Result<Option<Config>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) if text == EXAMPLE_CONFIG => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        _ => {}
-    }
-    let config = Config::load(path)?;
+    let Some(config) = own_config(path)? else { return Ok(None) };
     let mesh = &config.mesh;
     let mut changes = Vec::new();
     let mut expect = |key: &str, found: String, expected: String| {
