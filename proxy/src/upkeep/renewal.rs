@@ -237,10 +237,14 @@ impl Renewal {
                 let wait = pause(attempts.failed, leaf.not_after - now);
                 attempts.due = now + wait;
                 METRICS.set_next_renewal(attempts.due);
+                let left = leaf.not_after - now;
+                let meanwhile = match left {
+                    ..=0 => "peers refuse it until it is",
+                    _ => "until then all goes on as it is",
+                };
                 let text = format!(
-                    "this node's certificate {}, and cannot be renewed: {reason}; until then all goes on as it is \
-                     (deploy/docs/certificates.md)",
-                    when(leaf.not_after - now)
+                    "this node's certificate {}, and cannot be renewed: {reason}; {meanwhile} (deploy/docs/certificates.md)",
+                    when(left)
                 );
                 match matters(leaf, now) || matches!(outcome, Outcome::Files) {
                     true => self.tell(Some(text)),
