@@ -58,6 +58,8 @@ pub struct Credentials {
     pub crl_end: Option<i64>,
     /// What is wrong with the files although they can be used, each in a sentence.
     pub problems: Vec<String>,
+    /// Those of them that stand until the files are read again.
+    of_files: Vec<String>,
     /// When this snapshot was made, epoch seconds.
     pub made: i64,
     /// The content of the files.
@@ -102,14 +104,22 @@ impl Credentials {
         // Before anything is read: what changes meanwhile is noticed at the next look.
         let fingerprint = Fingerprint::of(config);
         let mut material = Material::load(config)?;
-        let mut problems = revocation::add_found(config, &mut material);
-        problems.extend(revocation::join(&mut material, lists));
+        let mut of_files = revocation::add_found(config, &mut material);
+        of_files.extend(revocation::join(&mut material, lists));
         material.names_node(&config.mesh.node_name)?;
         material.accepted_by_peers(&config.mesh.node_name, UnixTime::now())?;
         let key = Arc::new(material.with_key(&config.mesh.tls.key_path)?);
         let domain = config.mesh.trust_domain.clone();
         let agents = |material: &_, calls: &_| presented::agents(config, material, calls);
-        let made = Self::of(material, key, config.proxy.tls.clone(), domain, fingerprint, problems, agents)?;
+        let made = Self::of(
+            material,
+            key,
+            config.proxy.tls.clone(),
+            domain,
+            (fingerprint, of_files),
+            Vec::new(),
+            agents,
+        )?;
         lists.keep(&made.material);
         Ok(made)
     }
@@ -121,16 +131,13 @@ impl Credentials {
     /// Lists that are not understood.
     pub fn with_lists(&self, node: &NodeName, lists: &Lists) -> Result<Self, CredentialsError> {
         let mut material = Material::clone(&self.material);
-        const REFUSED: &str = "peers refuse this node";
-        let mut problems = self.problems.clone();
-        problems.retain(|problem| !problem.starts_with(REFUSED));
-        problems.extend(revocation::join(&mut material, lists));
+        let mut since = revocation::join(&mut material, lists);
         // Whoever is revoked itself still refuses others that are.
         if let Err(error) = material.accepted_by_peers(node, UnixTime::now()) {
-            problems.push(format!("{REFUSED}: {error}"));
+            since.push(format!("peers refuse this node: {error}"));
         }
         material.crls = material.revocations(UnixTime::now()).known();
-        let made = self.with(material, self.key.clone(), problems)?;
+        let made = self.with(material, self.key.clone(), since)?;
         lists.keep(&made.material);
         Ok(made)
     }
@@ -155,11 +162,12 @@ impl Credentials {
         &self,
         material: Material,
         key: Arc<CertifiedKey>,
-        problems: Vec<String>,
+        since: Vec<String>,
     ) -> Result<Self, CredentialsError> {
         let (tls, domain) = (self.tls.clone(), self.trust_domain.clone());
         let agents = |material: &_, calls: &_| presented::judged_anew(&self.agents, material, calls);
-        Self::of(material, key, tls, domain, self.fingerprint, problems, agents)
+        let files = (self.fingerprint, self.of_files.clone());
+        Self::of(material, key, tls, domain, files, since, agents)
     }
 
     /// Whether peers that trust these CA certificates would accept the certificate in use.
@@ -187,8 +195,8 @@ impl Credentials {
         key: Arc<CertifiedKey>,
         agreed_on: Tls,
         trust_domain: TrustDomain,
-        fingerprint: Fingerprint,
-        mut problems: Vec<String>,
+        (fingerprint, of_files): (Fingerprint, Vec<String>),
+        since: Vec<String>,
         agents: impl FnOnce(&Material, &Calls) -> Agents,
     ) -> Result<Self, CredentialsError> {
         let tls = |error: &dyn std::fmt::Display| CredentialsError::Tls(error.to_string());
@@ -218,6 +226,7 @@ impl Credentials {
         let calls = Calls { provider, versions, servers };
         let node = calls.presenting(&material, presented).map_err(|error| tls(&error))?;
         let agents = agents(&material, &calls);
+        let mut problems = [of_files.as_slice(), &since].concat();
         problems.extend(agents.values().filter_map(|agent| agent.as_ref().err().cloned()));
         problems.sort();
         problems.dedup();
@@ -230,6 +239,7 @@ impl Credentials {
             clients,
             servers: calls.servers,
             crl_end: material.revocations(UnixTime::now()).first_end(),
+            of_files,
             problems,
             not_after: material.leaf.not_after,
             made,
