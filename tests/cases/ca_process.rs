@@ -259,7 +259,7 @@ async fn root_invites_as_the_folders_owner() {
 #[test]
 fn the_units_leave_little_open() {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
-    for unit in ["mesh-ca.service", "mesh-proxy.service", "registryd.service"] {
+    for unit in ["mesh-ca.service", "mesh-ca-renew.service", "mesh-proxy.service", "registryd.service"] {
         let mut analyze = Command::new("systemd-analyze");
         analyze.args(["security", "--offline=true", "--no-pager", "--threshold=19"]).arg(units.join(unit));
         match analyze.output() {
