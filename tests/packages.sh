@@ -139,7 +139,8 @@ if [ -n "$inside" ]; then
   within meshctl ca issue-node ct110 127.0.0.1 >/dev/null
   within chown mesh-proxy /rivet-shared/rivet-ca/issued/ct110.key
   within systemctl enable --now registryd mesh-proxy
-  beside python3 -B tests/packages/agent.py &
+  # In place of the shell that waits for it, so that it is what is ended.
+  (exec nsenter --target "$inside" --net python3 -B tests/packages/agent.py) &
   started+=("$!")
   eventually within meshctl ping
   eventually within meshctl status
