@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use mesh_shared::local_api::CRL;
 use mesh_tests::ca::{Ca, Issued, Spec, params};
 use mesh_tests::mesh::{Mesh, Node, Plan};
-use mesh_tests::process::succeed;
+use mesh_tests::process::{Daemon, succeed};
 use mesh_tests::tls::{Client, PeerOptions};
 use mesh_tests::web::{self, Answer};
 use mesh_tests::{eventually, within};
@@ -244,8 +244,15 @@ async fn garbage_and_floods_are_bounded() {
 async fn peers_without_a_sidecar_are_left_alone() {
     let mesh = Mesh::new();
     let (peer, _address) = mesh.peer_with("ct150", &[], PeerOptions::good(&mesh.ca, "ct150")).await;
-    let (one, two) = mesh.pair().await;
-    one.reaches("ct150").await;
+    let (mut one, mut two) = mesh.pair().await;
+    for node in [&mut one, &mut two] {
+        node.proxy().stop().await;
+        let mut command = node.command("mesh-proxy");
+        let mut proxy = Daemon::start("mesh-proxy", command.env("MESH_LOG", "info,Mesh=debug"));
+        proxy.wait_log(&["[Mesh] mesh-proxy ready"]).await;
+        node.proxy = Some(proxy);
+        node.reaches("ct150").await;
+    }
     let made = |days: u32| mesh.ca.crl_pem_made(SystemTime::now() - days * DAY, &[]);
     for (days, asked) in [(5, 1), (4, 1), (3, 1)] {
         let list = made(days);
@@ -255,6 +262,9 @@ async fn peers_without_a_sidecar_are_left_alone() {
         })
         .await;
         eventually("it was asked", async || (peer.example.asked_for_lists() >= asked).then_some(())).await;
+        for node in [&mut one, &mut two] {
+            node.proxy().wait_log(&["exchanging no revocation lists with ct150 for a while"]).await;
+        }
     }
     // Once by each sidecar.
     assert!(peer.example.asked_for_lists() <= 2, "{}", peer.example.asked_for_lists());

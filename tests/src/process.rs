@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -151,6 +152,9 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// How long the last lines of a program that has ended may take.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// A running program whose output is captured. It is killed when this value goes, or its test's thread.
 pub struct Daemon {
     name: String,
@@ -269,10 +273,14 @@ impl Daemon {
         eventually(&what, async || child.try_wait().unwrap()).await
     }
 
-    /// Ends it as systemd does and waits.
+    /// Ends it as systemd does, and waits until all that it wrote has been read.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal(libc::SIGTERM);
-        self.exited().await
+        let status = self.exited().await;
+        // Whoever took over from it may keep the pipes open.
+        let read = async { while self.grown.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(LAST_LINES, read).await;
+        status
     }
 
     /// Whether it still runs.
