@@ -52,7 +52,7 @@ impl Confinement {
     /// the first one above it that does.
     #[must_use]
     pub fn writing(mut self, folder: &Path) -> Self {
-        self.writes.extend(existing(folder));
+        self.writes.extend(existing(folder).filter(|folder| !self.writes.contains(folder)));
         self
     }
 
