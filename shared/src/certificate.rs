@@ -413,6 +413,18 @@ impl Material {
         }
     }
 
+    /// Whether peers accept the certificate at `now`, in the roles that its identity has: a node's as server and client, an
+    /// agent's or device's as client.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn accepted_in_its_role(&self, now: UnixTime) -> Result<(), MaterialError> {
+        match &self.leaf.identity {
+            Identity::Node(node) => self.accepted_by_peers(node, now),
+            Identity::Agent(..) | Identity::Device(_) => self.accepted_as_client(now),
+        }
+    }
+
     /// The same trust and lists for another certificate of this node.
     ///
     /// # Errors

@@ -15,7 +15,6 @@ use crate::authority::Authority;
 use crate::certificate::{Certificate, day, days_until, ends};
 use crate::error::CaError;
 use crate::index::{Index, Origin};
-use crate::issue::accepted;
 use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::model::{Ca, LEAF_DAYS};
@@ -418,7 +417,7 @@ impl Ca {
         examined.ends(leaf.not_after, now, soon_days, &remedy);
         let strong = check_strength(&certificate, &mut examined);
         if examined.state != State::Expired
-            && let Err(error) = accepted(&material, now)
+            && let Err(error) = material.accepted_in_its_role(now)
         {
             examined.fail(State::Untrusted, error.to_string());
         }

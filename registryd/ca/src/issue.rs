@@ -269,7 +269,7 @@ impl Ca {
             crls: Vec::new(),
             coverage: Coverage::Optional,
         };
-        accepted(&material, UnixTime::now()).map_err(CaError::SelfCheck)?;
+        material.accepted_in_its_role(UnixTime::now()).map_err(CaError::SelfCheck)?;
         // A peer that trusts the root alone needs the intermediate too.
         let chain = format!("{}{}", signed.pem(), intermediate.pem);
         Ok(Made { chain, leaf, certificate: Certificate::of(signed.der()) })
@@ -413,13 +413,5 @@ impl Ca {
             .iter()
             .any(|service| named.as_str().strip_suffix(service) == Some(node.as_str()));
         named != node && (!(is_service || renewal) || self.issued_paths(named.as_str()).0.exists())
-    }
-}
-
-/// Whether peers accept the certificate, in the roles that its identity has.
-pub(crate) fn accepted(material: &Material, now: UnixTime) -> Result<(), MaterialError> {
-    match &material.leaf.identity {
-        Identity::Node(node) => material.accepted_by_peers(node, now),
-        Identity::Agent(..) | Identity::Device(_) => material.accepted_as_client(now),
     }
 }

@@ -104,6 +104,7 @@ fn judge(
                 true => "so it gets no tasks from here",
                 false => "and gets its share of the tasks all the same (mesh.agents: claimed)",
             };
+            let all: Vec<&str> = named.iter().copied().chain([agent.as_str()]).collect();
             disagreements.push(Disagreement {
                 node: node.clone(),
                 agent: agent.clone(),
@@ -111,7 +112,7 @@ fn judge(
                     "{node} is registered for agent {agent}, its certificate does not say so, {meaning}: on the CA's \
                      host, meshctl ca renew {node} --agents {} if it belongs there (meshctl invite in place of ca renew if \
                      the node's key was made there), else find out who registered it",
-                    [named.iter().map(|name| name.to_string()).collect::<Vec<_>>(), vec![agent.to_string()]].concat().join(",")
+                    all.join(",")
                 ),
             });
         }

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use clap::Args;
 use mesh_ca::{hex, sha256};
 use mesh_enrolment::{Token, enrol};
-use mesh_shared::certificate::{Coverage, Leaf, Located, Material, TrustBundle};
+use mesh_shared::certificate::{Coverage, Leaf, Material, TrustBundle, located};
 use mesh_shared::config::{DEFAULT_PATH, PATH_VARIABLE};
 use mesh_shared::enrolment::{DEFAULT_SOCKET, Enrolled};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::NodeName;
-use mesh_shared::{pem, revocation};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use mesh_shared::revocation;
+use rustls::pki_types::UnixTime;
 use serde_json::json;
 
 use crate::Failure;
@@ -223,7 +223,7 @@ async fn enrolled(token: &Token, folder: &Path) -> Result<(Enrolled, Leaf, Pendi
 fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Result<Leaf, Failure> {
     let bad = |what: String| Failure::Join(format!("the CA's answer cannot be used: {what}"));
     let path = Path::new("from the CA");
-    let chain = certificates(&enrolled.certificate).map_err(bad)?;
+    let chain = located(&enrolled.certificate).map_err(|mistake| bad(mistake.to_string()))?;
     let first = chain.first().ok_or_else(|| bad("it holds no certificate".into()))?;
     let leaf = Leaf::parse(&first.der).map_err(|error| bad(error.to_string()))?;
     if leaf.identity != token.identity {
@@ -232,7 +232,7 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
     if pending.is_some_and(|pending| !pending.is_of(&first.der)) {
         return Err(bad("it is for another key".into()));
     }
-    let authorities = certificates(&enrolled.chain).map_err(bad)?;
+    let authorities = located(&enrolled.chain).map_err(|mistake| bad(mistake.to_string()))?;
     if !authorities.iter().any(|authority| sha256(&authority.der) == token.root) {
         return Err(bad("its chain lacks the certificate that the token names".into()));
     }
@@ -249,24 +249,10 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
         crls,
     };
     let now = UnixTime::now();
-    match &token.identity {
-        Identity::Node(node) => material.accepted_by_peers(node, now),
-        Identity::Agent(..) | Identity::Device(_) => material.accepted_as_client(now),
-    }
-    .map_err(|error| bad(format!("{error} (is this host's clock right?)")))?;
+    material
+        .accepted_in_its_role(now)
+        .map_err(|error| bad(format!("{error} (is this host's clock right?)")))?;
     Ok(material.leaf)
-}
-
-fn certificates(text: &str) -> Result<Vec<Located>, String> {
-    let mut found = Vec::new();
-    for block in pem::blocks(text).map_err(|mistake| mistake.to_string())? {
-        if block.is_certificate().map_err(|mistake| mistake.to_string())? {
-            let der = block.der().map_err(|mistake| mistake.to_string())?;
-            let der = CertificateDer::from(der.to_vec());
-            found.push(Located { der, line: block.line, pem: block.text().to_string() });
-        }
-    }
-    Ok(found)
 }
 
 /// What tells a token from others where it is not to be known.

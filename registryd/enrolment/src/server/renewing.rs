@@ -9,7 +9,6 @@ use mesh_ca::{CaError, Digest, LEAF_DAYS, SigningRequest, hex};
 use mesh_shared::certificate::{self, Leaf, MaterialError};
 use mesh_shared::enrolment::{Bundle, RenewalRequest, Renewed, renewal_message};
 use mesh_shared::identity::Identity;
-use mesh_shared::pem;
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
@@ -176,12 +175,7 @@ impl Office {
 }
 
 fn certificates(text: &str) -> Option<Vec<CertificateDer<'static>>> {
-    let mut chain = Vec::new();
-    for block in pem::blocks(text).ok()? {
-        if block.is_certificate().ok()? {
-            chain.push(CertificateDer::from(block.der().ok()?.to_vec()));
-        }
-    }
+    let chain: Vec<_> = certificate::located(text).ok()?.into_iter().map(|each| each.der).collect();
     (1..=MAX_CHAIN).contains(&chain.len()).then_some(chain)
 }
 
