@@ -16,6 +16,7 @@ pub mod event;
 pub mod hosts_file;
 pub mod identity;
 pub mod json;
+pub mod live;
 pub mod local_api;
 pub mod logging;
 pub mod message;

@@ -1,0 +1,242 @@
+//! The live view: what a sidecar carries at the moment, and what has just ended.
+//!
+//! | Method, path | Where | For |
+//! |---|---|---|
+//! | GET [`LIVE`] | the sidecar's own unix socket, `proxy.admin.socket` | whoever may open it; with `?node=<node>`, that node's sidecar is asked over the mesh |
+//! | GET [`MESH_LIVE`] | inbound | the peers that `proxy.live.peers` names; others get 403 [`NOT_PERMITTED`] |
+//!
+//! Both answer with [`CONTENT_TYPE`]: one [`LiveUpdate`] a line, the first at once, then one each second for as long as the
+//! reader stays. A line without news is sent too, so that silence means that something is wrong.
+//!
+//! What is told is metadata only: no query strings, no headers, no bodies. Paths, methods, reasons and names of peers are text
+//! that other hosts chose; whoever shows them has to make sure that they cannot steer a terminal or a browser.
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{AgentName, NodeName};
+
+/// On the sidecar's own socket.
+pub const LIVE: &str = "/v1/live";
+/// On the mesh.
+pub const MESH_LIVE: &str = "/api/mesh/live";
+/// What both answer with.
+pub const CONTENT_TYPE: &str = "application/x-ndjson";
+/// `code` where the peer that asks is not named in `proxy.live.peers` (403), and where a program of this host asks for
+/// [`MESH_LIVE`] by an ordinary listener (403).
+pub const NOT_PERMITTED: &str = "live_not_permitted";
+/// `code` where [`MAX_READERS`] read already (503).
+pub const TOO_MANY_READERS: &str = "live_too_many_readers";
+
+/// Readers of one sidecar at once.
+pub const MAX_READERS: usize = 16;
+/// Exchanges in flight that one line shows.
+pub const MAX_IN_FLIGHT: usize = 500;
+/// Exchanges that ended that one line shows.
+pub const MAX_ENDED: usize = 1000;
+/// Characters of a path that are shown.
+pub const MAX_PATH_CHARS: usize = 200;
+/// Tries of one exchange that are shown.
+pub const MAX_TRIES: usize = 8;
+
+/// One line: how things are, and what ended since the line before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveUpdate {
+    /// When it was made, epoch ms by the clock of `node`.
+    pub at_ms: u64,
+    /// Whose sidecar tells it.
+    pub node: NodeName,
+    /// The sidecar's version.
+    pub version: String,
+    /// What is in flight: the oldest first, at most [`MAX_IN_FLIGHT`].
+    pub in_flight: Vec<LiveExchange>,
+    /// How many are in flight, shown or not.
+    pub in_flight_total: u64,
+    /// What ended since the line before, in that order, at most [`MAX_ENDED`]. Empty in the first line.
+    pub ended: Vec<EndedExchange>,
+    /// How many more ended that are not shown, because there were too many or the reader was too slow.
+    pub ended_omitted: u64,
+}
+
+/// Which way an exchange goes, as seen from the agent of the node that tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// A peer calls the agent.
+    Inbound,
+    /// A program of the node calls a peer.
+    Outbound,
+}
+
+impl Direction {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// A request and its answer, as far as they have come. Optional fields are left out while they are not known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveExchange {
+    /// Tells it from all others of the same sidecar's process, in flight and ended.
+    pub id: u64,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Inbound: the verified common name of the peer that calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Outbound: whom the program acts as, such as `opus@ct110`, where it is not the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_agent: Option<String>,
+    /// Outbound: the node that it was sent to, or last tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// The agent that it is for, where it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentName>,
+    /// The method.
+    pub method: String,
+    /// The path without the query, at most [`MAX_PATH_CHARS`] characters; of a CONNECT, the host and port.
+    pub path: String,
+    /// The trace that it belongs to: 32 hexadecimal digits (W3C Trace Context, section 3.2.2.3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// When its head had come, epoch ms.
+    pub began_ms: u64,
+    /// The answer's status, once it has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Bytes of the request's body that have passed.
+    pub bytes_in: u64,
+    /// Bytes of the answer's body that have passed.
+    pub bytes_out: u64,
+    /// How often it was sent or tried. Inbound: 0.
+    pub attempts: u32,
+    /// Whether it is one that sidecars and registries exchange by themselves (pings, joins, rosters, lists, renewals).
+    /// Readers leave these out unless asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub routine: bool,
+}
+
+/// An exchange that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedExchange {
+    /// What was known of it at its end.
+    #[serde(flatten)]
+    pub exchange: LiveExchange,
+    /// As `ended` in the access line: `complete`, `error` (this sidecar made the answer), `cut_by_caller`,
+    /// `cut_by_upstream` or `cut_by_sidecar`. A later version may have more.
+    pub outcome: String,
+    /// The code of the error, where a sidecar made the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Why it did not end well, in words for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// From its head until its end, in ms.
+    pub duration_ms: u64,
+    /// From its head until the head of its answer, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<u64>,
+    /// Outbound: how long it waited for a new connection, in ms, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_ms: Option<u64>,
+    /// Outbound: where it was sent, in order, at most [`MAX_TRIES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tries: Vec<Try>,
+}
+
+/// One attempt to send a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Try {
+    /// To this node.
+    pub node: NodeName,
+    /// The code of the error with which it failed; `None`: it was answered, or given up by the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_line_reads_back_as_it_was_written() {
+        let exchange = LiveExchange {
+            id: 7,
+            direction: Direction::Outbound,
+            peer: None,
+            as_agent: Some("opus@ct110".into()),
+            node: Some("ct112".parse().unwrap()),
+            agent: Some("grok".parse().unwrap()),
+            method: "POST".into(),
+            path: "/api/message".into(),
+            trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
+            began_ms: 1_700_000_000_000,
+            status: Some(200),
+            bytes_in: 120,
+            bytes_out: 4096,
+            attempts: 2,
+            routine: false,
+        };
+        let bare = LiveExchange {
+            direction: Direction::Inbound,
+            peer: Some("ct111".into()),
+            as_agent: None,
+            node: None,
+            agent: None,
+            trace_id: None,
+            status: None,
+            routine: true,
+            ..exchange.clone()
+        };
+        let ended = EndedExchange {
+            exchange: exchange.clone(),
+            outcome: "complete".into(),
+            code: None,
+            reason: None,
+            duration_ms: 12,
+            first_byte_ms: Some(5),
+            connect_ms: None,
+            tries: vec![
+                Try { node: "ct111".parse().unwrap(), error: Some("peer_unreachable".into()) },
+                Try { node: "ct112".parse().unwrap(), error: None },
+            ],
+        };
+        let update = LiveUpdate {
+            at_ms: 1_700_000_000_100,
+            node: "ct110".parse().unwrap(),
+            version: "1.2.3".into(),
+            in_flight: vec![bare],
+            in_flight_total: 1,
+            ended: vec![ended],
+            ended_omitted: 3,
+        };
+        let written = serde_json::to_value(&update).unwrap();
+        let expected = json!({
+            "atMs": 1_700_000_000_100_u64, "node": "ct110", "version": "1.2.3",
+            "inFlight": [{
+                "id": 7, "direction": "inbound", "peer": "ct111", "method": "POST", "path": "/api/message",
+                "beganMs": 1_700_000_000_000_u64, "bytesIn": 120, "bytesOut": 4096, "attempts": 2, "routine": true,
+            }],
+            "inFlightTotal": 1,
+            "ended": [{
+                "id": 7, "direction": "outbound", "asAgent": "opus@ct110", "node": "ct112", "agent": "grok",
+                "method": "POST", "path": "/api/message", "traceId": "4bf92f3577b34da6a3ce929d0e0e4736",
+                "beganMs": 1_700_000_000_000_u64, "status": 200, "bytesIn": 120, "bytesOut": 4096, "attempts": 2,
+                "outcome": "complete", "durationMs": 12, "firstByteMs": 5,
+                "tries": [{"node": "ct111", "error": "peer_unreachable"}, {"node": "ct112"}],
+            }],
+            "endedOmitted": 3,
+        });
+        assert_eq!(written, expected);
+        assert_eq!(serde_json::from_value::<LiveUpdate>(written).unwrap(), update);
+    }
+}
