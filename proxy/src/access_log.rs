@@ -13,6 +13,7 @@ use crate::error::ProxyError;
 use crate::http::body::{Ending, Tap, Traffic};
 use crate::inbound::delegation::DelegationScanner;
 use crate::metrics::{Ended, Outcome};
+use crate::trace::TraceContext;
 
 /// What the lines of each direction begin with.
 const INBOUND: &str = "AgentChannel";
@@ -26,6 +27,8 @@ pub struct Account {
     pub method: Method,
     /// Its target, without a prefix that names the destination.
     pub uri: Uri,
+    /// The trace that it belongs to.
+    pub trace: TraceContext,
     /// The agent that it is for, where it names one.
     pub agent: Option<AgentName>,
     /// The node that it was sent to, or last tried.
@@ -79,11 +82,18 @@ pub struct End {
 
 impl Account {
     /// Begins when the head of a request has come.
-    pub fn new(method: Method, uri: Uri, subject: Subject, traffic: Arc<Traffic>) -> Self {
+    pub fn new(
+        method: Method,
+        uri: Uri,
+        trace: TraceContext,
+        subject: Subject,
+        traffic: Arc<Traffic>,
+    ) -> Self {
         Self {
             started: Instant::now(),
             method,
             uri,
+            trace,
             agent: None,
             node: None,
             attempts: 0,
@@ -239,6 +249,7 @@ impl Account {
         }
         line.text("ended", outcome.as_str());
         line.text("reason", end.reason.as_deref());
+        self.trace.trace_id.with_digits(|trace_id| line.text("trace_id", trace_id));
         line.end();
     }
 }

@@ -27,6 +27,7 @@ use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;
 use crate::metrics::{Held, METRICS, PeerMetrics, Side};
+use crate::trace::TraceContext;
 use crate::upstream::endpoint::Endpoint;
 
 /// A request and its answer.
@@ -98,6 +99,7 @@ impl Exchange {
             account: Account::new(
                 request.method().clone(),
                 request.uri().clone(),
+                TraceContext::read(request.headers()),
                 subject,
                 Arc::new(Traffic::new(interim)),
             ),
@@ -204,6 +206,11 @@ impl Exchange {
         if let Some(deadline) = self.deadline {
             deadline::pass_on(headers, deadline.at.saturating_duration_since(Instant::now()));
         }
+    }
+
+    /// Tells the next hop which trace the exchange belongs to.
+    pub fn pass_trace(&self, headers: &mut HeaderMap) {
+        self.account.trace.pass_on(headers, false);
     }
 
     /// The answer to the caller. The exchange goes along with its body and ends with it.

@@ -42,6 +42,7 @@ pub mod sockets;
 pub mod supervisor;
 pub mod tcp;
 pub mod tls;
+pub mod trace;
 pub mod upkeep;
 pub mod upstream;
 pub mod worker;

@@ -100,6 +100,9 @@ async fn json_has_an_object_with_the_same_names_on_each_line() {
     node.proxy().wait_log(&["AgentChannel", "ct111"]).await;
     assert!(node.proxy().stop().await.success());
     assert!(node.registryd().stop().await.success());
+    let line = node.proxy().lines_with(&["AgentChannel", "ct111"]).remove(0);
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["trace_id"].as_str().map(str::len), Some(32), "{line}");
     for (daemon, target, ready) in [
         (node.proxy.unwrap(), "Mesh", "mesh-proxy ready"),
         (node.registryd.unwrap(), "Registry", "registryd ready"),

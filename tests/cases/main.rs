@@ -69,6 +69,7 @@ mod storage;
 mod streaming;
 mod supervisor;
 mod threads;
+mod traces;
 mod trust_files;
 mod trust_while_connected;
 mod tunnels;

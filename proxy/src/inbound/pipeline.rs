@@ -165,6 +165,7 @@ impl Pipeline {
         headers::set_host(&mut parts);
         headers::set_identity(&mut parts.headers, peer);
         headers::join_cookies(&mut parts.headers);
+        exchange.pass_trace(&mut parts.headers);
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
         let endpoint = mesh_api::endpoint(&parts)?;

@@ -223,6 +223,7 @@ impl Pipeline {
         if let Some(agent) = &self.acts_as {
             parts.headers.insert(headers::MESH_FROM_AGENT, agent.header.clone());
         }
+        exchange.pass_trace(&mut parts.headers);
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
         let to = match destination {
