@@ -3,6 +3,8 @@
 //! Pure: bytes in, two short texts out. It never holds the body back, keeps only the beginning of the two
 //! fields it looks for, and takes any input without failing; what it finds in what is no JSON means nothing.
 
+use std::borrow::Cow;
+
 /// Looks for the top-level text fields `fromAgent` and `message`.
 #[derive(Debug)]
 pub struct DelegationScanner {
@@ -55,6 +57,7 @@ impl DelegationScanner {
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while let (false, Some((&byte, tail))) = (self.state == State::Done, rest.split_first()) {
+            let here = rest;
             rest = tail;
             match self.state {
                 State::InText { escaped: true } => {
@@ -68,10 +71,9 @@ impl DelegationScanner {
                 }
                 State::InText { .. } => {
                     // Most of a body is the inside of texts: take it in one piece.
-                    let run = memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len());
-                    self.keep(&[byte]);
-                    self.keep(&tail[..run]);
-                    rest = &tail[run..];
+                    let run = memchr::memchr2(b'"', b'\\', here).unwrap_or(here.len());
+                    self.keep(&here[..run]);
+                    rest = &here[run..];
                 }
                 State::Between => self.between(byte),
                 State::Done => {}
@@ -123,7 +125,7 @@ impl DelegationScanner {
         if self.at_key {
             self.at_key = false;
             // As in most parsers, the last of several values counts.
-            self.field = match unescape(&self.text).as_str() {
+            self.field = match &*unescape(&self.text) {
                 "fromAgent" => {
                     self.from_agent = None;
                     Field::FromAgent
@@ -136,7 +138,7 @@ impl DelegationScanner {
             };
             return;
         }
-        let found = || Some(unescape(&self.text));
+        let found = || Some(unescape(&self.text).into_owned());
         match self.field {
             Field::FromAgent => self.from_agent = found(),
             Field::Message => self.message = found(),
@@ -156,14 +158,18 @@ impl DelegationScanner {
 }
 
 /// JSON text without its quotes, possibly cut in the middle of an escape or a character.
-fn unescape(raw: &[u8]) -> String {
+fn unescape(raw: &[u8]) -> Cow<'_, str> {
     const LONGEST_ESCAPE_BYTES: usize = 12;
+    // Nearly all of it means itself.
+    if let (None, Ok(text)) = (memchr::memchr(b'\\', raw), std::str::from_utf8(raw)) {
+        return Cow::Borrowed(text);
+    }
     (0..=LONGEST_ESCAPE_BYTES.min(raw.len()))
         .find_map(|cut| {
             let text = std::str::from_utf8(&raw[..raw.len() - cut]).ok()?;
-            serde_json::from_str(&format!("\"{text}\"")).ok()
+            serde_json::from_str(&format!("\"{text}\"")).ok().map(Cow::Owned)
         })
-        .unwrap_or_else(|| String::from_utf8_lossy(raw).into_owned())
+        .unwrap_or_else(|| String::from_utf8_lossy(raw))
 }
 
 #[cfg(test)]

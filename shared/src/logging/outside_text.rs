@@ -11,7 +11,11 @@ pub fn is_hidden(c: char) -> bool {
 
 /// Whether all of `text` is visible ASCII or spaces, as nearly all text is.
 pub fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+    text.bytes().all(|byte| is_plain_byte(&byte))
+}
+
+fn is_plain_byte(byte: &u8) -> bool {
+    (b' '..=b'~').contains(byte)
 }
 
 /// Text without a form of its own: one line, no control or direction-changing characters,
@@ -65,23 +69,24 @@ impl<W: Write> Visible<W> {
 
 impl<W: Write> Write for Visible<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let Some(left) = self.left else { return Ok(()) };
-        if text.len() <= left && is_plain(text) {
-            self.left = Some(left - text.len());
-            return self.inner.write_str(text);
-        }
-        let mut chars = text.chars();
-        let mut shown = 0;
-        for c in chars.by_ref().take(left) {
-            shown += 1;
+        let Some(mut left) = self.left else { return Ok(()) };
+        let mut rest = text;
+        loop {
+            // Nearly all text is plain, and passes in one piece.
+            let run = rest.bytes().take(left).take_while(is_plain_byte).count();
+            let (plain, tail) = rest.split_at(run);
+            self.inner.write_str(plain)?;
+            left -= run;
+            self.left = Some(left);
+            let Some(c) = tail.chars().next() else { return Ok(()) };
+            if left == 0 {
+                self.left = None;
+                return self.inner.write_str("...");
+            }
             self.inner.write_char(if is_hidden(c) { ' ' } else { c })?;
+            left -= 1;
+            rest = &tail[c.len_utf8()..];
         }
-        self.left = Some(left - shown);
-        if chars.next().is_some() {
-            self.left = None;
-            self.inner.write_str("...")?;
-        }
-        Ok(())
     }
 }
 
