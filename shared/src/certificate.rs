@@ -856,7 +856,7 @@ pub fn replaceable(path: &Path) -> Option<String> {
         if let Some(who) = who.filter(|_| !sticky) {
             return Some(format!(
                 "{who} can replace {} in {}, and with it what this node trusts: let root alone write {}, and keep mesh.json \
-                 in a folder of its own (mesh.storage_dir; README, step 1)",
+                 in a folder of its own (mesh.storage_dir; deploy/docs/by-hand.md)",
                 below.display(),
                 folder.display(),
                 folder.display()
