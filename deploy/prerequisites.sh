@@ -76,6 +76,10 @@ missing=()
 for each in "${need[@]}"; do
   command -v "${each%%:*}" >/dev/null || missing+=("${each##*:}")
 done
+# Configurations are checked against their JSON Schema by another program than ours.
+if [ "$what" = test ] && ! python3 -c 'import jsonschema' 2>/dev/null && ! /usr/bin/python3 -c 'import jsonschema' 2>/dev/null; then
+  missing+=(python3-jsonschema)
+fi
 # Debian's python3 comes without what makes a virtual environment.
 if [[ "$what" = sdk || "$what" = manifests ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
   missing+=(python3-venv)

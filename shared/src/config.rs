@@ -1,9 +1,12 @@
 //! The configuration file that `mesh-proxy`, `registryd` and `meshctl` share: one YAML file, read once at the
 //! start, every mistake in it reported together.
 
+pub mod keys;
 mod mesh;
 mod proxy;
+mod reference;
 mod registryd;
+mod schema;
 mod store;
 mod yaml;
 
@@ -18,7 +21,9 @@ pub use proxy::{
     AgentIdentity, AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget, LocalUser,
     Origin, Outbound, OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
 };
+pub use reference::reference;
 pub use registryd::{Dns, Registryd};
+pub use schema::schema;
 pub use store::{Endpoint, Etcd, Store, StoreKind};
 pub use yaml::Mistake;
 

@@ -88,7 +88,7 @@ fn children_of(pid: u32) -> Vec<u32> {
     children.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
-const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");
+pub(crate) const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");
 const INSTALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install.sh");
 
 /// What is installed speaks for the host it is installed on, and for no agent that nobody named.
@@ -230,7 +230,7 @@ fn what_is_installed_works_and_the_next_steps_are_told() {
 }
 
 /// The example with every key in force.
-fn every_key(example: &str) -> String {
+pub(crate) fn every_key(example: &str) -> String {
     // One agent, in its long form.
     uncommented(example, |_| true).replace("    - opus\n", "")
 }

@@ -4,6 +4,7 @@
 
 mod ca;
 mod card;
+mod configuration;
 mod csr;
 mod demo;
 mod doctor;
@@ -107,6 +108,8 @@ enum Command {
     Hosts(Asking<hosts::HostsArgs>),
     /// Move the registry between mesh.json and etcd
     Store(Asking<store::StoreArgs>),
+    /// Print the reference or the JSON Schema of the configuration
+    Config(configuration::ConfigArgs),
     /// Explain what proxy.policy and proxy.outbound.policy come to
     Policy(Asking<policy::PolicyArgs>),
     /// Print one command with which a host joins the mesh; on the CA's host
@@ -231,6 +234,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Watch(global) => watch::run(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
+        Command::Config(args) => configuration::run(&args),
         Command::Policy(Asking { args, global }) => policy::run(args, &global),
         Command::Invite(args) => invite::run(args),
         Command::Join(args) => join::run(*args).await,

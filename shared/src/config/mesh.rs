@@ -147,10 +147,10 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
     };
     let named = node_name(&section);
     let tls = tls_files(&section, named.as_ref().map(|(written, _)| written.as_str()), enabled);
-    let agent_channel_port = section.number("agent_channel_port", 1..=65_535).unwrap_or(3000) as u16;
+    let agent_channel_port = section.number("agent_channel_port").unwrap_or(3000) as u16;
     let storage_dir = section.string("storage_dir").map_or_else(|| "/rivet-shared".into(), PathBuf::from);
-    let heartbeat_ms = section.number("heartbeat_interval_ms", 100..=86_400_000).unwrap_or(30_000);
-    let stale_ms = section.number("stale_threshold_ms", 200..=604_800_000).unwrap_or(90_000);
+    let heartbeat_ms = section.number("heartbeat_interval_ms").unwrap_or(30_000);
+    let stale_ms = section.number("stale_threshold_ms").unwrap_or(90_000);
     if stale_ms <= heartbeat_ms {
         section.mistake(
             "stale_threshold_ms",
@@ -259,7 +259,7 @@ fn discovery(section: &Section<'_>) -> Option<Discovery> {
     let discovery = section.section("discovery");
     let mode = discovery.string("mode");
     let host = discovery.string("seed_host");
-    let port = discovery.number("seed_port", 1..=65_535).unwrap_or(3100) as u16;
+    let port = discovery.number("seed_port").unwrap_or(3100) as u16;
     let found = match mode.as_deref() {
         None if host.is_some() => {
             discovery.mistake("mode", "is missing although seed_host is set; expected seed, static or mdns");
@@ -304,7 +304,7 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
     for (i, item) in section.sections("peers", EXPECTED) {
         let name: Option<NodeName> = item.parsed("name");
         let host = item.string("host");
-        let port = item.number("port", 1..=65_535).unwrap_or(3000) as u16;
+        let port = item.number("port").unwrap_or(3000) as u16;
         if !item.has("name") {
             section.mistake_at("peers", i, format!("name is missing; expected {EXPECTED}"));
         }

@@ -440,31 +440,29 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         agents: agents(&backend, server.protocol),
         server,
         host: backend.parsed("host").unwrap_or_default(),
-        max_requests: backend.number("max_requests", 1..=100_000).unwrap_or(256) as usize,
-        max_queue: backend.number("max_queue", 0..=100_000).unwrap_or(256) as usize,
-        queue: Duration::from_millis(backend.number("queue_ms", 0..=86_400_000).unwrap_or(5_000)),
-        max_event_streams: backend.number("max_event_streams", 0..=100_000).unwrap_or(1_024) as usize,
+        max_requests: backend.number("max_requests").unwrap_or(256) as usize,
+        max_queue: backend.number("max_queue").unwrap_or(256) as usize,
+        queue: Duration::from_millis(backend.number("queue_ms").unwrap_or(5_000)),
+        max_event_streams: backend.number("max_event_streams").unwrap_or(1_024) as usize,
     };
     backend.finish();
 
     let limits = section.section("limits");
-    let max_connections = limits.number("max_connections", 1..=1_000_000).unwrap_or(10_000) as usize;
-    let count = |key, default: usize| {
-        limits.number(key, 1..=1_000_000).map_or(default.max(1), |given| given as usize)
-    };
+    let max_connections = limits.number("max_connections").unwrap_or(10_000) as usize;
+    let count = |key, default: usize| limits.number(key).map_or(default.max(1), |given| given as usize);
     let max_handshakes = count("max_handshakes", (max_connections / 10).max(8));
     let limits_read = Limits {
-        max_body_bytes: limits.number("max_body_bytes", 1..=1 << 40).unwrap_or(10 * 1024 * 1024),
-        max_header_bytes: limits.number("max_header_bytes", 8192..=1 << 20).unwrap_or(64 * 1024) as u32,
+        max_body_bytes: limits.number("max_body_bytes").unwrap_or(10 * 1024 * 1024),
+        max_header_bytes: limits.number("max_header_bytes").unwrap_or(64 * 1024) as u32,
         max_connections,
         max_connections_per_peer: count(
             "max_connections_per_peer",
             (max_connections / 2).max(max_connections.min(2)),
         ),
-        max_streams: limits.number("max_streams", 1..=10_000).unwrap_or(250) as u32,
+        max_streams: limits.number("max_streams").unwrap_or(250) as u32,
         max_requests_per_peer: count("max_requests_per_peer", 1_000),
         max_requests_per_second_per_peer: match limits
-            .number("max_requests_per_second_per_peer", 0..=10_000_000)
+            .number("max_requests_per_second_per_peer")
             .unwrap_or(2_000)
         {
             0 => None,
@@ -472,14 +470,13 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         },
         max_handshakes,
         max_handshakes_per_address: count("max_handshakes_per_address", max_handshakes / 2),
-        min_body_bytes_per_second: limits.number("min_body_bytes_per_second", 0..=1 << 30).unwrap_or(100)
-            as u32,
+        min_body_bytes_per_second: limits.number("min_body_bytes_per_second").unwrap_or(100) as u32,
     };
     limits.finish();
 
     let timeouts = section.section("timeouts");
-    let ms = |key, default| Duration::from_millis(timeouts.number(key, 10..=86_400_000).unwrap_or(default));
-    let ms_or_never = |key, default| match timeouts.number(key, 0..=86_400_000).unwrap_or(default) {
+    let ms = |key, default| Duration::from_millis(timeouts.number(key).unwrap_or(default));
+    let ms_or_never = |key, default| match timeouts.number(key).unwrap_or(default) {
         0 => None,
         ms => Some(Duration::from_millis(ms)),
     };
@@ -511,7 +508,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     admin.finish();
 
     let log = section.section("log");
-    let task_preview_chars = log.number("task_preview_chars", 0..=10_000).unwrap_or(100) as usize;
+    let task_preview_chars = log.number("task_preview_chars").unwrap_or(100) as usize;
     log.finish();
 
     let proxy = Proxy {
@@ -526,7 +523,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         ca_socket: section.string("ca_socket").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
         tls: tls(section.section("tls")),
         state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
-        threads: section.number("threads", 1..=256).unwrap_or(1) as usize,
+        threads: section.number("threads").unwrap_or(1) as usize,
         task_preview_chars,
     };
     section.finish();
@@ -644,9 +641,8 @@ fn outbound(section: Section<'_>) -> Outbound {
             listeners.push(OutboundListener { key, listen, access, to, as_agent });
         }
     }
-    let max_requests_per_node =
-        section.number("max_requests_per_node", 1..=1_000_000).unwrap_or(4_096) as usize;
-    let max_attempts = section.number("max_attempts", 1..=10).unwrap_or(3) as u32;
+    let max_requests_per_node = section.number("max_requests_per_node").unwrap_or(4_096) as usize;
+    let max_attempts = section.number("max_attempts").unwrap_or(3) as u32;
     let allowed_origins = section.list("allowed_origins").unwrap_or_default();
     let policy = section.section("policy");
     let policy_read = rules(&policy, "node");

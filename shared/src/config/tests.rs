@@ -586,3 +586,37 @@ fn an_etcd_store_is_complete_and_sends_no_password_in_the_clear() {
         assert!(said.contains(key), "{store}: {said}");
     }
 }
+
+#[test]
+fn the_table_of_keys_gives_the_defaults_that_count() {
+    let shown = |config: &Config| format!("{:?}{:?}{:?}", config.mesh, config.proxy, config.registryd);
+    let least = |tls: &str, more: &str| format!("{{mesh: {{enabled: true, node_name: a, tls: {tls}{more}}}");
+    let defaults = shown(&Config::parse(&(least("true", "") + "}")).unwrap());
+    let mut compared = 0;
+    for key in keys::KEYS {
+        let keys::Preset::Is(value) = key.default else { continue };
+        // The value, with the sections around it.
+        let nested = |outermost: &str| {
+            let mut steps: Vec<_> = key.steps().collect();
+            steps.drain(..outermost.split('.').filter(|step| !step.is_empty()).count());
+            steps.into_iter().rev().fold(value.to_owned(), |inner, step| format!("{{{step}: {inner}}}"))
+        };
+        let text = match key.path {
+            "mesh.tls.ca_path" => least(&nested("mesh.tls"), "") + "}",
+            // These count only beside others.
+            path if path.contains("[]") || path.contains("discovery") || path.contains("etcd") => continue,
+            path if path.starts_with("mesh.") => {
+                let inner = nested("mesh");
+                least("true", &format!(", {}", &inner[1..inner.len() - 1])) + "}"
+            }
+            _ => {
+                let inner = nested("");
+                least("true", "") + ", " + &inner[1..]
+            }
+        };
+        let config = Config::parse(&text).unwrap_or_else(|mistakes| panic!("{text}: {mistakes:?}"));
+        assert_eq!(shown(&config), defaults, "{text}");
+        compared += 1;
+    }
+    assert!(compared > 40, "{compared}");
+}

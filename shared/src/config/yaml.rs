@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde_yaml::{Mapping, Value};
 
+use super::keys::{self, Form, Key};
 use place::{Path, Step, dotted, path_of};
 
 /// One mistake (or, among warnings, one remark) in a configuration file.
@@ -211,6 +212,7 @@ impl<'d> Section<'d> {
 
     /// The value at `key`; `null` counts as absent.
     fn value(&self, key: &'static str) -> Option<&'d Value> {
+        debug_assert!(in_table(&self.at(key)).is_some(), "{key} is not in the table of keys");
         let mut asked = self.asked.borrow_mut();
         if !asked.contains(&key) {
             asked.push(key);
@@ -255,12 +257,15 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// A whole number within `range`.
-    pub(super) fn number(&self, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    /// A whole number within the range that the table of keys gives.
+    pub(super) fn number(&self, key: &'static str) -> Option<u64> {
         let value = self.value(key)?;
-        let found = value.as_u64().filter(|number| range.contains(number));
+        let Some(&Form::Number { from, to }) = in_table(&self.at(key)).map(|key| &key.form) else {
+            self.mistake(key, "cannot be read: the table of keys does not know it as a number");
+            return None;
+        };
+        let found = value.as_u64().filter(|number| (from..=to).contains(number));
         if found.is_none() {
-            let (from, to) = (range.start(), range.end());
             self.mistake(key, format!("expected a whole number from {from} to {to}, found {}", shown(value)));
         }
         found
@@ -473,6 +478,14 @@ fn text(value: &Value) -> Result<String, String> {
         Value::String(text) => Ok(text.clone()),
         other => Err(format!("{} (put it in quotes if it is one)", shown(other))),
     }
+}
+
+/// The key at this place in the table.
+fn in_table(path: &[Step]) -> Option<&'static Key> {
+    keys::find(path.iter().map(|step| match step {
+        Step::Key(key) => key.as_str(),
+        Step::Index(_) => "[]",
+    }))
 }
 
 /// A value in a few words, for error texts. Long texts are cut, and nothing is shown of what may be a secret.
