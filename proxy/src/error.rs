@@ -419,4 +419,117 @@ mod tests {
         assert_eq!(agent.grpc_status(), GrpcStatus::Unknown);
         assert_eq!(ProxyError::UnknownNode(node).grpc_status(), GrpcStatus::Unavailable);
     }
+
+    impl ProxyError {
+        /// The next of all errors, so that one can look at each; what it does not know does not compile.
+        fn next(&self) -> Option<Self> {
+            Some(match self {
+                Self::NoDestination => Self::BadDestination(String::new()),
+                Self::BadDestination(_) => Self::NotInMesh(String::new()),
+                Self::NotInMesh(_) => Self::BrowserRequest(String::new()),
+                Self::BrowserRequest(_) => Self::ConnectNotSupported,
+                Self::ConnectNotSupported => Self::BodyTooLarge { limit_bytes: 0 },
+                Self::BodyTooLarge { .. } => Self::BadRequest(String::new()),
+                Self::BadRequest(_) => Self::HeadersTooLarge { most: 0 },
+                Self::HeadersTooLarge { .. } => Self::UriTooLong,
+                Self::UriTooLong => Self::ListsTooLarge { limit_bytes: 0 },
+                Self::ListsTooLarge { .. } => Self::CaBodyTooLarge { limit_bytes: 0 },
+                Self::CaBodyTooLarge { .. } => Self::MethodNotAllowed { path: "", allowed: "" },
+                Self::MethodNotAllowed { .. } => Self::BodyTooSlow { limit_ms: 0 },
+                Self::BodyTooSlow { .. } => Self::DeadlineExceeded { limit_ms: 0, sent: Sent::Nothing },
+                Self::DeadlineExceeded { .. } => Self::TooManyRequests { peer: String::new(), most: 0 },
+                Self::TooManyRequests { .. } => Self::RateLimited { peer: String::new(), most: 0 },
+                Self::RateLimited { .. } => Self::ListsTooOften { peer: String::new() },
+                Self::ListsTooOften { .. } => Self::AgentBusy { most: 0, waited_ms: 0, key: "" },
+                Self::AgentBusy { .. } => Self::NoRoster(String::new()),
+                Self::NoRoster(_) => Self::UnknownNode("ct111".parse().ok()?),
+                Self::UnknownNode(_) => Self::UnknownAgent("opus".parse().ok()?),
+                Self::UnknownAgent(_) => Self::NodeOffline("ct111".parse().ok()?),
+                Self::NodeOffline(_) => {
+                    Self::AgentOffline { agent: "opus".parse().ok()?, nodes: String::new() }
+                }
+                Self::AgentOffline { .. } => {
+                    Self::PeerUnresolved { node: "ct111".parse().ok()?, reason: String::new() }
+                }
+                Self::PeerUnresolved { .. } => {
+                    Self::PeerUnreachable { node: "ct111".parse().ok()?, reason: String::new() }
+                }
+                Self::PeerUnreachable { .. } => Self::PeerBusy { node: "ct111".parse().ok()?, most: 0 },
+                Self::PeerBusy { .. } => {
+                    Self::PeerTimeout { node: "ct111".parse().ok()?, limit_ms: 0, addresses: String::new() }
+                }
+                Self::PeerTimeout { .. } => {
+                    Self::PeerIdentityMismatch { node: "ct111".parse().ok()?, reason: String::new() }
+                }
+                Self::PeerIdentityMismatch { .. } => {
+                    Self::PeerUntrusted { node: "ct111".parse().ok()?, reason: String::new() }
+                }
+                Self::PeerUntrusted { .. } => {
+                    Self::PeerRefusedUs { node: "ct111".parse().ok()?, reason: String::new() }
+                }
+                Self::PeerRefusedUs { .. } => Self::PeerFailed {
+                    node: "ct111".parse().ok()?,
+                    reason: String::new(),
+                    sent: Sent::Nothing,
+                },
+                Self::PeerFailed { .. } => {
+                    Self::AgentNotCertified { agent: "opus".parse().ok()?, nodes: String::new() }
+                }
+                Self::AgentNotCertified { .. } => Self::IdentityUnusable(String::new()),
+                Self::IdentityUnusable(_) => Self::PeerNotAllowed(String::new()),
+                Self::PeerNotAllowed(_) => Self::RequestNotAllowed { by: String::new() },
+                Self::RequestNotAllowed { .. } => {
+                    Self::BackendUnreachable { address: String::new(), reason: String::new() }
+                }
+                Self::BackendUnreachable { .. } => {
+                    Self::BackendFailed { address: String::new(), reason: String::new() }
+                }
+                Self::BackendFailed { .. } => {
+                    Self::RegistryUnavailable { socket: String::new(), reason: String::new() }
+                }
+                Self::RegistryUnavailable { .. } => Self::NoCaHere,
+                Self::NoCaHere => Self::CaUnavailable { socket: String::new(), reason: String::new() },
+                Self::CaUnavailable { .. } => return None,
+            })
+        }
+    }
+
+    /// deploy/docs/errors.md has a row for each code, and no other.
+    #[test]
+    fn every_code_is_documented_as_it_is() {
+        let every = std::iter::successors(Some(ProxyError::NoDestination), ProxyError::next);
+        let mut rows: Vec<[String; 4]> = every
+            .map(|error| {
+                let (status, code, _) = error.parts();
+                let safe = match &error {
+                    ProxyError::PeerFailed { .. } | ProxyError::DeadlineExceeded { .. } => "depends",
+                    // The body of these two is not an agent's.
+                    ProxyError::ListsTooLarge { .. } | ProxyError::CaBodyTooLarge { .. } => "no",
+                    _ if error.repeat_is_safe() => "yes",
+                    _ => "no",
+                };
+                let fault = match error.fault() {
+                    Fault::Caller => "caller",
+                    Fault::Here => "here",
+                    Fault::Peer => "peer",
+                    Fault::Agent => "agent",
+                };
+                [format!("`{code}`"), status.as_u16().to_string(), safe.into(), fault.into()]
+            })
+            .collect();
+        rows.sort();
+        rows.dedup();
+        let page = include_str!("../../deploy/docs/errors.md");
+        let section = page.split("\n## ").find(|section| section.starts_with("Made by a sidecar")).unwrap();
+        let mut documented: Vec<[String; 4]> = section
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| {
+                let mut cells = line.split(" | ").map(|cell| cell.trim_start_matches("| ").to_owned());
+                std::array::from_fn(|_| cells.next().unwrap())
+            })
+            .collect();
+        documented.sort();
+        assert_eq!(documented, rows);
+    }
 }
