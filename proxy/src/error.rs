@@ -47,9 +47,9 @@ pub enum ProxyError {
     HeadersTooLarge { most: usize },
     #[error("the request's target is longer than 65,534 bytes")]
     UriTooLong,
-    #[error("revocation lists have at most {limit_bytes} bytes together")]
+    #[error("revocation lists may have at most {limit_bytes} bytes together")]
     ListsTooLarge { limit_bytes: usize },
-    #[error("what is for the CA has at most {limit_bytes} bytes")]
+    #[error("a request for the CA may have at most {limit_bytes} bytes")]
     CaBodyTooLarge { limit_bytes: usize },
     #[error("{path} takes {allowed} only")]
     MethodNotAllowed { path: &'static str, allowed: &'static str },
@@ -71,7 +71,7 @@ pub enum ProxyError {
     #[error("{peer} sends revocation lists too often")]
     ListsTooOften { peer: String },
     #[error(
-        "the agent behind this sidecar has {most} requests under way, and no place came free within {waited_ms} ms \
+        "the agent behind this sidecar has {most} requests under way, and no slot became free within {waited_ms} ms \
          ({key})"
     )]
     AgentBusy { most: usize, waited_ms: u128, key: &'static str },
@@ -86,7 +86,7 @@ pub enum ProxyError {
     UnknownNode(NodeName),
     #[error("no node hosts an agent {0}; meshctl agents lists those that exist")]
     UnknownAgent(AgentName),
-    #[error("node {0} is offline: it has not been heard of for longer than the stale threshold")]
+    #[error("node {0} is offline: nothing has been heard from it for longer than its stale threshold")]
     NodeOffline(NodeName),
     #[error("agent {agent} lives on {nodes}, and none of them takes tasks now")]
     AgentOffline { agent: AgentName, nodes: String },
@@ -103,7 +103,7 @@ pub enum ProxyError {
     #[error("{node}.mesh did not complete the connection within {limit_ms} ms ({addresses})")]
     PeerTimeout { node: NodeName, limit_ms: u128, addresses: String },
     #[error(
-        "whoever answers for {node}.mesh is somebody else: {reason}. Check what the name resolves to; \
+        "the server that answers for {node}.mesh presented a different identity: {reason}. Check what the name resolves to; \
          nothing was sent"
     )]
     PeerIdentityMismatch { node: NodeName, reason: String },
@@ -127,7 +127,7 @@ pub enum ProxyError {
     #[error("peer {0} is not allowed in by proxy.policy of this node")]
     PeerNotAllowed(String),
     #[error(
-        "this request is not allowed by the node that answers ({by}); meshctl policy explain tells more there"
+        "this request is not allowed by the node that answers ({by}); meshctl policy explain on that node says which rule decides"
     )]
     RequestNotAllowed { by: String },
     #[error(
@@ -139,7 +139,7 @@ pub enum ProxyError {
     #[error("registryd does not answer on {socket}: {reason}; is it running?")]
     RegistryUnavailable { socket: String, reason: String },
     #[error(
-        "the mesh's CA does not run beside this node; mesh.ca.node is to name the node where `meshctl ca serve` does"
+        "the mesh's CA does not run beside this node; mesh.ca.node must name the node where `meshctl ca serve` does"
     )]
     NoCaHere,
     #[error("the CA's process does not answer on {socket}: {reason}; is mesh-ca.service running?")]
@@ -372,7 +372,7 @@ impl ProxyError {
             Self::PeerBusy { .. } => (S::SERVICE_UNAVAILABLE, "peer_busy", "Peer is busy"),
             Self::PeerTimeout { .. } => (S::GATEWAY_TIMEOUT, "peer_timeout", "Peer did not answer in time"),
             Self::PeerIdentityMismatch { .. } => {
-                (S::BAD_GATEWAY, "peer_identity_mismatch", "Peer is somebody else")
+                (S::BAD_GATEWAY, "peer_identity_mismatch", "Peer has a different identity")
             }
             Self::PeerUntrusted { .. } => (S::BAD_GATEWAY, "peer_untrusted", "Peer is not trusted"),
             Self::PeerRefusedUs { .. } => (S::BAD_GATEWAY, "peer_refused_us", "Peer refused this node"),

@@ -64,7 +64,7 @@ pub enum SocketError {
     Io { path: PathBuf, source: io::Error },
     #[error("the socket {} is served by a registryd that runs; end that one first, or choose another registryd.socket", .0.display())]
     InUse(PathBuf),
-    #[error("{} exists and is no socket; it is left alone. Move it away, or choose another registryd.socket", .0.display())]
+    #[error("{} exists and is not a socket; it is left alone. Move it away, or choose another registryd.socket", .0.display())]
     NoSocket(PathBuf),
 }
 

@@ -283,9 +283,9 @@ async fn reload(state: &Arc<State>) {
             let kept = !config.same_but_published(&state.config);
             state.publish_anew(config.registryd);
             state.solved(&About::Configuration);
-            tracing::info!(target: "Registry", "agents, providers, models, capabilities, metadata and role were read anew");
+            tracing::info!(target: "Registry", "agents, providers, models, capabilities, metadata and role were read again");
             if kept {
-                tracing::info!(target: "Registry", "other keys differ too; they count after a restart");
+                tracing::info!(target: "Registry", "other keys differ too; they take effect after a restart");
             }
             return;
         }

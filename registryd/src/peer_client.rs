@@ -40,7 +40,7 @@ pub enum AskError {
     TooLarge { peer: NodeName, max_bytes: usize },
     #[error("{peer} broke off its answer: {reason}")]
     Cut { peer: NodeName, reason: String },
-    #[error("{peer} answers something that is no registry: {reason}")]
+    #[error("{peer} answers with something that is not a registry: {reason}")]
     Nonsense { peer: NodeName, reason: String },
 }
 

@@ -191,8 +191,8 @@ fn found(addresses: Vec<IpAddr>, ttl: Duration, problem: Option<String>) -> Reso
 
 async fn lookup_host(snapshot: &Snapshot, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
     // Relative, unlike mesh names: a registered host may be the short name that this host's search list completes.
-    let name =
-        Name::from_utf8(host).map_err(|_| format!("its host in the registry, {host:?}, is no host name"))?;
+    let name = Name::from_utf8(host)
+        .map_err(|_| format!("its host in the registry, {host:?}, is not a host name"))?;
     let addresses = snapshot.hosts().addresses(&absolute(host));
     if !addresses.is_empty() {
         return Ok((addresses, PROVISIONAL));

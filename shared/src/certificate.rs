@@ -92,7 +92,7 @@ fn listed(lines: &[usize]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum LeafError {
-    #[error("it is no X.509 certificate ({0})")]
+    #[error("it is not an X.509 certificate ({0})")]
     Der(String),
     #[error("its subject has no common name")]
     NoCommonName,
@@ -100,11 +100,11 @@ pub enum LeafError {
     UnknownSpiffeId(SpiffeId),
     #[error("its subject has no common name, and {0} URIs in place of one; exactly one is allowed")]
     SeveralUris(usize),
-    #[error("its subject has no common name, and its URI is no SPIFFE ID: {0}")]
+    #[error("its subject has no common name, and its URI is not a SPIFFE ID: {0}")]
     NotSpiffe(SpiffeError),
     #[error("its subject has {0} common names; exactly one is allowed")]
     SeveralCommonNames(usize),
-    #[error("its common name is no text")]
+    #[error("its common name is not text")]
     NotText,
     #[error("its {0}")]
     Identity(#[from] IdentityError),
@@ -396,7 +396,7 @@ impl Material {
         let server = self.server_verifier(now)?;
         let (leaf, rest) = (&self.chain[0], &self.chain[1..]);
         let name = ServerName::try_from(node.mesh_host())
-            .map_err(|error| self.untrusted(format!("{node}.mesh is no server name: {error}")))?;
+            .map_err(|error| self.untrusted(format!("{node}.mesh is not a server name: {error}")))?;
         match server.verify_server_cert(leaf, rest, &name, &[], now) {
             Ok(_) => Ok(()),
             Err(rustls::Error::InvalidCertificate(

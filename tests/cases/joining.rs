@@ -370,7 +370,7 @@ async fn who_was_not_invited_is_told_nothing() {
         (&secret(&good), &csr("opus@ct112"), "is for ct112, but the request is for opus@ct112"),
         (&secret(&good), "no request", "the certificate request cannot be used"),
         (&secret(&good), &forged, "the certificate request cannot be used"),
-        ("../../x", &good_csr, "something that is no secret"),
+        ("../../x", &good_csr, "something that is not a secret"),
     ] {
         let answer = office.enrol(secret, csr).await;
         assert_eq!(answer.status, 403, "{reason}: {}", answer.text());
@@ -594,7 +594,7 @@ async fn a_configuration_that_is_there_is_kept_or_told() {
     assert!(joined.status.success(), "{}", text(&joined.stderr));
     let told = text(&joined.stdout);
     assert!(told.contains("which was there and is kept"), "{told}");
-    assert!(told.contains("the CA's host is no node yet, so nothing renews this certificate"), "{told}");
+    assert!(told.contains("the CA's host is not a node yet, so nothing renews this certificate"), "{told}");
     assert_eq!(fs::read_to_string(&config).unwrap(), kept);
 
     // The example, which every installation has, is no configuration of anybody.

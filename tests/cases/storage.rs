@@ -138,7 +138,7 @@ async fn a_mount_that_fails_is_told_with_what_to_do() {
     let (mut one, mut two) = nodes(&mesh, &path, |_| ()).await;
     let Some(view) = View::mount(&mesh.folder().join("shared"), &path) else { return };
     start(&mut one, &mut two).await;
-    for (code, told) in [(libc::ESTALE, "mount the storage anew"), (libc::EIO, "Input/output error")] {
+    for (code, told) in [(libc::ESTALE, "mount the storage again"), (libc::EIO, "Input/output error")] {
         view.set(Mode::Failing(code));
         survived(&mesh, &mut one, &two, &[told], || view.set(Mode::Passing)).await;
     }
@@ -303,7 +303,7 @@ async fn a_lock_that_somebody_keeps_is_told_with_its_holder() {
         lock.lock().unwrap();
         lock.set_len(0).unwrap();
         std::io::Write::write_all(&mut &lock, written.as_bytes()).unwrap();
-        let told = ["has been locked by somebody else for", told];
+        let told = ["has been locked by another process for", told];
         survived(&mesh, &mut one, &two, &told, || drop(lock)).await;
     }
 }

@@ -220,7 +220,7 @@ fn header<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Result<Option<
     headers
         .get(name)
         .map(|value| {
-            value.to_str().map_err(|_| ProxyError::BadDestination(format!("the header {name} is no text")))
+            value.to_str().map_err(|_| ProxyError::BadDestination(format!("the header {name} is not text")))
         })
         .transpose()
 }

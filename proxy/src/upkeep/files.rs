@@ -24,7 +24,7 @@ const TRIES: u32 = 100;
 pub enum FilesError {
     #[error("{} and {} lie in different folders, so they cannot be replaced together", certificate.display(), key.display())]
     Apart { certificate: PathBuf, key: PathBuf },
-    #[error("{} is a link to somewhere else, so whoever made it is to replace it", path.display())]
+    #[error("{} is a link to another place, so whoever made the link must replace it", path.display())]
     Foreign { path: PathBuf },
     #[error("{} cannot be written by this user ({source}), so its certificate is not renewed here", folder.display())]
     ReadOnly { folder: PathBuf, source: io::Error },

@@ -240,7 +240,7 @@ impl Renewal {
                 let left = leaf.not_after - now;
                 let meanwhile = match left {
                     ..=0 => "peers refuse it until it is",
-                    _ => "until then all goes on as it is",
+                    _ => "until then everything keeps working",
                 };
                 let text = format!(
                     "this node's certificate {}, and cannot be renewed: {reason}; {meanwhile} (deploy/docs/certificates.md)",

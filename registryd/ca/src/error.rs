@@ -70,7 +70,7 @@ pub enum CaError {
         dir.display(), missing.display())]
     NoCa { dir: PathBuf, missing: PathBuf },
     #[error(
-        "the key that signs is not at {}; if it was moved off the shared folder, name it with --signing-key FILE \
+        "the signing key is not at {}; if it was moved off the shared folder, name it with --signing-key FILE \
          (on the host that has it)",
         path.display()
     )]
@@ -102,7 +102,7 @@ pub enum CaError {
     OtherKey { key: PathBuf, certificate: PathBuf },
     #[error("cannot make {what}: {source}")]
     Make { what: &'static str, source: rcgen::Error },
-    #[error("{0:?} is no host name and no address, so it cannot be an alternative name")]
+    #[error("{0:?} is neither a host name nor an address, so it cannot be an alternative name")]
     AlternativeName(String),
     #[error("{name} is the name of another node; a certificate of {node} must not hold it")]
     NameOfOther { name: String, node: NodeName },
@@ -134,7 +134,7 @@ pub enum CaError {
          (`meshctl csr {name}` there, `meshctl ca sign` here)"
     )]
     KeyElsewhere { name: Identity },
-    #[error("only a node can host agents, and {0} is none")]
+    #[error("only a node can host agents, and {0} is not a node")]
     NoHost(Identity),
     #[error("no authority in {} is called {which:?} or has that serial number; `meshctl ca list` shows them", chain.display())]
     NothingToRetire { which: String, chain: PathBuf },

@@ -317,7 +317,7 @@ impl Ca {
                 Err(CaError::Material(MaterialError::Unreadable { source, .. }))
                     if source.kind() == ErrorKind::PermissionDenied =>
                 {
-                    examined.remarks.push(format!("the signing key {shown} was not looked at (no permission)"));
+                    examined.remarks.push(format!("the signing key {shown} was not checked (no permission)"));
                 }
                 Err(error) => examined.fail(State::Unreadable, error.to_string()),
             }
@@ -481,7 +481,7 @@ fn examine_key(material: &Material, key: &Path, examined: &mut Examined) {
     match material.with_key(key) {
         Ok(_) => {}
         Err(MaterialError::Unreadable { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-            examined.remarks.push("its key was not looked at (no permission)".into());
+            examined.remarks.push("its key was not checked (no permission)".into());
         }
         Err(error @ MaterialError::KeyMismatch { .. }) => examined.fail(State::WrongKey, error.to_string()),
         Err(error) => examined.fail(State::Unreadable, error.to_string()),

@@ -42,7 +42,7 @@ impl Ca {
             (true, _) => {
                 return Err(CaError::Exists {
                     path: certificate,
-                    hint: "; `meshctl ca renew` issues it anew",
+                    hint: "; `meshctl ca renew` issues it again",
                 });
             }
         }

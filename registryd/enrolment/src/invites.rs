@@ -79,7 +79,7 @@ pub struct Use {
 pub enum InvitesError {
     #[error("cannot {what} {}: {source}{}", path.display(), advice(source))]
     File { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{}: is no invitation of this version ({reason}); remove it", path.display())]
+    #[error("{}: is not an invitation of this version ({reason}); remove it", path.display())]
     Malformed { path: PathBuf, reason: String },
     #[error("{MOST_OPEN} invitations are open already; wait until some have ended, or remove files in {}", .0.display())]
     TooMany(PathBuf),

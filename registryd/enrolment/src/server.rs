@@ -189,13 +189,13 @@ fn refresh_lists(ca: &Ca, days: u32) {
     match ca.refresh_lists(days) {
         Ok(Refreshed { signed, failed }) => {
             for cn in signed {
-                tracing::info!(target: "Enrolment", "signed the revocation list of {cn} anew");
+                tracing::info!(target: "Enrolment", "signed a new revocation list for {cn}");
             }
             for (cn, error) in failed {
-                tracing::warn!(target: "Enrolment", "the revocation list of {cn} is not signed anew: {error}");
+                tracing::warn!(target: "Enrolment", "no new revocation list is signed for {cn}: {error}");
             }
         }
-        Err(error) => tracing::warn!(target: "Enrolment", "revocation lists are not signed anew: {error}"),
+        Err(error) => tracing::warn!(target: "Enrolment", "no new revocation lists are signed: {error}"),
     }
 }
 

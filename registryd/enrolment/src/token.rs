@@ -115,7 +115,7 @@ pub enum TokenError {
     )]
     Version(u8),
     #[error(
-        "{0:?} is no address of the CA's process; expected a host name or an address, with or without :port"
+        "{0:?} is not an address of the CA's process; expected a host name or an address, with or without :port"
     )]
     Address(String),
 }

@@ -271,7 +271,7 @@ pub async fn run(args: CaArgs) -> Result<ExitCode, Failure> {
         Command::IssueAgent { agent, leaf, signing } => match identity(&agent)? {
             identity @ Identity::Agent(..) => issue(identity, Vec::new(), Vec::new(), leaf, signing),
             _ => Err(Failure::Usage(format!(
-                "{agent:?} is no agent on a node; expected <agent>@<node>, as in opus@ct110"
+                "{agent:?} is not an agent on a node; expected <agent>@<node>, as in opus@ct110"
             ))),
         },
         Command::IssueDevice { name, leaf, signing } => {

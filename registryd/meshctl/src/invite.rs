@@ -132,7 +132,7 @@ fn identity(args: &InviteArgs) -> Result<Identity, Failure> {
         (_, Some(agent), _) => match parsed(agent.clone())? {
             identity @ Identity::Agent(..) => Ok(identity),
             _ => Err(Failure::Usage(format!(
-                "{agent:?} is no agent on a node; expected <agent>@<node>, as in opus@ct112"
+                "{agent:?} is not an agent on a node; expected <agent>@<node>, as in opus@ct112"
             ))),
         },
         (_, _, device) => {
@@ -146,7 +146,7 @@ fn identity(args: &InviteArgs) -> Result<Identity, Failure> {
 fn check_name(name: &str, identity: &Identity) -> Result<(), Failure> {
     let refused = |why: String| Err(Failure::Usage(format!("--san {name}: {why}")));
     match NodeName::from_mesh_host(name) {
-        _ if !is_host(name) => refused("is no host name and no address".into()),
+        _ if !is_host(name) => refused("is neither a host name nor an address".into()),
         _ if name.trim_end_matches('.').eq_ignore_ascii_case(ENROLMENT_NAME) => {
             refused("is the name of the CA's own process".into())
         }

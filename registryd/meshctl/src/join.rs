@@ -85,7 +85,7 @@ pub async fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         ))),
         (_, Some(out)) => client_joins(&args, &token, out).await,
         (other, None) => Err(Failure::Usage(format!(
-            "the token is for {other}, which is no node: name a folder for its certificate and key with --out"
+            "the token is for {other}, which is not a node: name a folder for its certificate and key with --out"
         ))),
     }
 }
@@ -133,7 +133,7 @@ async fn node_joins(args: &JoinArgs, token: &Token, node: NodeName) -> Result<Ex
     };
     if here.is_none() && enrolled.ca_node.is_none() {
         remarks.push(format!(
-            "the CA's host is no node yet, so nothing renews this certificate, which ends on {}: let that host join too, then set \
+            "the CA's host is not a node yet, so nothing renews this certificate, which ends on {}: let that host join too, then set \
              mesh.ca.node here",
             day(leaf.not_after)
         ));

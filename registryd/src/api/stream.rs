@@ -25,7 +25,7 @@ use crate::state::{Counters, Follower, State};
 const ROSTER_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Says that the reader's last event is too old, or of an earlier run of registryd.
-const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes anew\"}\n\n";
+const GAP: &str = "event: missed\ndata: {\"event\":\"missed\",\"detail\":\"earlier changes are no longer known; read /mesh/nodes again\"}\n\n";
 
 /// What a sidecar follows the roster from: `None` if it takes whole ones only, as older sidecars do; else
 /// the revision that it has, or one that nobody knows.

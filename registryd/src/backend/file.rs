@@ -89,7 +89,7 @@ fn advice(error: &io::Error) -> &'static str {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the storage",
         ErrorKind::ReadOnlyFilesystem => "; mount the storage for writing",
         ErrorKind::PermissionDenied => "; give this user access to the folder and its files",
-        ErrorKind::StaleNetworkFileHandle => "; mount the storage anew",
+        ErrorKind::StaleNetworkFileHandle => "; mount the storage again",
         ErrorKind::NotFound => "; mount or create the folder named by mesh.storage_dir",
         ErrorKind::ResourceBusy => {
             "; the file is a mount of its own, which cannot be replaced: mount its folder instead (mesh.storage_dir)"

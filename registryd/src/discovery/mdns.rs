@@ -135,7 +135,7 @@ impl Announced {
     /// Announces the same service with what is said of it now.
     fn update(&self, announcement: &Announcement) {
         match announcement.service().and_then(|service| self.daemon.register(service)) {
-            Ok(()) => tracing::info!(target: "Discovery", "announcing {} anew by mDNS", self.fullname),
+            Ok(()) => tracing::info!(target: "Discovery", "announcing {} again by mDNS", self.fullname),
             Err(error) => {
                 tracing::warn!(target: "Discovery", "the new agents cannot be announced by mDNS: {error}");
             }

@@ -52,9 +52,9 @@ pub enum Refusal {
         "node {node} gives {host:?} as its host, which is another node's name; give an address or {node}.mesh"
     )]
     CapturesName { node: NodeName, host: String },
-    #[error("the body is no node: {0}")]
+    #[error("the body is not a node: {0}")]
     NotANode(String),
-    #[error("{0:?} is no node name")]
+    #[error("{0:?} is not a node name")]
     Name(String),
     #[error("host {0:?} is neither an address nor a host name")]
     Host(String),
@@ -64,7 +64,7 @@ pub enum Refusal {
     OthersAddress { node: NodeName, host: String, port: u16, other: NodeName },
     #[error("port 0 cannot be dialled")]
     Port,
-    #[error("{0:?} is no agent name")]
+    #[error("{0:?} is not an agent name")]
     AgentName(String),
     #[error("{count} {list} are more than the {MAX_ITEMS} that a node may have")]
     TooMany { list: &'static str, count: usize },

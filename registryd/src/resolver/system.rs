@@ -177,7 +177,7 @@ fn of_host(sources: &Sources) -> Result<Servers, String> {
     let path = sources.resolv_conf.display();
     let text = std::fs::read(&sources.resolv_conf).map_err(|error| format!("cannot read {path}: {error}"))?;
     let (config, options) =
-        system_conf::parse_resolv_conf(text).map_err(|error| format!("{path} is of no use: {error}"))?;
+        system_conf::parse_resolv_conf(text).map_err(|error| format!("{path} cannot be used: {error}"))?;
     let addresses = config.name_servers.iter().map(|server| SocketAddr::new(server.ip, 53));
     addresses.map(|address| Server::new(address, &config, options.clone())).collect()
 }

@@ -174,7 +174,7 @@ pub(super) fn read(document: &Document<'_>) -> Option<Mesh> {
     {
         section.mistake(
             "advertise_host",
-            format!("{host:?} is no host name and no address (no port, no scheme)"),
+            format!("{host:?} is neither a host name nor an address (no port, no scheme)"),
         );
     }
     if section.has("secret") {
@@ -220,7 +220,7 @@ fn node_name(section: &Section<'_>) -> Option<(String, NodeName)> {
         Ok(name) => Some((written, name)),
         Err(error) => {
             let of_host = format!(
-                "is not set, and the host's name {written:?} is no node name; set node_name to the certificate's CN"
+                "is not set, and the host's name {written:?} is not a node name; set node_name to the certificate's CN"
             );
             section.mistake("node_name", if configured { error.to_string() } else { of_host });
             None
@@ -311,7 +311,10 @@ fn static_peers(section: &Section<'_>) -> Vec<StaticPeer> {
         if let Some(host) = &host
             && !is_host(host)
         {
-            item.mistake("host", format!("{host:?} is no host name and no address (the port goes to port:)"));
+            item.mistake(
+                "host",
+                format!("{host:?} is neither a host name nor an address (the port goes to port:)"),
+            );
         }
         item.finish();
         if let Some(name) = name {

@@ -700,7 +700,7 @@ impl FromStr for Origin {
         };
         if !host.is_some_and(is_host) {
             return Err(format!(
-                "{text:?} is no origin such as http://ct111.mesh (no path, no slash at its end)"
+                "{text:?} is not an origin such as http://ct111.mesh (no path, no slash at its end)"
             ));
         }
         Ok(Self(text.to_ascii_lowercase()))
@@ -718,7 +718,7 @@ impl FromStr for InboundAddress {
             Ok(_) => format!(
                 "expected an address without a port, found {text:?}; the port is mesh.agent_channel_port"
             ),
-            Err(_) => format!("{text:?} is no IP address such as 0.0.0.0 or ::"),
+            Err(_) => format!("{text:?} is not an IP address such as 0.0.0.0 or ::"),
         })
     }
 }

@@ -147,7 +147,9 @@ impl FromStr for DnsServer {
         text.parse::<SocketAddr>()
             .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
             .map(Self)
-            .map_err(|_| format!("{text:?} is no DNS server address such as 192.168.10.1 or 127.0.0.1:5353"))
+            .map_err(|_| {
+                format!("{text:?} is not a DNS server address such as 192.168.10.1 or 127.0.0.1:5353")
+            })
     }
 }
 

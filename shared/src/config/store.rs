@@ -142,7 +142,7 @@ fn etcd_section(section: &Section<'_>) -> Option<Etcd> {
     if !tls {
         for (key, given) in [("ca_path", &ca_path), ("cert_path", &cert_path), ("key_path", &key_path)] {
             if given.is_some() {
-                section.mistake(key, "is of no use with http endpoints; write https in endpoints");
+                section.mistake(key, "has no effect with http endpoints; write https in endpoints");
             }
         }
         if password_file.is_some()
@@ -158,8 +158,8 @@ fn etcd_section(section: &Section<'_>) -> Option<Etcd> {
     ];
     for (one, has_one, other, has_other) in pairs {
         match (has_one, has_other) {
-            (true, false) => section.mistake(other, format!("is missing; {one} is of no use without it")),
-            (false, true) => section.mistake(one, format!("is missing; {other} is of no use without it")),
+            (true, false) => section.mistake(other, format!("is missing; {one} has no effect without it")),
+            (false, true) => section.mistake(one, format!("is missing; {other} has no effect without it")),
             _ => {}
         }
     }

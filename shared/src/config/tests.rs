@@ -254,7 +254,7 @@ fn a_mistake_is_told_once_and_in_plain_words() {
         ),
         (
             "proxy: {inbound: {address: eth0}}",
-            "line 2: proxy.inbound.address: \"eth0\" is no IP address such as 0.0.0.0 or ::",
+            "line 2: proxy.inbound.address: \"eth0\" is not an IP address such as 0.0.0.0 or ::",
         ),
         (
             "proxy:\n  outbound:\n    listeners:\n    - ct111",
@@ -317,7 +317,7 @@ fn a_mistake_is_told_once_and_in_plain_words() {
         ),
         (
             "tls: true, peers: [{name: b, host: 'b:3000'}]",
-            "mesh.peers[0].host: \"b:3000\" is no host name and no address (the port goes to port:)",
+            "mesh.peers[0].host: \"b:3000\" is neither a host name nor an address (the port goes to port:)",
         ),
     ] {
         assert_eq!(in_mesh(rest), [format!("line 1: {message}")], "{rest:?}");
@@ -508,11 +508,8 @@ fn the_deprecated_secret_is_a_warning() {
 #[test]
 fn a_repeated_key_and_broken_yaml_name_their_line() {
     for (text, start) in [
-        (
-            "mesh:\n  enabled: true\n  tls: true\n  enabled: false\n",
-            "line 4: mesh.enabled: is there a second time",
-        ),
-        ("mesh: {}\na: 1\nmesh: {}\n", "line 3: mesh: is there a second time"),
+        ("mesh:\n  enabled: true\n  tls: true\n  enabled: false\n", "line 4: mesh.enabled: duplicate key"),
+        ("mesh: {}\na: 1\nmesh: {}\n", "line 3: mesh: duplicate key"),
         (
             "mesh:\n  peers:\n    - {name: a}\n    - name: b\n      port: 1\n      name: c\n",
             "line 6: mesh.peers[1].name: is there",

@@ -66,7 +66,7 @@ impl<'t> Document<'t> {
         }
         let root = serde_yaml::from_str(text).map_err(|error| match place::repeated_key(text) {
             Some((path, line)) => {
-                let message = "is there a second time (duplicate key); remove one of the two".into();
+                let message = "duplicate key; remove one of the two".into();
                 Mistake { key: dotted(&path), line, message }
             }
             None => not_yaml(text, &error),

@@ -40,7 +40,7 @@ impl Office {
         };
         let who = asked.identity();
         let Some(secret) = Secret::from_text(&request.secret) else {
-            return refused(&format!("{who} asked with something that is no secret"));
+            return refused(&format!("{who} asked with something that is not a secret"));
         };
         let key = asked.key_digest();
         let claim = match self.invites.claim(&secret, who, &key, from, epoch_seconds()) {

@@ -102,7 +102,7 @@ pub(super) fn refresh_lists(ca: &Ca, days: u32, json: bool) -> Result<ExitCode, 
 pub(super) fn refreshed_text(ca: &Ca, refreshed: &Refreshed) -> Result<String, Failure> {
     let mut text = String::new();
     for cn in &refreshed.signed {
-        text.push_str(&format!("signed the revocation list of CN={cn} anew\n"));
+        text.push_str(&format!("signed a new revocation list for CN={cn}\n"));
     }
     for (cn, error) in &refreshed.failed {
         text.push_str(&format!("{} the revocation list of CN={cn}: {error}\n", paint(Colour::Red, "FAILED")));

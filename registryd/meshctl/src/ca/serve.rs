@@ -117,7 +117,7 @@ fn here(path: PathBuf, host: String) -> Box<dyn Fn() -> Here + Send + Sync> {
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(target: "Enrolment", "{error}; where this host stands is taken from before")
+                tracing::warn!(target: "Enrolment", "{error}; the address that was known before is used")
             }
         }
         last.clone()

@@ -204,7 +204,7 @@ fn document(
             }
             let Value::Object(section) = place else {
                 return Err(Failure::Usage(format!(
-                    "--set {}: is inside a key that is no section",
+                    "--set {}: is inside a key that is not a section",
                     path.join(".")
                 )));
             };

@@ -23,7 +23,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 #[allow(missing_docs)]
 pub enum LockError {
     #[error(
-        "{} has been locked by somebody else for {waited_s} s; {holder}. The heartbeat is tried again; \
+        "{} has been locked by another process for {waited_s} s; {holder}. The heartbeat is tried again; \
          if the holder hangs, end it",
         path.display()
     )]

@@ -47,7 +47,7 @@ pub(super) fn line_at(text: &str, path: &[Step]) -> Option<usize> {
     line_of_failure(Locate { path }, text)
 }
 
-/// The first key that is there a second time, and the line where it is.
+/// The first key that is given twice, and the line of its second place.
 pub(super) fn repeated_key(text: &str) -> Option<(Path, Option<usize>)> {
     let walk = Walk::default();
     let line = line_of_failure(Distinct(&walk), text);
