@@ -158,7 +158,7 @@ enum Command {
         #[arg(long, value_enum)]
         key_type: Option<KeyType>,
     },
-    /// Take a former intermediate or root out of ca-chain.pem, once nothing that works hangs on it
+    /// Take a former intermediate or root out of ca-chain.pem, once no working certificate depends on it
     Retire {
         /// Its common name, the last word of that, or its serial number
         authority: String,
@@ -195,7 +195,7 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Sign the revocation lists anew that have half their life behind them, or they end and nobody is accepted
+    /// Sign again each revocation list that is past half its life; one that ends makes peers refuse everyone
     ///
     /// For a timer; `meshctl ca renew --all` and `meshctl ca serve` do it too.
     RefreshLists {
@@ -215,7 +215,7 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Check every certificate the way peers will; exit code 1 if one cannot work that is not revoked
+    /// Check every certificate the way peers will; exit code 1 if one that is not revoked would not work
     Verify,
     /// Show everything that was issued and has not ended, with names, dates and serial numbers
     List {

@@ -34,7 +34,7 @@ pub struct InviteArgs {
     /// An agent that presents a certificate of its own, as in opus@ct112
     #[arg(long, value_name = "AGENT@NODE", group = "whom")]
     agent: Option<String>,
-    /// A device that is no node, as in phone-1
+    /// A device that is not a node, as in phone-1
     #[arg(long, value_name = "NAME", group = "whom")]
     device: Option<String>,
     /// The agents that the node may host, as its certificate will say

@@ -110,7 +110,7 @@ enum Command {
     Store(Asking<store::StoreArgs>),
     /// Print the reference or the JSON Schema of the configuration
     Config(configuration::ConfigArgs),
-    /// Explain what proxy.policy and proxy.outbound.policy come to
+    /// Explain how proxy.policy and proxy.outbound.policy decide a request
     Policy(Asking<policy::PolicyArgs>),
     /// Print one command with which a host joins the mesh; on the CA's host
     Invite(invite::InviteArgs),

@@ -24,7 +24,7 @@ pub struct StoreArgs {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Keep mesh.json and etcd alike until every node that lives uses the one that is wanted
+    /// Keep mesh.json and etcd the same until every live node uses the store that is wanted
     ///
     /// Start it on a host that reaches both (registryd.store.etcd in its configuration, with a user that may write all
     /// keys), then change registryd.store.kind on one node after the other and restart its registryd. It ends when all
