@@ -90,7 +90,7 @@ impl TraceContext {
             // It belongs to a `traceparent` that is not valid.
             headers.remove(TRACESTATE);
         }
-        let flags = u8::from(self.sampled) * SAMPLED | u8::from(self.random) * RANDOM;
+        let flags = (u8::from(self.sampled) * SAMPLED) | (u8::from(self.random) * RANDOM);
         let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
         write_hex(&mut value[3..35], self.trace_id.0);
         write_hex(&mut value[36..52], u128::from(from.0));

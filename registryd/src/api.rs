@@ -124,7 +124,7 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, backend: Backend, 
             if refused.is_power_of_two() {
                 tracing::warn!(
                     target: "Socket",
-                    "{refused} connections were closed unread: all {} places are taken by requests under way",
+                    "{refused} connections were closed unread: all {} slots are in use by requests under way",
                     limits.socket
                 );
             }

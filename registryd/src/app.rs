@@ -205,7 +205,7 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
     }
     notify(NotifyState::Stopping).await;
     if stays_in_the_mesh(&state).await {
-        tracing::info!(target: "Registry", "registryd ends, mesh-proxy serves on: this node stays in the mesh");
+        tracing::info!(target: "Registry", "registryd stops while mesh-proxy goes on serving: this node stays in the mesh");
         if let Some(announcing) = announcing {
             // Without a goodbye.
             announcing.abort();

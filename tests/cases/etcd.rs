@@ -172,7 +172,7 @@ async fn a_lost_member_is_not_noticed_and_a_lost_cluster_stops_nothing() {
     three.reaches("ct110").await;
     never_called_offline(&one, "ct111");
     never_called_offline(&two, "ct110");
-    one.registryd().wait_log(&["INFO", "no longer so: etcd does not serve at"]).await;
+    one.registryd().wait_log(&["INFO", "resolved: etcd does not serve at"]).await;
     // A lease that ran out is taken anew.
     let text = cluster.ctl(&["get", "/mesh/alive/ct111", "-w", "json"]);
     let lease = serde_json::from_str::<Value>(&text).unwrap()["kvs"][0]["lease"].as_i64().unwrap();

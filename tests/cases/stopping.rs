@@ -164,7 +164,7 @@ async fn whoever_is_in_the_middle_of_a_handshake_is_no_crowd() {
         }
     }
     let proxy = busy.node.proxy.as_ref().unwrap();
-    assert!(proxy.lines_with(&["places are taken"]).is_empty());
+    assert!(proxy.lines_with(&["slots are in use"]).is_empty());
     busy.ends_well().await;
     drop(silent);
 }

@@ -90,7 +90,7 @@ async fn survived(mesh: &Mesh, one: &mut Node, two: &Node, told: &[&str], mend: 
         (problems(one).await == "[]").then_some(())
     })
     .await;
-    one.registryd().wait_log_after(skip, &[&["no longer so"], told].concat()).await;
+    one.registryd().wait_log_after(skip, &[&["resolved: "], told].concat()).await;
     both_agents_answer(one, two).await;
 }
 

@@ -241,7 +241,7 @@ async fn upgraded_connections_take_places_like_others() {
     two.proxy()
         .wait_log(&[
             "WARN [AgentChannel] refusing connections",
-            "all 2 places are taken (proxy.limits.max_connections)",
+            "all 2 slots are in use (proxy.limits.max_connections)",
         ])
         .await;
     stream.shutdown().await.unwrap();

@@ -99,7 +99,7 @@ impl ServerApp for Inbound {
             Err(refusal) => {
                 if refusal.is_news() {
                     let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
-                    warn("all places are taken", address, line);
+                    warn("all slots are in use", address, line);
                 }
                 return None;
             }

@@ -42,7 +42,7 @@ pub struct Admission {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// All places are taken.
-    #[error("all {most} places are taken (proxy.limits.max_connections)")]
+    #[error("all {most} slots are in use (proxy.limits.max_connections)")]
     Full {
         /// How many there are.
         most: usize,

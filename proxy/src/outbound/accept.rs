@@ -79,7 +79,7 @@ impl ServerApp for OutboundListener {
             if !outbound.full.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     target: "Outbound",
-                    "refusing connections: all {} places are taken (proxy.limits.max_connections)",
+                    "refusing connections: all {} slots are in use (proxy.limits.max_connections)",
                     outbound.connections.most()
                 );
             }

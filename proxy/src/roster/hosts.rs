@@ -66,7 +66,7 @@ impl Hosts {
             Err(error) => {
                 tracing::warn!(
                     target: "Mesh",
-                    "it is not known any more which nodes hosted which agents: {}: {error}",
+                    "which nodes hosted which agents is no longer known: {}: {error}",
                     path.display()
                 );
                 None

@@ -170,7 +170,7 @@ async fn upkeep(office: Arc<Office>, shown: Arc<Shown>, crl_days: u32) {
         let done = tokio::task::spawn_blocking(move || {
             refresh_lists(&office.ca, crl_days);
             if let Err(error) = office.invites.sweep(epoch_seconds()) {
-                tracing::warn!(target: "Enrolment", "old invitations stay: {error}");
+                tracing::warn!(target: "Enrolment", "old invitations are not removed: {error}");
             }
             if round.is_multiple_of(RENEW_SHOWN_AFTER)
                 && let Err(error) = shown.renew()

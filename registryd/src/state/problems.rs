@@ -64,7 +64,7 @@ impl Problems {
     pub fn solve(&mut self, about: &About) -> bool {
         let solved = self.held.remove(about);
         if let Some(sentence) = &solved {
-            tracing::info!(target: "Registry", "no longer so: {sentence}");
+            tracing::info!(target: "Registry", "resolved: {sentence}");
         }
         solved.is_some()
     }
