@@ -77,7 +77,7 @@ pub struct End {
     /// For the metrics.
     pub figures: Ended,
     /// Why the answer did not pass whole, where that is known.
-    reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 impl Account {
@@ -132,6 +132,21 @@ impl Account {
         self.failure = Some(error);
     }
 
+    /// The status of the answer, once it has begun.
+    pub fn status(&self) -> Option<u16> {
+        self.status.map(|status| status.as_u16())
+    }
+
+    /// The error of this sidecar that is the answer.
+    pub fn failure(&self) -> Option<&ProxyError> {
+        self.failure.as_ref()
+    }
+
+    /// The code of the error that is the answer, where a sidecar made it.
+    pub fn code(&self) -> Option<&str> {
+        self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code())
+    }
+
     fn far_code(&self) -> Option<&str> {
         let is_code = |code: &&str| {
             (1..=64).contains(&code.len())
@@ -164,7 +179,7 @@ impl Account {
         };
         End {
             figures: Ended {
-                status: self.status.map(|status| status.as_u16()),
+                status: self.status(),
                 outcome,
                 took: self.started.elapsed(),
                 first_byte: self.first_byte,
@@ -180,7 +195,7 @@ impl Account {
         let ms = |time: Duration| time.as_millis() as u64;
         let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
         let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
-        let code = self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code());
+        let code = self.code();
         let target = match self.uri.authority() {
             Some(tunnel) if self.method == Method::CONNECT => tunnel.as_str(),
             _ => self.uri.path(),

@@ -31,6 +31,8 @@ use crate::inbound::backend::SlotsByAddress;
 use crate::inbound::backend::dial::Dialer;
 use crate::inbound::lists::ListsApi;
 use crate::listener::Connections;
+use crate::live;
+use crate::live::api::OwnSocket;
 use crate::metrics::METRICS;
 use crate::outbound;
 use crate::outbound::accept::{Outbound, OutboundListener};
@@ -179,6 +181,10 @@ impl Sidecar {
                 let upstream = Arc::new(Upstream::new(shared.nodes.clone(), None));
                 let worker = shared.worker(&config, &sockets, upstream.clone())?;
                 if number == 0 {
+                    if let Some(socket) = &sockets.own {
+                        let own = OwnSocket::new(config.mesh.node_name.clone(), upstream.clone());
+                        worker.serve(socket.try_clone()?, own, shared.admin.clone());
+                    }
                     upkeep = shared.upkeep(&config, &worker, upstream);
                 }
                 worker.start(number, shared.pulse.clone(), ended.clone())
@@ -190,6 +196,7 @@ impl Sidecar {
             let socket = socket.try_clone().map_err(StartError::Threads)?;
             tokio::spawn(socket.serve(admin, shared.admin.clone()));
         }
+        tokio::spawn(live::publish::publish(config.mesh.node_name.clone()));
         tracing::info!(
             target: "Mesh",
             "mesh-proxy ready node={} inbound={inbound} outbound={outbound} backend={}",
@@ -307,6 +314,7 @@ impl Sidecar {
         self.supervisor.stopping().await;
         self.upkeep.iter().for_each(AbortHandle::abort);
         self.shared.inbound.begin();
+        live::feed::close_inbound();
         self.report();
         let Shared { inbound, outbound, .. } = &self.shared;
         let told = self.shared.registry.clone();
@@ -347,6 +355,7 @@ impl Sidecar {
         for side in [inbound, outbound, admin] {
             side.begin();
         }
+        live::feed::close();
         tracing::info!(
             target: "Mesh",
             "upgraded: process {pid} takes all new work; {} finish here",

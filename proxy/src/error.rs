@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use http::StatusCode;
-use mesh_shared::{AgentName, NodeName, enrolment};
+use mesh_shared::{AgentName, NodeName, enrolment, live};
 
 /// Any error.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -131,6 +131,22 @@ pub enum ProxyError {
     )]
     RequestNotAllowed { by: String },
     #[error(
+        "peer {0} may not see what this node carries; if it should, name it in proxy.live.peers of this node's configuration"
+    )]
+    LivePeerNotNamed(String),
+    #[error(
+        "what another node carries is told to operators, on the socket of this sidecar (proxy.admin.socket): meshctl tap --node"
+    )]
+    LiveNotHere,
+    #[error(
+        "{most} readers follow what this node carries already; end one of them (meshctl top, tap or drain)"
+    )]
+    LiveFull { most: usize },
+    #[error(
+        "{0}.mesh does not tell what it carries: its mesh-proxy is of an older version, or of another kind"
+    )]
+    LiveUnknown(NodeName),
+    #[error(
         "the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?"
     )]
     BackendUnreachable { address: String, reason: String },
@@ -226,6 +242,10 @@ impl ProxyError {
             | Self::IdentityUnusable(_)
             | Self::PeerNotAllowed(_)
             | Self::RequestNotAllowed { .. }
+            | Self::LivePeerNotNamed(_)
+            | Self::LiveNotHere
+            | Self::LiveFull { .. }
+            | Self::LiveUnknown(_)
             | Self::BackendUnreachable { .. } => true,
         }
     }
@@ -253,7 +273,10 @@ impl ProxyError {
             | Self::UnknownNode(_)
             | Self::UnknownAgent(_)
             | Self::PeerNotAllowed(_)
-            | Self::RequestNotAllowed { .. } => Fault::Caller,
+            | Self::RequestNotAllowed { .. }
+            | Self::LivePeerNotNamed(_)
+            | Self::LiveNotHere
+            | Self::LiveFull { .. } => Fault::Caller,
             Self::NoRoster(_)
             | Self::PeerBusy { .. }
             | Self::PeerRefusedUs { .. }
@@ -268,6 +291,7 @@ impl ProxyError {
             | Self::PeerIdentityMismatch { .. }
             | Self::PeerUntrusted { .. }
             | Self::AgentNotCertified { .. }
+            | Self::LiveUnknown(_)
             | Self::PeerFailed { .. } => Fault::Peer,
             Self::AgentBusy { .. }
             | Self::DeadlineExceeded { .. }
@@ -292,13 +316,18 @@ impl ProxyError {
             Self::NotInMesh(_)
             | Self::BrowserRequest(_)
             | Self::PeerNotAllowed(_)
+            | Self::LivePeerNotNamed(_)
+            | Self::LiveNotHere
             | Self::RequestNotAllowed { .. } => G::PermissionDenied,
-            Self::ConnectNotSupported | Self::MethodNotAllowed { .. } => G::Unimplemented,
+            Self::ConnectNotSupported | Self::MethodNotAllowed { .. } | Self::LiveUnknown(_) => {
+                G::Unimplemented
+            }
             Self::BodyTooLarge { .. }
             | Self::TooManyRequests { .. }
             | Self::RateLimited { .. }
             | Self::ListsTooLarge { .. }
             | Self::CaBodyTooLarge { .. }
+            | Self::LiveFull { .. }
             | Self::ListsTooOften { .. } => G::ResourceExhausted,
             Self::BodyTooSlow { .. } | Self::DeadlineExceeded { .. } => G::DeadlineExceeded,
             Self::AgentBusy { .. }
@@ -385,6 +414,11 @@ impl ProxyError {
             }
             Self::PeerNotAllowed(_) => (S::FORBIDDEN, "peer_not_allowed", "Peer is not allowed"),
             Self::RequestNotAllowed { .. } => (S::FORBIDDEN, "request_not_allowed", "Request is not allowed"),
+            Self::LivePeerNotNamed(_) | Self::LiveNotHere => {
+                (S::FORBIDDEN, live::NOT_PERMITTED, "Live view is not permitted")
+            }
+            Self::LiveFull { .. } => (S::SERVICE_UNAVAILABLE, live::TOO_MANY_READERS, "Too many readers"),
+            Self::LiveUnknown(_) => (S::BAD_GATEWAY, live::UNSUPPORTED, "No live view"),
             Self::BackendUnreachable { .. } => {
                 (S::BAD_GATEWAY, "backend_unreachable", "Agent is unreachable")
             }

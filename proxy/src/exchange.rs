@@ -26,9 +26,10 @@ use crate::http::interim::Interim;
 use crate::http::pace::Allowance;
 use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;
+use crate::live::{LIVE, Place, Tries};
 use crate::metrics::{Held, METRICS, PeerMetrics, Side};
 use crate::trace::TraceContext;
-use crate::upstream::endpoint::Endpoint;
+use crate::upstream::Attempt;
 
 /// A request and its answer.
 pub struct Exchange {
@@ -36,6 +37,10 @@ pub struct Exchange {
     connection: Arc<Connection>,
     /// Where it is counted.
     counters: Arc<PeerMetrics>,
+    /// Where it was sent.
+    tries: Tries,
+    /// Where it is shown.
+    place: Option<Place>,
     deadline: Option<Deadline>,
     rules: Rules,
     /// What the exchange occupies: slots of connections, of the agent, of peers.
@@ -105,6 +110,8 @@ impl Exchange {
             ),
             connection: connection.clone(),
             counters: connection.counters.clone(),
+            tries: Tries::default(),
+            place: None,
             deadline: None,
             rules,
             held: SmallVec::new(),
@@ -160,12 +167,35 @@ impl Exchange {
         &mut self.account
     }
 
-    /// Notes who was tried last, if anybody, and how often in all.
-    pub fn tried(&mut self, endpoint: Option<&Endpoint>, attempts: u32) {
-        self.account.attempts = attempts;
-        if let Some(endpoint) = endpoint {
-            self.account.node = Some(endpoint.node().clone());
-            self.counters = endpoint.counters().clone();
+    /// Shows it among those in flight, once it is known whom it is for.
+    pub fn show(&mut self) {
+        self.place.get_or_insert_with(|| LIVE.enter(&self.connection.caller, &self.account));
+    }
+
+    /// Notes where it is sent, and how that fails.
+    pub fn tried(&mut self, attempt: Attempt<'_>) {
+        match attempt {
+            Attempt::To(endpoint) => {
+                self.account.attempts += 1;
+                self.account.node = Some(endpoint.node().clone());
+                self.counters = endpoint.counters().clone();
+                self.tries.begin(endpoint.node());
+            }
+            Attempt::Failed(error) => {
+                self.tries.failed(error.parts().1);
+                if !matches!(error, ProxyError::AgentNotCertified { .. }) {
+                    return;
+                }
+                // Nothing was sent there.
+                self.account.attempts -= 1;
+                if self.account.attempts == 0 {
+                    self.account.node = None;
+                    self.counters = self.connection.counters.clone();
+                }
+            }
+        }
+        if let Some(place) = &self.place {
+            place.sent_to(self.account.node.as_ref(), self.account.attempts);
         }
     }
 
@@ -233,7 +263,7 @@ impl Exchange {
         }
         // What follows a CONNECT that is granted may be anything.
         self.answers = self.account.method != Method::CONNECT || !response.status().is_success();
-        self.account.answered(response.status());
+        self.answered(response.status());
         self.account.traffic.answered.store(true, Ordering::Relaxed);
         self.account.traffic.interim.answered();
         if self.account.method == Method::HEAD {
@@ -249,9 +279,16 @@ impl Exchange {
         response.map(|body| body.watched(traffic, self, deadline, idle))
     }
 
+    fn answered(&mut self, status: StatusCode) {
+        self.account.answered(status);
+        if let Some(place) = &self.place {
+            place.answered(status.as_u16());
+        }
+    }
+
     /// The exchange goes on as a tunnel; what it is told at the end is how many bytes went each way.
     fn switched(mut self: Box<Self>) -> impl FnOnce(std::io::Result<(u64, u64)>) + Send + 'static {
-        self.account.answered(StatusCode::SWITCHING_PROTOCOLS);
+        self.answered(StatusCode::SWITCHING_PROTOCOLS);
         move |ended| {
             let traffic = &self.account.traffic;
             match ended {
@@ -356,5 +393,6 @@ impl Drop for Exchange {
         let end = self.account.end(self.connection.why_cut());
         self.counters.ended(self.account.agent_name(), &end.figures);
         self.account.write(&self.connection.caller, &end);
+        LIVE.leave(self.place.take(), &self.connection.caller, &self.account, &self.tries, end);
     }
 }

@@ -10,6 +10,8 @@
 //! Both hold what is known of a request in an [`exchange`], which ends with a line of the [`access_log`] and with
 //! [`metrics`]. Every error that a sidecar makes is in [`error`].
 //!
+//! [`live`] shows operators what is in flight and what has just ended.
+//!
 //! [`upkeep`] is what the sidecar asks other nodes for by itself, so that trust stays current.
 //!
 //! Each [`worker`] does all of this on one thread. [`roster::sync`] follows registryd; requests never wait for it.
@@ -31,6 +33,7 @@ pub mod http;
 pub mod inbound;
 pub mod io;
 pub mod listener;
+pub mod live;
 pub mod local_socket;
 pub mod metrics;
 pub mod outbound;

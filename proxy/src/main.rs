@@ -32,6 +32,10 @@ fn needs(config: &Config) -> Confinement {
     {
         needs = needs.writing(socket.parent().unwrap_or(socket));
     }
+    if config.proxy.admin.socket_is_named {
+        let socket = &config.proxy.admin.socket;
+        needs = needs.writing(socket.parent().unwrap_or(socket));
+    }
     for folder in files::folders(config) {
         needs = needs.writing(&folder);
     }

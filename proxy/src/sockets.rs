@@ -1,9 +1,11 @@
 //! The listening sockets that the configuration asks for: those that somebody hands over, the others bound here.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::{fs, io};
 
-use mesh_shared::config::{Config, ListenerTarget, OutboundListener};
-use mesh_shared::{AgentName, LocalAddr, LoopbackAddr};
+use mesh_shared::config::{Admin, Config, ListenerTarget, OutboundListener, SocketAccess};
+use mesh_shared::{AgentName, LocalAddr, LoopbackAddr, address};
 use socket2::Socket;
 
 use crate::listener::{Address, BindError, Listener, Users};
@@ -14,6 +16,9 @@ pub const INBOUND: &str = "inbound";
 pub const OUTBOUND: &str = "outbound";
 /// Name of the socket for `/healthz`, `/readyz` and `/metrics`.
 pub const ADMIN: &str = "admin";
+
+/// Permissions of the sidecar's own socket: its user and its group, which is that of the mesh's operators.
+const OWN_MODE: u32 = 0o660;
 
 /// A socket that listens already.
 #[derive(Debug)]
@@ -66,6 +71,8 @@ pub struct Sockets {
     pub listeners: Vec<LocalListener>,
     /// For supervisors.
     pub admin: Option<Listener>,
+    /// For operators of this host; `None` where it could not be had and nobody asked for it.
+    pub own: Option<Listener>,
 }
 
 impl Sockets {
@@ -99,8 +106,10 @@ impl Sockets {
                 .collect::<Result<_, BindError>>()?,
             admin: proxy
                 .admin
+                .listen
                 .map(|address| local(&mut given, ADMIN, address, "proxy.admin.listen"))
                 .transpose()?,
+            own: given.take_or_bind_own(&proxy.admin)?,
         };
         if let Err(error) = sockets.inbound.expect_peers(proxy.timeouts.unread) {
             tracing::warn!(target: "Mesh", "peers that vanish will be noticed late: {error}");
@@ -121,7 +130,7 @@ impl Sockets {
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &Listener> {
         let listeners = self.listeners.iter().map(|listener| &listener.socket);
-        [&self.inbound, &self.outbound].into_iter().chain(listeners).chain(&self.admin)
+        [&self.inbound, &self.outbound].into_iter().chain(listeners).chain(&self.admin).chain(&self.own)
     }
 }
 
@@ -155,6 +164,36 @@ impl Offer {
         }
     }
 
+    /// The sidecar's own socket. A mesh also starts without it, unless the configuration names it.
+    fn take_or_bind_own(&mut self, admin: &Admin) -> Result<Option<Listener>, BindError> {
+        const KEY: &str = "proxy.admin.socket";
+        let path = &admin.socket;
+        let access = SocketAccess { mode: OWN_MODE, group: None, users: None };
+        let opened = match self.take("", &Address::Unix(path.clone()), KEY) {
+            Some(taken) => taken,
+            None => {
+                if !admin.socket_is_named
+                    && let Some(folder) = path.parent()
+                {
+                    // The folder of the sidecar's state, which may not be there yet. What cannot be made shows below.
+                    let _ = fs::create_dir_all(folder);
+                }
+                match fits(path) {
+                    Ok(()) => Listener::bind_unix(path, &access, KEY),
+                    Err(error) => Err(BindError::new(Address::Unix(path.clone()), KEY, error)),
+                }
+            }
+        };
+        match opened {
+            Ok(socket) => Ok(Some(socket)),
+            Err(error) if admin.socket_is_named => Err(error),
+            Err(error) => {
+                tracing::warn!(target: "Mesh", "{error}; meshctl top, tap and drain --wait cannot look at this sidecar");
+                Ok(None)
+            }
+        }
+    }
+
     fn take(&mut self, name: &str, wanted: &Address, key: &str) -> Option<Result<Listener, BindError>> {
         let is_named = |given: &Given| {
             !name.is_empty() && given.name == name && given.address.tcp().is_some() == wanted.tcp().is_some()
@@ -169,6 +208,12 @@ impl Offer {
         }
         Some(Listener::adopt(socket, wanted.clone(), key))
     }
+}
+
+/// Whether a unix socket can have this path.
+fn fits(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    address::socket_path(&path.to_string_lossy()).map(drop).map_err(io::Error::other)
 }
 
 /// Whether both take the same connections; `::` takes IPv4 too.

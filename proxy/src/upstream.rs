@@ -98,22 +98,18 @@ pub struct Delivered {
     pub response: Response<Incoming>,
     /// Who answered.
     pub endpoint: Arc<Endpoint>,
-    /// How often the request was sent or about to be.
-    pub attempts: u32,
     /// How long it waited for a connection; `None`: there was one.
     pub connect: Option<Duration>,
     /// To be held until the answer has ended.
     pub slot: Slot,
 }
 
-/// A request that got no answer.
-pub struct Failed {
-    /// Why.
-    pub error: ProxyError,
-    /// Who was tried last.
-    pub endpoint: Option<Arc<Endpoint>>,
-    /// How often the request was sent or about to be.
-    pub attempts: u32,
+/// What becomes of a request on its way.
+pub enum Attempt<'a> {
+    /// It is sent, or about to be, to this node.
+    To(&'a Endpoint),
+    /// That failed; it may be sent again.
+    Failed(&'a ProxyError),
 }
 
 /// The places that a request takes, given back on drop.
@@ -220,10 +216,16 @@ impl Upstream {
     /// Sends a request to a node, whose name its connection has proved.
     ///
     /// Where that fails and it is certain that nobody processed any byte of it, it is sent again, to another node first.
+    /// `told` learns of each attempt when it begins and when it fails.
     ///
     /// # Errors
     /// Nobody can be reached, or whoever was failed before the answer.
-    pub async fn send(&self, target: Target, request: Request<RequestBody>) -> Result<Delivered, Failed> {
+    pub async fn send(
+        &self,
+        target: Target,
+        request: Request<RequestBody>,
+        mut told: impl FnMut(Attempt<'_>),
+    ) -> Result<Delivered, ProxyError> {
         let (mut parts, body) = request.into_parts();
         parts.headers.remove(HOST);
         let source = Source::new(body);
@@ -240,31 +242,27 @@ impl Upstream {
         let mut last = None;
         // Nodes whose certificates do not name the agent: for this request they do not host it.
         let (mut uncertified, mut renewals): (SmallVec<[NodeName; 1]>, _) = (SmallVec::new(), 0);
-        let failed = |error, tried: &[Arc<Endpoint>]| Failed {
-            error,
-            endpoint: tried.last().cloned(),
-            attempts: tried.len() as u32,
-        };
         loop {
-            let mut ways = self.ways_to(&target).map_err(|error| failed(error, &tried))?;
+            let mut ways = self.ways_to(&target)?;
             if !uncertified.is_empty() {
                 ways.retain(|way| !uncertified.contains(&way.route.node));
             }
             let picked = self.pick(&ways, &target, issued.as_ref(), &tried);
             let Some(Picked { way, others, at_home }) = picked else {
-                let error = last.unwrap_or_else(|| self.nobody(&target, &ways, &uncertified));
-                return Err(failed(error, &tried));
+                return Err(last.unwrap_or_else(|| self.nobody(&target, &ways, &uncertified)));
             };
             tried.push(way.endpoint.clone());
+            told(Attempt::To(&way.endpoint));
             let outcome = self.attempt(way, &message, others).await;
             let Unanswered { error, reason, renewed } = match outcome {
                 Ok((response, connect, slot)) => {
                     self.remember(&target, &response, &way.route.node).await;
-                    let (endpoint, attempts) = (way.endpoint.clone(), tried.len() as u32);
-                    return Ok(Delivered { response, endpoint, attempts, connect, slot });
+                    let endpoint = way.endpoint.clone();
+                    return Ok(Delivered { response, endpoint, connect, slot });
                 }
                 Err(unanswered) => unanswered,
             };
+            told(Attempt::Failed(&error));
             if let ProxyError::AgentNotCertified { .. } = &error {
                 // Nothing was sent, and no other attempt is lost by it.
                 tried.pop();
@@ -276,7 +274,7 @@ impl Upstream {
             }
             let elsewhere = ways.iter().any(|way| !way.is_among(&tried));
             let refusal = match again(&error) {
-                Again::Nowhere => return Err(failed(error, &tried)),
+                Again::Nowhere => return Err(error),
                 // The session lives there and nowhere else.
                 _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => {
                     Some(RetryRefusal::NoEndpoint)
@@ -291,7 +289,7 @@ impl Upstream {
             };
             if let Some(refusal) = refusal {
                 METRICS.not_retried(refusal);
-                return Err(failed(error, &tried));
+                return Err(error);
             }
             METRICS.retried(reason.unwrap_or_else(|| retry::reason(&error)));
             last = Some(error);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Longest path of a unix socket, in bytes: `sun_path` of unix(7) without its final NUL.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// A socket address on this host's loopback interface, by construction.
 ///
@@ -177,7 +177,11 @@ impl fmt::Display for LocalAddr {
 }
 
 /// A path at which a unix socket can be.
-fn socket_path(path: &str) -> Result<PathBuf, AddressError> {
+/// An absolute path that a unix socket can have.
+///
+/// # Errors
+/// It is relative, or too long for unix(7).
+pub fn socket_path(path: &str) -> Result<PathBuf, AddressError> {
     let is_path = path.starts_with('/') && path.len() <= MAX_SOCKET_PATH_BYTES && !path.contains('\0');
     if is_path { Ok(path.into()) } else { Err(AddressError::SocketPath(path.into())) }
 }

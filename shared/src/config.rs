@@ -18,8 +18,9 @@ use crate::address::LocalAddr;
 
 pub use mesh::{Discovery, Hosting, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
-    AgentIdentity, AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget, LocalUser,
-    Origin, Outbound, OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls, TlsVersion,
+    Admin, AgentIdentity, AgentServer, Backend, Group, HostHeader, Inbound, Limits, ListenerTarget,
+    LocalUser, Origin, Outbound, OutboundListener, Policy, Protocol, Proxy, SocketAccess, Timeouts, Tls,
+    TlsVersion,
 };
 pub use reference::reference;
 pub use registryd::{Dns, Registryd};
@@ -170,7 +171,10 @@ fn report_clashes(document: &yaml::Document<'_>, mesh: Option<&Mesh>, proxy: &Pr
             LocalAddr::Unix(path) => sockets.push((key, path)),
         }
     }
-    used.extend(proxy.admin.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
+    if proxy.admin.socket_is_named {
+        sockets.push(("proxy.admin.socket".to_owned(), &proxy.admin.socket));
+    }
+    used.extend(proxy.admin.listen.map(|admin| named("proxy.admin.listen", admin.socket_addr())));
     let ours = used.len();
     let backends = proxy.backend.addresses();
     for (key, address) in &backends {

@@ -26,6 +26,8 @@ pub const CONTENT_TYPE: &str = "application/x-ndjson";
 pub const NOT_PERMITTED: &str = "live_not_permitted";
 /// `code` where [`MAX_READERS`] read already (503).
 pub const TOO_MANY_READERS: &str = "live_too_many_readers";
+/// `code` where the node that is asked for by `?node=` has no live view (502).
+pub const UNSUPPORTED: &str = "live_unsupported";
 
 /// Readers of one sidecar at once.
 pub const MAX_READERS: usize = 16;
@@ -35,6 +37,10 @@ pub const MAX_IN_FLIGHT: usize = 500;
 pub const MAX_ENDED: usize = 1000;
 /// Characters of a path that are shown.
 pub const MAX_PATH_CHARS: usize = 200;
+/// Characters of a method that are shown.
+pub const MAX_METHOD_CHARS: usize = 32;
+/// Characters of a reason that are shown.
+pub const MAX_REASON_CHARS: usize = 500;
 /// Tries of one exchange that are shown.
 pub const MAX_TRIES: usize = 8;
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::enrolment::{BUNDLE_PATH, RENEW_PATH};
+use crate::live::MESH_LIVE;
 use crate::name::{AgentName, NodeName};
 use crate::registry::{Node, Status};
 
@@ -39,7 +40,7 @@ pub const CRL: &str = "/api/mesh/crl";
 /// On the mesh: whether a node is there.
 pub const PING: &str = "/api/mesh/ping";
 /// All paths on which the mesh itself answers peers.
-pub const OF_MESH: [&str; 7] = [PING, MESH, JOIN, AGENTS, CRL, RENEW_PATH, BUNDLE_PATH];
+pub const OF_MESH: [&str; 8] = [PING, MESH, JOIN, AGENTS, CRL, RENEW_PATH, BUNDLE_PATH, MESH_LIVE];
 /// All nodes, for agents and people.
 pub const NODES: &str = "/mesh/nodes";
 /// All agents with the nodes that host them.

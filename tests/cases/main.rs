@@ -40,6 +40,7 @@ mod hosting;
 mod interim;
 mod joining;
 mod joins;
+mod live;
 mod log;
 mod membership;
 mod meshctl;

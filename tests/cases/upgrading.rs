@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use mesh_tests::live::{self, Reader};
 use mesh_tests::mesh::{Mesh, Node, Plan};
 use mesh_tests::process::{self, Daemon, text};
 use mesh_tests::supervised::{self, Streams, Supervised};
@@ -269,6 +270,38 @@ async fn a_unix_socket_goes_over_with_the_requests_on_it() {
     assert_eq!(read(open).await, "to its end");
     assert!(it.node.proxy().exited().await.success());
     assert_eq!(read(get("/x")).await, "GET /x");
+}
+
+#[tokio::test]
+async fn the_live_view_is_told_by_the_new_process() {
+    let mesh = Mesh::new();
+    let mut it = Replaceable::start(&mesh, |plan| {
+        plan.with(|config| config["proxy"]["live"] = json!({"peers": ["ct111"]}))
+    })
+    .await;
+    let inode = fs::metadata(live::socket(&it.node)).unwrap().ino();
+    let mut own = Reader::open(&it.node, "/v1/live").await.unwrap();
+    let mut of_peer = Reader::of_peer(&mesh, "ct111", &it.node).await.unwrap();
+    let mut open = Streams::open(&it.node, "/nodes/ct110/stream", &it.node, 1).await;
+    open.flow().await;
+    own.in_flight("/stream").await;
+    of_peer.in_flight("/stream").await;
+    it.upgrade().await.unwrap();
+    // What the old one told ends, so that it waits for nobody who would read for ever.
+    mesh_tests::within("the old readers end", async {
+        while own.next().await.is_some() {}
+        while of_peer.next().await.is_some() {}
+    })
+    .await;
+    assert_eq!(fs::metadata(live::socket(&it.node)).unwrap().ino(), inode);
+    let mut again = Reader::open(&it.node, "/v1/live").await.unwrap();
+    again.next().await.unwrap();
+    assert_eq!(it.node.get("/nodes/ct110/x").await.status, 200);
+    again.ended("/x").await;
+    open.end().await;
+    assert!(it.node.proxy().exited().await.success());
+    assert_eq!(it.node.get("/nodes/ct110/y").await.status, 200);
+    again.ended("/y").await;
 }
 
 #[tokio::test]

@@ -75,7 +75,10 @@ fn fits_together(config: &Config) {
             LocalAddr::Unix(path) => paths.push(path),
         }
     }
-    addresses.extend(config.proxy.admin);
+    addresses.extend(config.proxy.admin.listen);
+    if config.proxy.admin.socket_is_named {
+        paths.push(&config.proxy.admin.socket);
+    }
     let mut addresses: Vec<_> = addresses.into_iter().map(LoopbackAddr::socket_addr).collect();
     for (key, backend) in config.proxy.backend.addresses() {
         let taken = backend.socket_addrs().find(|each| each.port() != 0 && addresses.contains(each));

@@ -11,6 +11,7 @@
 //! - [`fake_ca`]: the CA's process behind its socket
 //! - [`failover`]: an agent on several nodes of which some cannot be reached
 //! - [`supervised`]: a supervisor that keeps listening sockets, and load that must not notice
+//! - [`live`]: readers of the live view
 //! - [`tls`]: clients and servers that play the other sidecar
 //! - [`agent`]: the backend behind a node
 //! - [`recorder`]: an agent that reads every byte
@@ -31,6 +32,7 @@ pub mod etcd;
 pub mod failover;
 pub mod fake_ca;
 pub mod frames;
+pub mod live;
 pub mod loopback;
 pub mod mesh;
 pub mod network;

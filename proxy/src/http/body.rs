@@ -16,7 +16,7 @@ use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
 use crate::error::{BoxError, root_cause};
@@ -423,6 +423,12 @@ pub struct ResponseBody {
 enum Source {
     Own(Option<Bytes>),
     Passing(Incoming),
+    /// Made here while it is read.
+    Fed {
+        pieces: mpsc::Receiver<Bytes>,
+        /// Dropped with it.
+        _guard: Box<dyn Any + Send>,
+    },
 }
 
 /// What goes with an answer that belongs to an exchange.
@@ -448,6 +454,11 @@ impl ResponseBody {
     /// An answer that comes from elsewhere.
     pub fn passing(inner: Incoming) -> Self {
         Self { source: Source::Passing(inner), watched: None }
+    }
+
+    /// An answer made here piece by piece, which ends with whoever sends them. `guard` is dropped with it.
+    pub fn fed(pieces: mpsc::Receiver<Bytes>, guard: impl Any + Send) -> Self {
+        Self { source: Source::Fed { pieces, _guard: Box::new(guard) }, watched: None }
     }
 
     /// Notes in `traffic` what passes, and drops `guard` when the answer has passed or was given up. It is given up at
@@ -499,6 +510,9 @@ impl Body for ResponseBody {
         let polled = match &mut this.source {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Passing(inner) => Pin::new(inner).poll_frame(context),
+            Source::Fed { pieces, .. } => {
+                pieces.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+            }
         };
         let mut frame = match polled {
             Poll::Ready(frame) => frame,
@@ -527,6 +541,7 @@ impl Body for ResponseBody {
                     let ended = match &this.source {
                         Source::Own(bytes) => bytes.is_none(),
                         Source::Passing(inner) => inner.is_end_stream(),
+                        Source::Fed { .. } => false,
                     };
                     if ended {
                         passage.end(Ending::Complete);
@@ -546,6 +561,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Own(bytes) => bytes.is_none(),
             Source::Passing(inner) => inner.is_end_stream(),
+            Source::Fed { .. } => false,
         }
     }
 
@@ -553,6 +569,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Source::Passing(inner) => inner.size_hint(),
+            Source::Fed { .. } => SizeHint::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::error::ProxyError;
 use crate::http::headers::{MESH_ERROR, is_grpc};
 
 /// Whether the same request can be sent again without the work being done twice.
-const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
+pub const RETRYABLE: HeaderName = HeaderName::from_static("x-mesh-retryable");
 /// The same in the form that OpenAI's and Anthropic's SDKs obey; without it they repeat what failed with 5xx.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
+use mesh_shared::live::MESH_LIVE;
 use mesh_shared::local_api::{OF_MESH, PING};
 use mesh_shared::{enrolment, local_api};
 use serde::Serialize;
@@ -28,6 +29,8 @@ pub enum Endpoint {
     Ca,
     /// registryd, on the same path of its socket.
     Registry,
+    /// This sidecar: what it carries.
+    Live,
 }
 
 /// Whether a request hands a task to the agent, however its path is spelled.
@@ -46,6 +49,7 @@ pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, Pro
     let Some(path) = known(request.uri.path()) else { return Ok(None) };
     let (endpoint, allowed) = match path {
         PING => (Endpoint::Ping, "GET"),
+        MESH_LIVE => (Endpoint::Live, "GET"),
         local_api::CRL => (Endpoint::Lists, "GET and POST"),
         enrolment::BUNDLE_PATH => (Endpoint::Ca, "GET"),
         enrolment::RENEW_PATH => (Endpoint::Ca, "POST"),
@@ -67,6 +71,16 @@ pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, Pro
 /// Whether the mesh answers this path itself, with whatever method: no agent sees the request.
 pub fn is_of_mesh(request: &Parts) -> bool {
     !matches!(endpoint(request), Ok(None))
+}
+
+/// Whether this is a path of the mesh's own, however it is spelled.
+pub fn is_path_of_mesh(path: &str) -> bool {
+    known(path).is_some_and(|path| path != MESSAGE)
+}
+
+/// Whether what other nodes carry is asked for, however the path is spelled.
+pub fn asks_for_live_view(request: &Parts) -> bool {
+    known(request.uri.path()) == Some(MESH_LIVE)
 }
 
 /// Which of the paths that mean something here a server would take this one for.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use mesh_shared::AgentName;
 use mesh_shared::config::Config;
 use mesh_shared::policy::{Asked, Hosted};
+use mesh_shared::{AgentName, Identity, NodeName};
 
 use crate::access_log::Subject;
 use crate::ca_link::CaLink;
@@ -25,6 +25,7 @@ use crate::inbound::admission::Peer;
 use crate::inbound::backend::{Backend, SlotsByAddress};
 use crate::inbound::lists::ListsApi;
 use crate::inbound::mesh_api::{self, Endpoint};
+use crate::live;
 use crate::metrics::Direction;
 use crate::policy::{self, PolicyStore};
 use crate::roster::registryd::RegistryLink;
@@ -40,6 +41,8 @@ pub struct Pipeline {
     hosted: Hosted,
     rules: Rules,
     node: String,
+    /// The nodes that may see what this one carries.
+    live_peers: Vec<NodeName>,
     /// The agents that live here; others are not told apart.
     agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
@@ -72,6 +75,7 @@ impl Pipeline {
             node,
             agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
             default_agent,
+            live_peers: proxy.live_peers.clone(),
             preview_chars: proxy.task_preview_chars,
         }
     }
@@ -121,6 +125,7 @@ impl Pipeline {
         };
         let mut exchange = Box::new(Exchange::begin(connection, request, interim, subject, self.rules));
         exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
+        exchange.show();
         exchange
     }
 
@@ -137,6 +142,14 @@ impl Pipeline {
         };
         let rules = &self.policies.load().inbound.rules;
         policy::check(rules, Direction::Inbound, format_args!("peer.cn={}", peer.name()), parts, asked)
+    }
+
+    /// What this node carries, for the nodes that the configuration names. Fails closed.
+    fn live_view(&self, peer: &PeerIdentity) -> Result<Response<ResponseBody>, ProxyError> {
+        match peer.identity() {
+            Identity::Node(node) if self.live_peers.contains(node) => live::api::answer(Direction::Inbound),
+            _ => Err(ProxyError::LivePeerNotNamed(peer.name().into())),
+        }
     }
 
     /// Policy, the mesh's own paths, then the agent.
@@ -176,6 +189,7 @@ impl Pipeline {
                 exchange.account().routine = answer.status() == StatusCode::NOT_MODIFIED;
                 return Ok(answer);
             }
+            Some((Endpoint::Live, _)) => return self.live_view(peer),
             Some((Endpoint::Registry | Endpoint::Ca, _)) | None => {}
         }
         let mut response = match endpoint {

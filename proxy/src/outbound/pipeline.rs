@@ -228,6 +228,7 @@ impl Pipeline {
         exchange.pass_expectation(&mut parts.headers);
         let to = match destination {
             Destination::Registry => {
+                exchange.show();
                 let sent = self.registry.send(Request::from_parts(parts, body)).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
@@ -241,6 +242,10 @@ impl Pipeline {
                 Recipient::Agent(agent)
             }
         };
+        if mesh_api::asks_for_live_view(&parts) {
+            return Err(ProxyError::LiveNotHere);
+        }
+        exchange.show();
         let own_path = mesh_api::is_of_mesh(&parts);
         let session = parts.headers.get(headers::MESH_SESSION).cloned();
         let certified = match (self.hosting, &to) {
@@ -252,16 +257,14 @@ impl Pipeline {
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }
-        let delivered = self.upstream.send(target, Request::from_parts(parts, body)).await;
-        let delivered = delivered.map_err(|failed| {
-            exchange.tried(failed.endpoint.as_deref(), failed.attempts);
-            if let ProxyError::UnknownAgent(_) = failed.error {
+        let request = Request::from_parts(parts, body);
+        let delivered = self.upstream.send(target, request, |attempt| exchange.tried(attempt)).await;
+        let delivered = delivered.inspect_err(|error| {
+            if let ProxyError::UnknownAgent(_) = error {
                 // Not to be counted under a name that anybody may make up.
                 exchange.account().agent = None;
             }
-            failed.error
         })?;
-        exchange.tried(Some(&delivered.endpoint), delivered.attempts);
         exchange.account().connect = delivered.connect;
         exchange.hold(delivered.slot);
         let (mut response, node) = (delivered.response, delivered.endpoint.node());

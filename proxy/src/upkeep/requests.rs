@@ -78,8 +78,8 @@ impl Requests {
         let to = Recipient::Node(node.clone());
         let target = Target { to, session: None, certified: None, own_path: true, upgrade: false };
         let exchange = async {
-            let sent = self.upstream.send(target, request.map(RequestBody::own)).await;
-            let delivered = sent.map_err(|failed| AskError::Unsent(failed.error))?;
+            let sent = self.upstream.send(target, request.map(RequestBody::own), |_| {}).await;
+            let delivered = sent.map_err(AskError::Unsent)?;
             let (head, body) = delivered.response.into_parts();
             let body = Limited::new(body, most).collect().await;
             let body = body.map_err(|error| AskError::Unread(root_cause(&*error).to_string()))?.to_bytes();

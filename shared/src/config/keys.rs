@@ -574,6 +574,19 @@ pub const KEYS: &[Key] = &[
         "Where `/healthz`, `/readyz` and `/metrics` are served ([metrics](metrics.md)).",
     ),
     key(
+        "proxy.admin.socket",
+        Text(PATH),
+        Says("`admin.sock` in `proxy.state_dir`"),
+        "The unix socket, mode 0660, on which `meshctl top`, `tap` and `drain --wait` look at this sidecar ([operations](operations.md)).",
+    ),
+    section("proxy.live", "Who else may see what this sidecar carries."),
+    key(
+        "proxy.live.peers",
+        Texts(NODE),
+        Says("none"),
+        "Nodes whose operators may look at this sidecar from there (`meshctl tap --node`, `meshctl top --node`).",
+    ),
+    key(
         "proxy.crl_path",
         Text(PATH),
         Says("`crl.pem` beside `ca_path`, if it exists"),

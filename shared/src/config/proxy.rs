@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::yaml::{Section, repeated};
-use crate::address::{BackendAddr, LocalAddr, LoopbackAddr};
+use crate::address::{self, BackendAddr, LocalAddr, LoopbackAddr};
 use crate::enrolment::DEFAULT_SOCKET;
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
@@ -29,8 +29,10 @@ pub struct Proxy {
     pub timeouts: Timeouts,
     /// Which peers may come in.
     pub policy: Policy,
-    /// Where to serve `/healthz`, `/readyz` and `/metrics`; `None`: nowhere.
-    pub admin: Option<LoopbackAddr>,
+    /// Where supervisors and operators of this host ask the sidecar about itself.
+    pub admin: Admin,
+    /// The nodes whose sidecars may see what this one carries ([`crate::live`]).
+    pub live_peers: Vec<NodeName>,
     /// Revocation lists (PEM) to enforce in both directions; `None`: there are none.
     pub crl_path: Option<PathBuf>,
     /// Where the CA's process answers, if it runs on this host.
@@ -44,6 +46,17 @@ pub struct Proxy {
     pub threads: usize,
     /// How many characters of a task its log line shows; 0: none.
     pub task_preview_chars: usize,
+}
+
+/// Where supervisors and operators of this host ask the sidecar about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to serve `/healthz`, `/readyz` and `/metrics`; `None`: nowhere.
+    pub listen: Option<LoopbackAddr>,
+    /// The unix socket of the live view ([`crate::live`]).
+    pub socket: PathBuf,
+    /// Whether the configuration names it. Where it does not, the sidecar also starts without it.
+    pub socket_is_named: bool,
 }
 
 /// How strong a handshake has to be, in both directions.
@@ -503,9 +516,12 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     };
     policy.finish();
 
-    let admin = section.section("admin");
-    let admin_listen = admin.parsed("listen");
-    admin.finish();
+    let state_dir = section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from);
+    let admin = admin(section.section("admin"), &state_dir);
+
+    let live = section.section("live");
+    let live_peers = live.list("peers").unwrap_or_default();
+    live.finish();
 
     let log = section.section("log");
     let task_preview_chars = log.number("task_preview_chars").unwrap_or(100) as usize;
@@ -518,16 +534,32 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         limits: limits_read,
         timeouts: timeouts_read,
         policy: policy_read,
-        admin: admin_listen,
+        admin,
+        live_peers,
         crl_path: section.string("crl_path").map(PathBuf::from),
         ca_socket: section.string("ca_socket").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
         tls: tls(section.section("tls")),
-        state_dir: section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from),
+        state_dir,
         threads: section.number("threads").unwrap_or(1) as usize,
         task_preview_chars,
     };
     section.finish();
     proxy
+}
+
+fn admin(section: Section<'_>, state_dir: &Path) -> Admin {
+    let listen = section.parsed("listen");
+    let named = section.string("socket");
+    let socket = named.as_deref().and_then(|path| {
+        let path = address::socket_path(path.strip_prefix("unix:").unwrap_or(path));
+        path.map_err(|error| section.mistake("socket", error.to_string())).ok()
+    });
+    section.finish();
+    Admin {
+        listen,
+        socket_is_named: socket.is_some(),
+        socket: socket.unwrap_or_else(|| state_dir.join("admin.sock")),
+    }
 }
 
 fn tls(section: Section<'_>) -> Tls {

@@ -70,6 +70,9 @@ proxy:
         action: allow
   admin:
     listen: 127.0.0.1:3002
+    socket: /run/mesh-proxy/admin.sock
+  live:
+    peers: [ct111]
   log:
     task_preview_chars: 0
 registryd:
