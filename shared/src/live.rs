@@ -40,7 +40,7 @@ pub const MAX_PATH_CHARS: usize = 200;
 /// Characters of a method that are shown.
 pub const MAX_METHOD_CHARS: usize = 32;
 /// Characters of a reason that are shown.
-pub const MAX_REASON_CHARS: usize = 500;
+pub const MAX_REASON_CHARS: usize = 200;
 /// Tries of one exchange that are shown.
 pub const MAX_TRIES: usize = 8;
 
@@ -106,7 +106,7 @@ pub struct LiveExchange {
     pub agent: Option<AgentName>,
     /// The method.
     pub method: String,
-    /// The path without the query, at most [`MAX_PATH_CHARS`] characters; of a CONNECT, the host and port.
+    /// The path without the query, at most [`MAX_PATH_CHARS`] characters and `...`; of a CONNECT, the host and port.
     pub path: String,
     /// The trace that it belongs to: 32 hexadecimal digits (W3C Trace Context, section 3.2.2.3).
     #[serde(default, skip_serializing_if = "Option::is_none")]

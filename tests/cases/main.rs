@@ -47,6 +47,7 @@ mod meshctl;
 mod names;
 mod one_file_many_writers;
 mod one_reading;
+mod operating;
 mod outbound_errors;
 mod own_address;
 mod own_ttl;

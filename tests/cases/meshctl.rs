@@ -612,7 +612,7 @@ async fn a_daemon_that_hangs_is_given_up() {
 }
 
 /// Runs meshctl on a terminal of 60 columns. Its output and what it says on stderr come as one.
-fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
+pub fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
     if run(Command::new("sh").args(["-c", "command -v script"])).stdout.is_empty() {
         skipped("meshctl on a terminal: there is no script(1)");
         return None;
@@ -626,7 +626,7 @@ fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
 }
 
 /// What a terminal shows of a line.
-fn shown(line: &str) -> String {
+pub fn shown(line: &str) -> String {
     let mut shown = String::new();
     let mut rest = line.trim_end_matches('\r');
     while let Some((text, code)) = rest.split_once("\x1b[") {

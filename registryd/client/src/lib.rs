@@ -1,4 +1,5 @@
-//! HTTP to the daemons of this host: registryd's unix socket, mesh-proxy's outbound port, and agents' own servers.
+//! HTTP to the daemons of this host: registryd's unix socket, mesh-proxy's outbound port and unix socket, and agents' own
+//! servers.
 //! One request on a connection of its own, which ends with the answer.
 
 use std::fmt;
@@ -35,6 +36,8 @@ pub enum Daemon {
     Registryd(PathBuf),
     /// mesh-proxy, on its outbound port.
     Sidecar(SocketAddr),
+    /// mesh-proxy, on its own unix socket.
+    Admin(PathBuf),
     /// An agent's own server.
     Agent(SocketAddr),
 }
@@ -44,6 +47,7 @@ impl fmt::Display for Daemon {
         match self {
             Self::Registryd(path) => write!(f, "registryd on {}", path.display()),
             Self::Sidecar(address) => write!(f, "mesh-proxy on {address}"),
+            Self::Admin(path) => write!(f, "mesh-proxy on {}", path.display()),
             Self::Agent(address) => write!(f, "the agent on {address}"),
         }
     }
@@ -76,7 +80,7 @@ fn advice(daemon: &Daemon, error: &io::Error) -> &'static str {
             "not allowed: use sudo, or join the group that owns the socket (mesh)"
         }
         (Daemon::Registryd(_), _) => "is it running? systemctl status registryd",
-        (Daemon::Sidecar(_), _) => "is it running? systemctl status mesh-proxy",
+        (Daemon::Sidecar(_) | Daemon::Admin(_), _) => "is it running? systemctl status mesh-proxy",
         (Daemon::Agent(_), _) => "is it running?",
     }
 }
@@ -146,14 +150,14 @@ impl Daemon {
         (*request.method_mut(), *request.headers_mut()) = (method, headers);
         *request.uri_mut() = path.parse().map_err(|error| self.unexpected(path, format!("{error}")))?;
         let host = match self {
-            Self::Registryd(_) => "localhost".into(),
+            Self::Registryd(_) | Self::Admin(_) => "localhost".into(),
             Self::Sidecar(address) | Self::Agent(address) => address.to_string(),
         };
         if let Ok(host) = host.parse() {
             request.headers_mut().entry(HOST).or_insert(host);
         }
         match self {
-            Self::Registryd(socket) => {
+            Self::Registryd(socket) | Self::Admin(socket) => {
                 self.exchange(UnixStream::connect(socket).await.map_err(unreachable)?, request).await
             }
             Self::Sidecar(address) | Self::Agent(address) => {

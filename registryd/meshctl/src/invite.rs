@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use serde_json::json;
 
 use crate::output::{day, duration, print, print_json};
-use crate::{Failure, node_name};
+use crate::{Failure, node_name, time};
 
 /// Validity of a certificate that renews itself, in days.
 const ENROLLED_DAYS: u32 = 7;
@@ -44,7 +44,7 @@ pub struct InviteArgs {
     #[arg(long, value_name = "NAME", requires = "node")]
     san: Vec<String>,
     /// How long the invitation lasts, as in 90s, 15m, 2h or 1d
-    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = ttl)]
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = |text: &str| time(text, LONGEST))]
     ttl: Duration,
     /// Validity of the certificate in days; mesh-proxy renews it at half of that
     #[arg(long, default_value_t = ENROLLED_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
@@ -155,22 +155,6 @@ fn check_name(name: &str, identity: &Identity) -> Result<(), Failure> {
     }
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
-    let expected =
-        || format!("expected a time of at most 7 days, such as 90s, 15m, 2h or 1d, found {text:?}");
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(expected)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(expected()),
-    };
-    let number: u32 = number.parse().map_err(|_| expected())?;
-    let ttl = Duration::from_secs(u64::from(number) * seconds);
-    (Duration::from_secs(1)..=LONGEST).contains(&ttl).then_some(ttl).ok_or_else(expected)
-}
-
 /// Run by root, this goes on as the user that owns the CA's folder: what it writes must be that user's, and on NFS root
 /// may not write at all.
 fn become_owner(dir: &Path) -> Result<(), Failure> {
@@ -187,15 +171,6 @@ fn become_owner(dir: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_have_a_unit_and_a_limit() {
-        assert_eq!(ttl("15m"), Ok(Duration::from_secs(900)));
-        assert_eq!(ttl("7d"), Ok(LONGEST));
-        for bad in ["", "m", "15", "0s", "8d", "-1m", "1.5h", "15 m", "5µ"] {
-            assert!(ttl(bad).is_err(), "{bad:?} was accepted");
-        }
-    }
 
     #[test]
     fn names_of_others_are_told_before_anybody_joins() {

@@ -8,9 +8,11 @@ mod configuration;
 mod csr;
 mod demo;
 mod doctor;
+mod drain;
 mod hosts;
 mod invite;
 mod join;
+mod live;
 mod nodes;
 mod output;
 mod pages;
@@ -18,12 +20,15 @@ mod ping;
 mod policy;
 mod status;
 mod store;
+mod tap;
+mod top;
 mod upgrade;
 mod watch;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
@@ -63,6 +68,9 @@ Examples:
   meshctl nodes forget ct119               take a node that is gone for good out of the registry
   meshctl ping                             reach every node over mutual TLS
   meshctl doctor                           do registry and certificates agree on who hosts what?
+  meshctl top                              requests in flight, by peer and agent
+  meshctl tap --errors                     requests that fail, as they happen
+  meshctl drain --wait                     send no new tasks here, and wait for those under way
   meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
@@ -104,6 +112,14 @@ enum Command {
     Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
     Watch(Global),
+    /// Show what is in flight by peer and agent, with rates and times, drawn anew each second
+    Top(Asking<top::TopArgs>),
+    /// Show requests as they end: who, where to, status and time, never their content
+    Tap(Asking<tap::TapArgs>),
+    /// Announce that this node takes no new tasks, and wait for those under way; exit code 3 if they take too long
+    Drain(Asking<drain::DrainArgs>),
+    /// Announce that this node takes tasks again
+    Undrain(Global),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
     Hosts(Asking<hosts::HostsArgs>),
     /// Move the registry between mesh.json and etcd
@@ -145,6 +161,26 @@ struct Asking<A: clap::Args> {
 /// A node as people name it: `ct110` or `ct110.mesh`.
 fn node_name(text: &str) -> Result<NodeName, NameError> {
     NodeName::from_mesh_host(text).map_or_else(|| text.parse(), Ok)
+}
+
+/// A time as people say it: `90s`, `15m`, `2h` or `1d`, at most `longest`.
+fn time(text: &str, longest: Duration) -> Result<Duration, String> {
+    let days = longest.as_secs() / 86_400;
+    let expected = || {
+        let s = if days == 1 { "" } else { "s" };
+        format!("expected a time of at most {days} day{s}, such as 90s, 15m, 2h or 1d, found {text:?}")
+    };
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(expected)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let number: u32 = number.parse().map_err(|_| expected())?;
+    let time = Duration::from_secs(u64::from(number) * seconds);
+    (Duration::from_secs(1)..=longest).contains(&time).then_some(time).ok_or_else(expected)
 }
 
 /// An identity as people name it.
@@ -232,6 +268,10 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Doctor(global) => doctor::run(&global).await,
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
+        Command::Top(Asking { args, global }) => top::run(args, &global).await,
+        Command::Tap(Asking { args, global }) => tap::run(args, &global).await,
+        Command::Drain(Asking { args, global }) => drain::run(args, &global).await,
+        Command::Undrain(global) => drain::undo(&global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
         Command::Config(args) => configuration::run(&args),
@@ -282,6 +322,16 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn times_have_a_unit_and_a_limit() {
+        let longest = Duration::from_secs(7 * 86_400);
+        assert_eq!(time("15m", longest), Ok(Duration::from_secs(900)));
+        assert_eq!(time("7d", longest), Ok(longest));
+        for bad in ["", "m", "15", "0s", "8d", "-1m", "1.5h", "15 m", "5µ"] {
+            assert!(time(bad, longest).is_err(), "{bad:?} was accepted");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

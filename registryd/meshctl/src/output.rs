@@ -61,6 +61,27 @@ fn terminal_width() -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
+/// How many lines stdout shows, if it is a terminal that says so.
+pub fn terminal_height() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_row)).filter(|height| *height > 0)
+}
+
+/// A line without colours, cut where the terminal ends if stdout is one.
+pub fn cut(line: &str) -> String {
+    match terminal_width() {
+        Some(width) if line.chars().count() > width => {
+            line.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+        }
+        _ => line.into(),
+    }
+}
+
+/// `1 request`, `2 requests`.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A few colours of a terminal.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)] // the names say it

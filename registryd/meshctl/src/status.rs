@@ -47,27 +47,34 @@ enum Wanted {
 /// registryd is away or refuses the change.
 pub async fn run(args: StatusArgs, global: &Global) -> Result<ExitCode, Failure> {
     match args.change {
-        Some(Change::Set { status }) => set(status, global).await,
+        Some(Change::Set { status }) => {
+            let status = match status {
+                Wanted::Online => Status::Online,
+                Wanted::Updating => Status::Updating,
+            };
+            set(status, global).await?;
+            match global.json {
+                true => print_json(&json!({ "status": status }))?,
+                false => print(&format!("this node is {} from now on\n", status.as_str()))?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         None => show(global).await,
     }
 }
 
-async fn set(wanted: Wanted, global: &Global) -> Result<ExitCode, Failure> {
-    let status = match wanted {
-        Wanted::Online => Status::Online,
-        Wanted::Updating => Status::Updating,
-    };
+/// Makes this node `online` or `updating`; it stays that until the next change.
+///
+/// # Errors
+/// registryd is away or refuses the change.
+pub async fn set(status: Status, global: &Global) -> Result<(), Failure> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = json!(StatusChange { status }).to_string();
     let daemon = global.registryd()?;
     let answer = daemon.send(Method::PUT, STATUS, headers, Bytes::from(body)).await?;
     daemon.accepted(STATUS, answer)?;
-    match global.json {
-        true => print_json(&json!({ "status": status }))?,
-        false => print(&format!("this node is {} from now on\n", status.as_str()))?,
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 async fn show(global: &Global) -> Result<ExitCode, Failure> {

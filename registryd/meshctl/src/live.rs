@@ -1,0 +1,186 @@
+//! The live view of a sidecar (`mesh_shared::live`), read line by line from this host's own one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use mesh_shared::live::{EndedExchange, LIVE, LiveExchange, LiveUpdate};
+use mesh_shared::name::NodeName;
+use tokio::time::{sleep, timeout};
+
+use crate::output::one_line;
+use crate::{Failure, Global};
+use mesh_client::{Answer, ClientError, Daemon};
+
+/// Where mesh-proxy's socket is unless the configuration says otherwise.
+const DEFAULT_SOCKET: &str = "/var/lib/mesh-proxy/admin.sock";
+/// Lines come each second. After so long without one, something is wrong on the way.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Between two attempts to reach the sidecar again.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// More than the longest line of a sidecar.
+const MAX_LINE_BYTES: usize = 8 << 20;
+
+/// What a sidecar tells. Text that other hosts chose is tamed when it comes, so that it steers no terminal.
+pub struct Feed {
+    daemon: Daemon,
+    path: String,
+    body: Incoming,
+    unread: Vec<u8>,
+}
+
+impl Feed {
+    /// Asks this host's sidecar for what it carries, or for what the sidecar of `node` does.
+    ///
+    /// # Errors
+    /// The sidecar is away or too old, or the node does not permit it.
+    pub async fn open(node: Option<&NodeName>, global: &Global) -> Result<Self, Failure> {
+        let socket = global
+            .config()?
+            .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |config| config.proxy.admin.socket);
+        let daemon = Daemon::Admin(socket);
+        let path = match node {
+            Some(node) => format!("{LIVE}?node={node}"),
+            None => LIVE.into(),
+        };
+        let body = connect(&daemon, &path).await?;
+        Ok(Self { daemon, path, body, unread: Vec::new() })
+    }
+
+    /// The next line; `None` where the sidecar ends its answer, as when another process takes over from it.
+    ///
+    /// # Errors
+    /// The connection breaks or falls silent, or what comes is no line of a live view.
+    pub async fn next(&mut self) -> Result<Option<LiveUpdate>, ClientError> {
+        let mut searched = 0;
+        loop {
+            let end = self.unread[searched..].iter().position(|byte| *byte == b'\n');
+            if let Some(end) = end.map(|end| searched + end) {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                let update = serde_json::from_slice::<LiveUpdate>(&line);
+                let update = update.map_err(|error| self.unexpected(format!("other JSON ({error})")))?;
+                return Ok(Some(tame(update)));
+            }
+            searched = self.unread.len();
+            if searched > MAX_LINE_BYTES {
+                return Err(self.unexpected(format!("a line of more than {MAX_LINE_BYTES} bytes")));
+            }
+            let silent = |_| ClientError::Timeout { daemon: self.daemon.clone(), limit: SILENCE };
+            match timeout(SILENCE, self.body.frame()).await.map_err(silent)? {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.unread.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
+                Some(Err(source)) => {
+                    return Err(ClientError::Broken { daemon: self.daemon.clone(), source });
+                }
+            }
+        }
+    }
+
+    /// As [`Self::next`], for a command that goes on until it is interrupted: where the view ends, it is asked for again until
+    /// it comes, with a word on stderr.
+    pub async fn next_or_again(&mut self) -> LiveUpdate {
+        loop {
+            match self.next().await {
+                Ok(Some(update)) => return update,
+                // A newer process serves, or soon will.
+                Ok(None) => {}
+                Err(error) => eprintln!("meshctl: {}; trying again", one_line(&error.to_string())),
+            }
+            loop {
+                match connect(&self.daemon, &self.path).await {
+                    Ok(body) => {
+                        self.body = body;
+                        self.unread.clear();
+                        break;
+                    }
+                    Err(error) => {
+                        eprintln!("meshctl: {}; trying again", one_line(&error.to_string()));
+                        sleep(RECONNECT).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn unexpected(&self, what: String) -> ClientError {
+        self.daemon.unexpected(&self.path, what)
+    }
+}
+
+async fn connect(daemon: &Daemon, path: &str) -> Result<Incoming, ClientError> {
+    let (head, body) = daemon.open(Method::GET, path, HeaderMap::new(), Bytes::new()).await?.into_parts();
+    if head.status.is_success() {
+        return Ok(body);
+    }
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let status = head.status.to_string();
+    let refused = Answer { status: head.status, headers: head.headers, body };
+    daemon.accepted(path, refused).and(Err(daemon.unexpected(path, status)))
+}
+
+/// Names have their types; everything else may be any text.
+fn tame(mut update: LiveUpdate) -> LiveUpdate {
+    update.version = one_line(&update.version);
+    update.in_flight.iter_mut().for_each(tame_exchange);
+    for ended in &mut update.ended {
+        let EndedExchange { exchange, outcome, code, reason, tries, .. } = ended;
+        tame_exchange(exchange);
+        *outcome = one_line(outcome);
+        let errors = tries.iter_mut().filter_map(|tried| tried.error.as_mut());
+        for text in code.iter_mut().chain(reason).chain(errors) {
+            *text = one_line(text);
+        }
+    }
+    update
+}
+
+fn tame_exchange(exchange: &mut LiveExchange) {
+    let LiveExchange { peer, as_agent, method, path, trace_id, .. } = exchange;
+    let optional = [peer, as_agent, trace_id].into_iter().filter_map(Option::as_mut);
+    for text in optional.chain([method, path]) {
+        *text = one_line(text);
+    }
+}
+
+/// Who is at the other end: inbound the peer that calls, outbound the node that is called.
+pub fn other_end(exchange: &LiveExchange) -> &str {
+    exchange.peer.as_deref().or(exchange.node.as_ref().map(NodeName::as_str)).unwrap_or_default()
+}
+
+/// The agent that an exchange is for, or outbound, where it names none, the one that it is made as.
+pub fn agent(exchange: &LiveExchange) -> &str {
+    let agent = exchange.agent.as_ref().map(mesh_shared::AgentName::as_str);
+    agent.or(exchange.as_agent.as_deref()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_text_of_another_host_steers_the_terminal() {
+        let bad = "x\u{1b}[2J\u{9b}31m\n\u{202e}y";
+        let exchange = json!({
+            "id": 1, "direction": "inbound", "peer": bad, "asAgent": bad, "method": bad, "path": bad, "traceId": bad,
+            "beganMs": 1, "bytesIn": 0, "bytesOut": 0, "attempts": 0,
+        });
+        let mut ended = exchange.clone();
+        for key in ["outcome", "code", "reason"] {
+            ended[key] = bad.into();
+        }
+        ended["durationMs"] = 1.into();
+        ended["tries"] = json!([{"node": "ct111", "error": bad}]);
+        let update = json!({
+            "atMs": 1, "node": "ct110", "version": bad, "inFlight": [exchange], "inFlightTotal": 1, "ended": [ended],
+            "endedOmitted": 0,
+        });
+        let told = serde_json::to_string(&tame(serde_json::from_value(update).unwrap())).unwrap();
+        assert_eq!(told.matches("x [2J 31m  y").count(), 14, "{told}");
+        assert!(told.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{told}");
+    }
+}

@@ -1,0 +1,301 @@
+//! `meshctl tap`: access lines of a sidecar as they come, metadata only.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use mesh_shared::live::{Direction, EndedExchange};
+use mesh_shared::name::NodeName;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+use tokio::time::{Instant, timeout_at};
+
+use crate::live::{Feed, agent, other_end};
+use crate::output::{Colour, duration, is_terminal, paint, print, print_json_line};
+use crate::{Failure, Global, node_name, time};
+
+/// The longest `--for`.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl tap                              every request of this host that ends, from now on
+  meshctl tap --errors                     only those that went wrong, with the reason
+  meshctl tap --node ct111 --direction in  what comes in at ct111, if its proxy.live.peers names this node
+  meshctl tap --agent grok --path /api/message --status 5xx
+  meshctl tap --json --for 30s > half-a-minute.jsonl
+
+Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or does not permit it.";
+
+/// Arguments of `meshctl tap`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TapArgs {
+    /// The node to look at, as in ct111; this host's if none is given
+    #[arg(long, value_name = "NODE", value_parser = node_name)]
+    node: Option<NodeName>,
+    #[command(flatten)]
+    filter: Filter,
+    /// End after so many lines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this time, as in 30s, 5m or 1h
+    #[arg(long = "for", value_name = "TIME", value_parser = |text: &str| time(text, LONGEST))]
+    limit: Option<Duration>,
+}
+
+/// Which lines are shown: those that all of these match.
+#[derive(Debug, Args)]
+struct Filter {
+    /// Requests of peers to this node's agents, or of this node's programs to peers
+    #[arg(long, value_enum)]
+    direction: Option<Way>,
+    /// Who calls, as its certificate says, or the node that is called
+    #[arg(long, value_name = "NAME")]
+    peer: Option<String>,
+    /// The agent that is called, or that calls
+    #[arg(long, value_name = "AGENT")]
+    agent: Option<String>,
+    /// What the path begins with
+    #[arg(long, value_name = "PREFIX")]
+    path: Option<String>,
+    /// A status or a class of them, as in 404 or 5xx; none: no answer began
+    #[arg(long, value_name = "STATUS")]
+    status: Option<StatusFilter>,
+    /// Only status 400 and above, and answers that did not pass whole
+    #[arg(long)]
+    errors: bool,
+    /// Also what sidecars and registries say to each other by themselves, such as pings and joins
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Way {
+    In,
+    Out,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StatusFilter {
+    /// No answer began.
+    None,
+    /// The first digit.
+    Class(u16),
+    Exactly(u16),
+}
+
+impl FromStr for StatusFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let class =
+            |text: &str| text.strip_suffix("xx")?.parse().ok().filter(|class| (1..=5).contains(class));
+        let status = text.parse().ok().filter(|status| (100..=599).contains(status));
+        match (text, class(text), status) {
+            ("none", ..) => Ok(Self::None),
+            (_, Some(class), _) => Ok(Self::Class(class)),
+            (_, _, Some(status)) => Ok(Self::Exactly(status)),
+            _ => Err(format!("expected a status such as 404, a class such as 5xx, or none, found {text:?}")),
+        }
+    }
+}
+
+impl Filter {
+    fn admits(&self, ended: &EndedExchange) -> bool {
+        let exchange = &ended.exchange;
+        let way = match exchange.direction {
+            Direction::Inbound => Way::In,
+            Direction::Outbound => Way::Out,
+        };
+        let acts_as = exchange.as_agent.as_deref().and_then(|identity| identity.split('@').next());
+        let agents = [exchange.agent.as_ref().map(mesh_shared::AgentName::as_str), acts_as];
+        let status = exchange.status;
+        (self.all || !exchange.routine)
+            && self.direction.is_none_or(|wanted| wanted == way)
+            && self.peer.as_deref().is_none_or(|peer| other_end(exchange) == peer)
+            && self.agent.as_deref().is_none_or(|agent| agents.contains(&Some(agent)))
+            && self.path.as_deref().is_none_or(|prefix| exchange.path.starts_with(prefix))
+            && self.status.is_none_or(|wanted| match wanted {
+                StatusFilter::None => status.is_none(),
+                StatusFilter::Class(class) => status.is_some_and(|status| status / 100 == class),
+                StatusFilter::Exactly(exact) => status == Some(exact),
+            })
+            && (!self.errors || went_wrong(ended))
+    }
+}
+
+fn went_wrong(ended: &EndedExchange) -> bool {
+    ended.outcome != "complete" || ended.exchange.status.is_none_or(|status| status >= 400)
+}
+
+/// A line for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    /// Whose sidecar tells it.
+    told_by: &'a NodeName,
+    #[serde(flatten)]
+    ended: &'a EndedExchange,
+}
+
+/// Shows what ends, until there is enough of it or somebody interrupts.
+///
+/// # Errors
+/// The sidecar is away or does not permit it at the start.
+pub async fn run(args: TapArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let end = args.limit.map(|limit| Instant::now() + limit);
+    let mut feed = Feed::open(args.node.as_ref(), global).await?;
+    if is_terminal() && !global.json {
+        eprintln!("requests are shown when they have ended; Ctrl-C ends");
+    }
+    let mut left = args.count;
+    loop {
+        let update = match end {
+            Some(end) => match timeout_at(end, feed.next_or_again()).await {
+                Ok(update) => update,
+                Err(_) => return Ok(ExitCode::SUCCESS),
+            },
+            None => feed.next_or_again().await,
+        };
+        for ended in update.ended.iter().filter(|ended| args.filter.admits(ended)) {
+            match global.json {
+                true => print_json_line(&Line { told_by: &update.node, ended })?,
+                false => print(&line(ended))?,
+            }
+            if let Some(left) = &mut left {
+                *left -= 1;
+                if *left == 0 {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+        if update.ended_omitted > 0 {
+            eprintln!("meshctl: {} more ended that were not told", update.ended_omitted);
+        }
+    }
+}
+
+/// For people: when it ended, which way and between whom it went, and what came of it.
+fn line(ended: &EndedExchange) -> String {
+    let exchange = &ended.exchange;
+    let end_ms = i128::from(exchange.began_ms) + i128::from(ended.duration_ms);
+    let at = OffsetDateTime::from_unix_timestamp_nanos(end_ms * 1_000_000).ok();
+    let format = format_description!("[hour]:[minute]:[second]");
+    let at = at.and_then(|at| at.format(format).ok()).unwrap_or_default();
+    let (way, other) = (
+        match exchange.direction {
+            Direction::Inbound => "in ",
+            Direction::Outbound => "out",
+        },
+        other_end(exchange),
+    );
+    let who = match agent(exchange) {
+        "" => other.to_owned(),
+        agent => format!("{other} {agent}"),
+    };
+    let status = exchange.status.map_or_else(|| "---".into(), |status| status.to_string());
+    let status = match exchange.status {
+        Some(..400) if ended.outcome == "complete" => paint(Colour::Green, &status),
+        Some(400..500) => paint(Colour::Yellow, &status),
+        _ => paint(Colour::Red, &status),
+    };
+    let mut text = format!(
+        "{at}  {way}  {who:<24}  {status}  {:>8}  {} {}",
+        duration(ended.duration_ms),
+        exchange.method,
+        exchange.path
+    );
+    if ended.outcome != "complete" && ended.outcome != "error" {
+        text.push_str(&format!("  {}", ended.outcome));
+    }
+    if let Some(code) = &ended.code {
+        text.push_str(&format!("  {code}"));
+    }
+    if let Some(reason) = &ended.reason {
+        text.push_str(&format!(": {reason}"));
+    }
+    if ended.tries.len() > 1 {
+        let tries = ended.tries.iter().map(|tried| match &tried.error {
+            Some(error) => format!("{} ({error})", tried.node),
+            None => tried.node.to_string(),
+        });
+        text.push_str(&format!("  tried {}", tries.collect::<Vec<_>>().join(", ")));
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        filter: Filter,
+    }
+
+    fn ended() -> EndedExchange {
+        serde_json::from_value(json!({
+            "id": 1, "direction": "outbound", "asAgent": "opus@ct110", "node": "ct112", "agent": "grok", "method": "POST",
+            "path": "/api/message", "beganMs": 1_000, "status": 502, "bytesIn": 0, "bytesOut": 0, "attempts": 2,
+            "outcome": "error", "code": "peer_failed", "reason": "it broke", "durationMs": 1_500,
+            "tries": [{"node": "ct111", "error": "peer_unreachable"}, {"node": "ct112", "error": "peer_failed"}],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_line_is_shown_where_all_filters_match() {
+        let admits = |ended: &EndedExchange, arguments: &str| {
+            let arguments = ["tap"].into_iter().chain(arguments.split_whitespace());
+            Cli::try_parse_from(arguments).unwrap().filter.admits(ended)
+        };
+        let mut line = ended();
+        for matching in [
+            "",
+            "--direction out",
+            "--peer ct112",
+            "--agent grok",
+            "--agent opus",
+            "--path /api/",
+            "--status 5xx",
+            "--status 502",
+            "--errors",
+            "--errors --agent opus --status 5xx --direction out",
+        ] {
+            assert!(admits(&line, matching), "{matching}");
+        }
+        for other in
+            ["--direction in", "--peer ct111", "--agent hermes", "--path /x", "--status 4xx", "--status none"]
+        {
+            assert!(!admits(&line, other), "{other}");
+        }
+        line.exchange.routine = true;
+        assert!(!admits(&line, "") && admits(&line, "--all"));
+        (line.exchange.routine, line.exchange.status, line.outcome) = (false, Some(200), "complete".into());
+        assert!(!admits(&line, "--errors"));
+        line.outcome = "cut_by_upstream".into();
+        assert!(admits(&line, "--errors"));
+        line.exchange.status = None;
+        assert!(admits(&line, "--errors --status none"));
+        for bad in ["--status 6xx", "--status 99", "--status x", "--direction up"] {
+            assert!(Cli::try_parse_from(["tap"].into_iter().chain(bad.split(' '))).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_tells_what_came_of_it() {
+        assert_eq!(
+            line(&ended()),
+            "00:00:02  out  ct112 grok                502     2 s  POST /api/message  peer_failed: it broke  tried ct111 \
+             (peer_unreachable), ct112 (peer_failed)\n"
+        );
+    }
+}
