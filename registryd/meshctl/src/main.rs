@@ -6,6 +6,7 @@ mod ca;
 mod card;
 mod configuration;
 mod csr;
+mod dashboard;
 mod demo;
 mod doctor;
 mod drain;
@@ -18,6 +19,7 @@ mod output;
 mod pages;
 mod ping;
 mod policy;
+mod sse;
 mod status;
 mod store;
 mod tap;
@@ -71,6 +73,7 @@ Examples:
   meshctl top                              requests in flight, by peer and agent
   meshctl tap --errors                     requests that fail, as they happen
   meshctl drain --wait                     send no new tasks here, and wait for those under way
+  meshctl dashboard                        watch all of it in a browser
   meshctl policy explain opus@ct111 POST /api/message
   meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
 
@@ -120,6 +123,8 @@ enum Command {
     Drain(Asking<drain::DrainArgs>),
     /// Announce that this node takes tasks again
     Undrain(Global),
+    /// Show the mesh live on a web page of this host, for you alone
+    Dashboard(Asking<dashboard::DashboardArgs>),
     /// Print the mesh's names as a block for /etc/hosts, or keep it up to date there
     Hosts(Asking<hosts::HostsArgs>),
     /// Move the registry between mesh.json and etcd
@@ -272,6 +277,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Tap(Asking { args, global }) => tap::run(args, &global).await,
         Command::Drain(Asking { args, global }) => drain::run(args, &global).await,
         Command::Undrain(global) => drain::undo(&global).await,
+        Command::Dashboard(Asking { args, global }) => dashboard::run(args, &global).await,
         Command::Hosts(Asking { args, global }) => hosts::run(args, &global).await,
         Command::Store(Asking { args, global }) => store::run(args, &global).await,
         Command::Config(args) => configuration::run(&args),
