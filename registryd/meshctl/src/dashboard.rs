@@ -26,7 +26,7 @@ use crate::output::print;
 use crate::{Failure, Global};
 use guard::Guard;
 use server::Server;
-use sources::Sources;
+pub use sources::Sources;
 use view::View;
 
 /// Arguments of `meshctl dashboard`.
@@ -74,7 +74,7 @@ pub async fn run(args: DashboardArgs, global: &Global) -> Result<ExitCode, Failu
     let sources = Sources {
         registryd: global.registryd()?,
         outbound: Daemon::Sidecar(config.proxy.outbound.listen.socket_addr()),
-        sidecar: Daemon::Admin(config.proxy.state_dir.join("admin.sock")),
+        sidecar: Daemon::Admin(config.proxy.admin.socket),
     };
     let dashboard = Dashboard::bind(args.listen, Some(config.mesh.node_name), sources).await?;
     print(&format!("The dashboard is at\n    {}\n", dashboard.url()))?;

@@ -1,9 +1,10 @@
-//! `meshctl demo`: two nodes on this machine, a delegation between them, and two clients that are refused. The
-//! real daemons with real certificates, in a temporary folder.
+//! `meshctl demo`: two nodes on this machine, a delegation between them, and two clients that are refused; then a small
+//! mesh with traffic, and the dashboard that shows it. The real daemons with real certificates, in a temporary folder.
 
 pub mod agent;
 mod intruder;
 mod process;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use clap::Args;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
+use mesh_shared::address::LoopbackAddr;
 use mesh_shared::certificate::{self, TrustBundle};
 use mesh_shared::identity::Identity;
 use mesh_shared::local_api::{NODES, NodeView};
@@ -24,6 +26,7 @@ use rustls::pki_types::UnixTime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
+use crate::dashboard::{Dashboard, Sources};
 use crate::output::{Colour, paint, print};
 use mesh_ca::{Ca, Issued, KeyType, Order};
 use mesh_client::Daemon;
@@ -35,6 +38,9 @@ pub struct DemoArgs {
     /// End after the last step; exit code 0 only if all of it happened
     #[arg(long)]
     once: bool,
+    /// Print the dashboard's URL, and open no browser
+    #[arg(long)]
+    no_open: bool,
     /// Leave the temporary folder with configuration, certificates and logs
     #[arg(long)]
     keep: bool,
@@ -86,12 +92,13 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
         }
     };
     let played = async {
-        let result = play(folder.path(), &mut running).await;
-        if let (Ok(nodes), false) = (&result, args.once) {
-            print(&invitation(nodes, folder.path(), args.keep))?;
-            std::future::pending::<()>().await;
+        let mut steps = Steps::new(if args.once { 8 } else { 9 });
+        let mut stage = play(folder.path(), &mut steps, &mut running).await?;
+        if !args.once {
+            stage.grow(&mut steps, &mut running).await?;
+            live(&stage, &args).await?;
         }
-        result.map(|_| ()).map_err(DemoError::Step)
+        Ok(())
     };
     let result = tokio::select! {
         result = played => result,
@@ -138,15 +145,46 @@ enum DemoError {
     Interrupted,
 }
 
+impl From<String> for DemoError {
+    fn from(step: String) -> Self {
+        Self::Step(step)
+    }
+}
+
 impl From<std::io::Error> for DemoError {
     fn from(error: std::io::Error) -> Self {
         Self::Output(error)
     }
 }
 
-/// All steps; each says what it does before it does it.
-async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String> {
-    let mut steps = Steps::new(8);
+/// What the steps have set up.
+struct Stage {
+    folder: PathBuf,
+    programs: Programs,
+    ca: Ca,
+    nodes: Vec<Node>,
+}
+
+/// Keeps traffic going and serves the dashboard; does not return, unless the dashboard cannot be had.
+async fn live(stage: &Stage, args: &DemoArgs) -> Result<(), DemoError> {
+    let one = &stage.nodes[0];
+    let sources = Sources {
+        registryd: Daemon::Registryd(one.socket()),
+        outbound: Daemon::Sidecar(one.outbound),
+        sidecar: Daemon::Admin(one.folder.join("state/admin.sock")),
+    };
+    let dashboard = Dashboard::bind(LoopbackAddr::v4(0), one.name.parse().ok(), sources).await;
+    let dashboard = dashboard.map_err(|error| error.to_string())?;
+    print(&invitation(&stage.nodes, &stage.folder, dashboard.url(), args.keep))?;
+    let _opened = if args.no_open { None } else { dashboard.open() };
+    tokio::select! {
+        never = dashboard.serve() => match never {},
+        () = traffic::flow(&stage.nodes) => Ok(()),
+    }
+}
+
+/// The steps; each says what it does before it does it.
+async fn play(folder: &Path, steps: &mut Steps, running: &mut Running) -> Result<Stage, String> {
     let programs = Programs::find()?;
     let nodes = vec![Node::new("ct110", "opus", 110, folder)?, Node::new("ct111", "grok", 111, folder)?];
     let (one, two) = (&nodes[0], &nodes[1]);
@@ -163,19 +201,13 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
 
     steps.begin("an agent on each node: plain HTTP servers on loopback")?;
     for node in &nodes {
-        let (listen, outbound) = (node.backend.to_string(), node.outbound.to_string());
-        let arguments = ["demo-agent", "--name", node.agent, "--listen", &listen, "--outbound", &outbound];
-        node.start(node.agent, &programs.meshctl, &arguments, running)?;
-        running.get(&node.process(node.agent))?.line(&["listens on"]).await?;
+        node.start_agent(&programs, running).await?;
     }
     steps.done(&format!("opus on {}, grok on {}", one.backend, two.backend))?;
 
     steps.begin("mesh-proxy and registryd on each node, one mesh.json for both")?;
     for node in &nodes {
-        let config = node.config_path().display().to_string();
-        for (name, program) in [("registryd", &programs.registryd), ("mesh-proxy", &programs.mesh_proxy)] {
-            node.start(name, program, &["--config", &config], running)?;
-        }
+        node.start_daemons(&programs, running)?;
     }
     for node in &nodes {
         running.get(&node.process("mesh-proxy"))?.line(&["mesh-proxy ready"]).await?;
@@ -183,15 +215,8 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
     steps.done(&format!("peers meet on {} and {}", one.inbound, two.inbound))?;
 
     steps.begin("the nodes find each other")?;
-    for (node, other) in [(one, two), (two, one)] {
-        let registryd = Daemon::Registryd(node.socket());
-        eventually(&format!("registryd on {} hears of {}", node.name, other.name), async || {
-            let nodes: Vec<NodeView> = registryd.read(NODES).await.map_err(|error| error.to_string())?;
-            let there = |view: &NodeView| view.node.name == other.name && view.node.status == Status::Online;
-            nodes.iter().any(there).then_some(()).ok_or_else(|| format!("{} is not online", other.name))
-        })
-        .await?;
-    }
+    one.hears_of(two).await?;
+    two.hears_of(one).await?;
     for (node, other) in [(one, two), (two, one)] {
         let sidecar = Daemon::Sidecar(node.outbound);
         let path = format!("/agents/{}/api/mesh/ping", other.agent);
@@ -240,7 +265,27 @@ async fn play(folder: &Path, running: &mut Running) -> Result<Vec<Node>, String>
     for process in &mut running.processes {
         process.runs()?;
     }
-    Ok(nodes)
+    Ok(Stage { folder: folder.into(), programs, ca, nodes })
+}
+
+impl Stage {
+    /// Adds nodes, one of them another host of an agent that there is already.
+    async fn grow(&mut self, steps: &mut Steps, running: &mut Running) -> Result<(), String> {
+        steps.begin("two more nodes, and everyday traffic between all of them")?;
+        let Self { folder, programs, ca, nodes } = self;
+        for (name, agent, last) in [("ct112", "scribe", 112), ("ct113", "grok", 113)] {
+            let node = Node::new(name, agent, last, folder)?;
+            node.write_config(folder, ca, &issue(ca, &node)?)?;
+            node.start_agent(programs, running).await?;
+            node.start_daemons(programs, running)?;
+            nodes.push(node);
+        }
+        for node in &nodes[2..] {
+            running.get(&node.process("mesh-proxy"))?.line(&["mesh-proxy ready"]).await?;
+            nodes[0].hears_of(node).await?;
+        }
+        steps.done("scribe on ct112, and grok on ct113 as well")
+    }
 }
 
 fn issue(ca: &Ca, node: &Node) -> Result<Issued, String> {
@@ -336,6 +381,33 @@ impl Node {
         Ok(())
     }
 
+    async fn start_agent(&self, programs: &Programs, running: &mut Running) -> Result<(), String> {
+        let (listen, outbound) = (self.backend.to_string(), self.outbound.to_string());
+        let arguments = ["demo-agent", "--name", self.agent, "--listen", &listen, "--outbound", &outbound];
+        self.start(self.agent, &programs.meshctl, &arguments, running)?;
+        running.get(&self.process(self.agent))?.line(&["listens on"]).await?;
+        Ok(())
+    }
+
+    fn start_daemons(&self, programs: &Programs, running: &mut Running) -> Result<(), String> {
+        let config = self.config_path().display().to_string();
+        for (name, program) in [("registryd", &programs.registryd), ("mesh-proxy", &programs.mesh_proxy)] {
+            self.start(name, program, &["--config", &config], running)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until this node's registryd knows that the other one is there.
+    async fn hears_of(&self, other: &Self) -> Result<(), String> {
+        let registryd = Daemon::Registryd(self.socket());
+        eventually(&format!("registryd on {} hears of {}", self.name, other.name), async || {
+            let nodes: Vec<NodeView> = registryd.read(NODES).await.map_err(|error| error.to_string())?;
+            let there = |view: &NodeView| view.node.name == other.name && view.node.status == Status::Online;
+            nodes.iter().any(there).then_some(()).ok_or_else(|| format!("{} is not online", other.name))
+        })
+        .await
+    }
+
     fn write_config(&self, folder: &Path, ca: &Ca, issued: &Issued) -> Result<(), String> {
         let Self { name, agent, outbound, backend, .. } = self;
         let (ip, port) = (self.inbound.ip(), self.inbound.port());
@@ -346,7 +418,9 @@ impl Node {
              key_path: {}\n  agent_channel_port: {port}\n  storage_dir: {}\n  heartbeat_interval_ms: 2000\n  \
              stale_threshold_ms: 7000\n  advertise_host: {ip}\n\
              proxy:\n  inbound: {{address: {ip}}}\n  outbound: {{listen: \"{outbound}\"}}\n  \
-             backend: {{address: \"{backend}\"}}\n  state_dir: {}\n\
+             backend: {{address: \"{backend}\"}}\n  state_dir: {}\n  \
+             # The dashboard is ct110's.\n  live: {{peers: [ct110]}}\n  \
+             policy: {{rules: [{{path: /api/admin/**, action: deny}}, {{action: allow}}]}}\n\
              registryd:\n  agents: [{agent}]\n  socket: {}\n  \
              # Nobody answers there, so the hosts in mesh.json count and never a real ct111.mesh.\n  \
              dns: {{upstream: [\"{ip}:9\"]}}\n",
@@ -394,7 +468,7 @@ fn show(text: &str) -> Result<(), String> {
     print(text).map_err(|error| format!("cannot write the output: {error}"))
 }
 
-fn invitation(nodes: &[Node], folder: &Path, keep: bool) -> String {
+fn invitation(nodes: &[Node], folder: &Path, dashboard: &str, keep: bool) -> String {
     let meshctl = std::env::current_exe().unwrap_or_else(|_| "meshctl".into());
     let (meshctl, folder) = (meshctl.display(), folder.display());
     let (one, two) = (&nodes[0], &nodes[1]);
@@ -405,7 +479,10 @@ fn invitation(nodes: &[Node], folder: &Path, keep: bool) -> String {
     let removed = if keep { "" } else { " and removes the folder" };
     format!(
         "
-Both nodes are up. In another terminal, on ct110's outbound port, as opus would:
+The mesh at work, in a browser; only this URL opens it:
+  {dashboard}
+
+All nodes are up. In another terminal, on ct110's outbound port, as opus would:
   by agent:
     curl -sS http://{outbound}/agents/grok/api/message {json}
   with the mesh as HTTP proxy:

@@ -59,7 +59,7 @@ const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 
 const EXAMPLES: &str = "\
 Examples:
-  meshctl demo                             two nodes on this machine, to see it work
+  meshctl demo                             a small mesh on this machine, to see it work
   meshctl ca init                          make the mesh's certificate authority
   meshctl invite ct112                     on the CA's host: one command for a host that is to join
   sudo meshctl join <token>                there: key, certificate, configuration, start
@@ -143,7 +143,7 @@ enum Command {
     ///
     /// The key stays on this host. Neither the request nor the certificate is secret.
     Csr(csr::CsrArgs),
-    /// Run two nodes on this machine and show a delegation between them
+    /// Run a small mesh on this machine, and show what it does
     Demo(demo::DemoArgs),
     /// Print completions of this command line for a shell
     Completions(pages::CompletionsArgs),

@@ -58,6 +58,8 @@ impl Now {
 pub enum Source {
     /// Nothing is known of it yet.
     Connecting,
+    /// As many are read as can be at once.
+    Waiting,
     /// It answers.
     Live,
     /// It is there, and will not tell this node.

@@ -123,11 +123,16 @@
     cut_by_sidecar: "the sidecar ended it",
     error: "the sidecar answered with an error",
   };
+  // What went wrong, in a word or two.
+  function fault(ended) {
+    if (ended.code) return ended.code;
+    return ended.outcome === "complete" ? "agent" : ended.outcome.replaceAll("_", " ");
+  }
   function why(ended) {
     if (ended.reason) return ended.reason;
     if (ended.code) return CODES[ended.code] || "the sidecar gives this code";
     if (OUTCOMES[ended.outcome]) return OUTCOMES[ended.outcome];
-    return ended.status >= 500 ? "the agent answered with this error" : "";
+    return ended.status >= 500 ? "its server answered with this error" : "";
   }
 
   // ---- Requests: the two sidecars' accounts of one exchange are one hop
@@ -160,7 +165,7 @@
   function calleeName(hop) {
     const agent = agentName(hop);
     if (agent && hop.to) return `${agent}@${hop.to}`;
-    return agent || hop.to || "nowhere";
+    return agent || hop.to || "no node";
   }
   const hopFailed = (hop) => Boolean((hop.caller && hop.caller.failed) || (hop.callee && hop.callee.failed));
   // The one that refused knows why.
@@ -289,7 +294,7 @@
         render: () => [
           between(hop),
           make("time", { class: "end soft" }, clock(row.seenMs)),
-          make("span", { class: "soft" }, make("span", { class: "text-bad" }, foreign(row.code || row.outcome)), ": ", foreign(why(row))),
+          make("span", { class: "soft" }, make("span", { class: "text-bad" }, foreign(fault(row))), ": ", foreign(why(row))),
           make("span", { class: "end" }, badge(row.status ? String(row.status) : "none", "bad")),
         ],
       };
@@ -330,7 +335,7 @@
   }
 
   const FEEDS = {
-    live: ["read live", "good"], notPermitted: ["not permitted", ""], away: ["no live view", "warn"], connecting: ["connecting", ""],
+    live: ["read live", "good"], notPermitted: ["not permitted", ""], away: ["no live view", "warn"], connecting: ["connecting", ""], waiting: ["not read", ""],
   };
   function feedOf(node) {
     if (node.status === "offline" && !node.local) return ["–", ""];
@@ -553,6 +558,9 @@
       $("census").setAttribute("aria-label", order.map((word) => [word, census.filter((each) => each === word).length]).filter(([, count]) => count).map(([word, count]) => `${count} ${word}`).join(", "));
       $("census").replaceChildren(...census.map((status) => make("i", { class: status })));
     }
+    const agents = mesh ? mesh.agents.length : 0;
+    const read = nodes.filter((node) => node.feed && node.feed.state === "live").length;
+    set($("views"), nodes.length ? `${plural(agents, "agent")}, ${plural(read, "live view")} read` : "");
     const known = nodes.filter((node) => node.certificateEnds).sort((a, b) => a.certificateEnds - b.certificateEnds);
     const note = known.length ? [`${ends(known[0])[0]} until the first certificate ends`, known[0].name] : ["No certificate has been seen yet", ""];
     const text = note.filter(Boolean).join(" · ");
@@ -564,7 +572,7 @@
 
   // ---- The map
 
-  const map = { places: new Map(), mode: "card", edges: [], elements: new Map(), size: "", colours: null, order: [], shift: 0, version: "" };
+  const map = { places: new Map(), mode: "card", edges: [], elements: new Map(), size: "", colours: null, order: [], pointed: null, version: "" };
 
   function mapNodes() {
     const nodes = state.mesh ? [...state.mesh.nodes] : [];
@@ -789,6 +797,18 @@
     return context;
   }
 
+  // Those of the node that is pointed at or focused stand out; where there are many, all others stay back.
+  const many = () => map.edges.length > 60;
+  function visible(edge) {
+    if (!edge.shown) return 0.15;
+    if (map.pointed) return edge.from === map.pointed || edge.to === map.pointed ? 1.6 : many() ? 0.12 : 0.45;
+    return many() ? 0.45 : 1;
+  }
+  function pointAt(name) {
+    if (map.pointed === name) return;
+    map.pointed = name;
+    drawEdges();
+  }
   // Once a second; only the pulses move in between.
   function drawEdges() {
     const c = (map.colours = map.colours || colours());
@@ -802,11 +822,11 @@
       context.lineWidth = edge.wide;
       context.setLineDash(edge.rate ? [] : edge.inFlight ? [1, 5] : []);
       context.strokeStyle = c.accent;
-      context.globalAlpha = (edge.rate ? 0.5 : edge.inFlight ? 0.75 : 0.16) * (edge.shown ? 1 : 0.2);
+      context.globalAlpha = Math.min(1, (edge.rate ? 0.5 : edge.inFlight ? 0.75 : 0.16) * visible(edge));
       if (edge.bad < 0.999) line();
       if (edge.bad > 0) {
         context.strokeStyle = c.bad;
-        context.globalAlpha = edge.shown ? 0.8 : 0.2;
+        context.globalAlpha = Math.min(1, 0.8 * visible(edge));
         context.setLineDash([7, 6 + 16 * (1 - edge.bad)]);
         line();
       }
@@ -860,6 +880,7 @@
     const dots = { accent: new Path2D(), bad: new Path2D() };
     for (const edge of map.edges) {
       if (!edge.shown || (!edge.rate && !edge.inFlight)) continue;
+      if (map.pointed && many() && edge.from !== map.pointed && edge.to !== map.pointed) continue;
       const slow = !edge.rate;
       const period = slow ? TRAVEL_S * 2 : TRAVEL_S;
       const many = slow ? 1 : Math.max(1, Math.min(map.mode === "tiny" ? 3 : 7, Math.round(edge.rate * TRAVEL_S * 0.8)));
@@ -904,8 +925,13 @@
     const node = event.target.closest(".node");
     if (node) openNode(node.dataset.name, node);
   });
+  const nodeAt = (event) => { const node = event.target.closest && event.target.closest(".node"); return node ? node.dataset.name : null; };
+  $("nodes").addEventListener("pointerover", (event) => pointAt(nodeAt(event)));
+  $("nodes").addEventListener("pointerleave", () => pointAt(null));
+  $("nodes").addEventListener("focusout", () => pointAt(null));
   $("nodes").addEventListener("focusin", (event) => {
     const node = event.target.closest(".node");
+    pointAt(node ? node.dataset.name : null);
     if (node) for (const [, each] of map.elements) each.setAttribute("tabindex", each === node ? "0" : "-1");
   });
   $("nodes").addEventListener("keydown", (event) => {
@@ -1011,7 +1037,7 @@
     const bad = culprit(main);
     const parts = [];
     parts.push(facts(
-      ["Result", bad ? make("span", { class: "text-bad" }, foreign(`${bad.status || "no answer"} ${bad.code || bad.outcome}: ${why(bad)}`))
+      ["Result", bad ? make("span", { class: "text-bad" }, foreign(`${bad.status || "no answer"}, ${fault(bad)}: ${why(bad)}`))
         : row.durationMs === undefined ? (row.status ? `${row.status}, streaming` : "waiting for the answer") : foreign(`${row.status || "no answer"}, ${row.outcome.replaceAll("_", " ")}`)],
       ["Took", row.durationMs === undefined ? `${span(row.ageMs)} so far` : span(row.durationMs)],
       ["Began", `${clock(row.beganMs)}.${String(row.beganMs % 1000).padStart(3, "0")}`],
@@ -1034,15 +1060,15 @@
       const list = tries && (tries.length > 1 || tries[0].error) ? make("div", { class: "tries" }, ...tries.map((each, i) => make("div", null, `${i + 1}. `, foreign(each.node), each.error ? make("span", { class: "text-bad" }, ": ", foreign(each.error)) : ": answered"))) : null;
       const failed = caller.failed && !callee;
       steps.push(step(failed || !hop.to ? "bad" : "mutual", make("span", null, "mesh-proxy on ", foreign(hop.from)),
-        [caller.attempts > 1 ? `${caller.attempts} attempts` : null, caller.connectMs !== undefined ? `${span(caller.connectMs)} for a new connection` : "on a connection that it had"].filter(Boolean).join(", "),
-        list, caller.failed ? make("span", { class: "text-bad" }, foreign(`${caller.code || caller.outcome}: ${why(caller)}`)) : null));
+        [caller.attempts > 1 ? `${caller.attempts} attempts` : null, caller.connectMs !== undefined ? `${span(caller.connectMs)} for a new connection` : "on a connection that was open already"].filter(Boolean).join(", "),
+        list, caller.failed ? make("span", { class: "text-bad" }, foreign(`${fault(caller)}: ${why(caller)}`)) : null));
     } else {
       steps.push(step("unknown", make("span", null, "the sidecar of ", foreign(hop.from)), "does not show this node what it carries"));
     }
     if (!hop.to) return make("ol", { class: "way" }, ...steps);
     if (callee) {
       steps.push(step(callee.failed && callee.code ? "bad" : "", make("span", null, "mesh-proxy on ", foreign(hop.to)), make("span", null, "verified the peer as ", foreign(callee.peer || "?"), ", over mutual TLS"),
-        callee.failed ? make("span", { class: "text-bad" }, foreign(`${callee.code || callee.outcome}: ${why(callee)}`)) : null));
+        callee.failed ? make("span", { class: "text-bad" }, foreign(`${fault(callee)}: ${why(callee)}`)) : null));
     } else {
       steps.push(step("unknown", make("span", null, "the sidecar of ", foreign(hop.to)), "has not told of it: it does not show this node what it carries, or was not reached"));
     }
@@ -1096,6 +1122,8 @@
       if (feed && feed.state === "notPermitted") {
         parts.push(section("Live view", make("p", null, "This node may not see what ", foreign(name), " carries. To change that, add this to ", foreign(name), "'s configuration and reload its mesh-proxy:"),
           make("pre", { class: "mono" }, `proxy:\n  live: {peers: [${state.mesh.node}]}`)));
+      } else if (feed && feed.state === "waiting") {
+        parts.push(section("Live view", make("p", null, "As many live views are read as can be at once. Of this node's traffic, what passes the others is shown.")));
       } else if (feed && feed.state === "away") {
         parts.push(section("Live view", make("p", null, foreign(feed.detail))));
       }

@@ -30,10 +30,10 @@ const MAX_RETRY: Duration = Duration::from_secs(15);
 const MAX_RETRY_OWN: Duration = Duration::from_secs(2);
 /// A node that does not permit it has to be configured and reloaded before it will.
 const RETRY_NOT_PERMITTED: Duration = Duration::from_secs(30);
-/// Live views of other nodes that are read at once.
+/// Nodes whose live views are asked for.
 const MAX_FEEDS: usize = 500;
-/// Of them, those that are being asked for.
-const MAX_OPENING: usize = 16;
+/// Live views that are read at once: the sidecar has 64 places for all readers on this host.
+const MAX_READ: usize = 48;
 
 /// Where to ask.
 #[derive(Debug, Clone)]
@@ -49,16 +49,16 @@ pub struct Sources {
 impl Sources {
     /// Keeps the view up to date; does not return.
     pub async fn follow(self, view: Arc<View>) {
-        let opening = Arc::new(Semaphore::new(MAX_OPENING));
+        let places = Arc::new(Semaphore::new(MAX_READ));
         tokio::join!(
-            self.follow_registry(&view, &opening),
+            self.follow_registry(&view, &places),
             self.follow_changes(&view),
             self.follow_certificates(&view),
-            follow_feed(view.clone(), self.sidecar.clone(), Teller::Own, opening.clone()),
+            follow_feed(view.clone(), self.sidecar.clone(), Teller::Own, places.clone()),
         );
     }
 
-    async fn follow_registry(&self, view: &Arc<View>, opening: &Arc<Semaphore>) {
+    async fn follow_registry(&self, view: &Arc<View>, places: &Arc<Semaphore>) {
         let mut tasks = JoinSet::new();
         let mut feeds: HashMap<NodeName, AbortHandle> = HashMap::new();
         loop {
@@ -83,9 +83,9 @@ impl Sources {
                     });
                     for node in wanted {
                         feeds.entry(node.clone()).or_insert_with(|| {
-                            let (view, sidecar, opening) =
-                                (view.clone(), self.sidecar.clone(), opening.clone());
-                            tasks.spawn(follow_feed(view, sidecar, Teller::Peer(node), opening))
+                            let (view, sidecar, places) =
+                                (view.clone(), self.sidecar.clone(), places.clone());
+                            tasks.spawn(follow_feed(view, sidecar, Teller::Peer(node), places))
                         });
                     }
                 }
@@ -130,7 +130,7 @@ impl Sources {
     }
 }
 
-async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, opening: Arc<Semaphore>) {
+async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, places: Arc<Semaphore>) {
     let node = match &teller {
         Teller::Own => None,
         Teller::Peer(node) => Some(node),
@@ -138,11 +138,12 @@ async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, opening: 
     let longest = if node.is_some() { MAX_RETRY } else { MAX_RETRY_OWN };
     let mut pause = RETRY;
     loop {
-        // Closed never.
-        let turn = opening.acquire().await;
-        let opened = Feed::open(&sidecar, node).await;
-        drop(turn);
-        let ended = match opened {
+        if node.is_some() && places.available_permits() == 0 {
+            view.with(|model, _| model.source(teller.clone(), Source::Waiting));
+        }
+        // This host's own comes first; closed never.
+        let place = if node.is_some() { places.acquire().await.ok() } else { None };
+        let ended = match Feed::open(&sidecar, node).await {
             Err(source) => source,
             Ok(mut feed) => loop {
                 match feed.next().await {
@@ -154,6 +155,7 @@ async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, opening: 
                 }
             },
         };
+        drop(place);
         let wait = if matches!(ended, Source::NotPermitted { .. }) { RETRY_NOT_PERMITTED } else { pause };
         view.with(|model, _| model.source(teller.clone(), ended));
         sleep(wait).await;

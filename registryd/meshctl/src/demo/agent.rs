@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Args;
+use futures_util::stream;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,6 +28,15 @@ use crate::output::print;
 use mesh_client::Daemon;
 
 const MAX_BODY_BYTES: usize = 10 << 20;
+/// The longest that an agent thinks, and the longest story, in words.
+const MAX_THINKING_MS: u64 = 5_000;
+const MAX_WORDS: u64 = 200;
+/// Between two words of a story.
+const WORD: Duration = Duration::from_millis(500);
+/// Of the trace that a request belongs to (W3C Trace Context); an agent passes it on to what it asks others.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Arguments of the hidden `meshctl demo-agent`.
 #[derive(Debug, Clone, Args)]
@@ -65,13 +76,49 @@ pub async fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn answer(agent: &AgentArgs, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(agent: &AgentArgs, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
+    if (request.method(), path) == (&Method::POST, "/api/message") {
+        return take_task(agent, request).await;
+    }
+    let number = |prefix| path.strip_prefix(prefix).and_then(|rest| rest.parse::<u64>().ok());
+    let text = "text/plain; charset=utf-8";
+    if let Some(ms) = number("/api/think/") {
+        tokio::time::sleep(Duration::from_millis(ms.min(MAX_THINKING_MS))).await;
+        return reply(StatusCode::OK, text, format!("{} has thought about it\n", agent.name));
+    }
+    if let Some(words) = number("/api/story/") {
+        return story(words.min(MAX_WORDS));
+    }
+    if path == "/api/flaky" {
+        return reply(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            text,
+            format!("{} cannot do that today\n", agent.name),
+        );
+    }
+    let told = format!("I am {}; POST a MessageRequest to /api/message\n", agent.name);
+    reply(StatusCode::NOT_FOUND, text, told)
+}
+
+/// Server-sent events, as models stream their answers.
+fn story(words: u64) -> Response<Body> {
+    let words = stream::unfold(0, move |told| async move {
+        if told == words {
+            return None;
+        }
+        tokio::time::sleep(if told == 0 { Duration::ZERO } else { WORD }).await;
+        Some((Ok(Frame::data(Bytes::from(format!("data: {{\"word\":{told}}}\n\n")))), told + 1))
+    });
+    let mut response = Response::new(StreamBody::new(words).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+async fn take_task(agent: &AgentArgs, request: Request<Incoming>) -> Response<Body> {
     let start = Instant::now();
     let peer = request.headers().get(PEER_CN).and_then(|cn| cn.to_str().ok()).map(str::to_owned);
-    if (request.method(), request.uri().path()) != (&Method::POST, "/api/message") {
-        let text = format!("I am {}; POST a MessageRequest to /api/message\n", agent.name);
-        return reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", text);
-    }
+    let trace = request.headers().get(TRACEPARENT).cloned();
     let body = match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => return reply(StatusCode::BAD_REQUEST, "text/plain", format!("{error}\n")),
@@ -87,7 +134,7 @@ async fn answer(agent: &AgentArgs, request: Request<Incoming>) -> Response<Full<
     let _ = print(&format!("from {} on {from}: {:?}\n", message.from_agent, message.message));
     let delegated = message.message.strip_prefix('@').and_then(|rest| rest.split_once(' '));
     let response = match delegated {
-        Some((to, task)) => match delegate(agent, to, task, &message).await {
+        Some((to, task)) => match delegate(agent, to, task, &message, trace).await {
             Ok(answer) => answer,
             Err(error) => {
                 return reply(StatusCode::BAD_GATEWAY, "text/plain; charset=utf-8", format!("{error}\n"));
@@ -114,6 +161,7 @@ async fn delegate(
     to: &str,
     task: &str,
     request: &MessageRequest,
+    trace: Option<HeaderValue>,
 ) -> Result<MessageResponse, Failure> {
     let task = MessageRequest {
         from_agent: agent.name.to_string(),
@@ -124,6 +172,9 @@ async fn delegate(
     };
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(trace) = trace {
+        headers.insert(TRACEPARENT, trace);
+    }
     let body = serde_json::to_vec(&task).map_err(io::Error::other)?;
     let path = format!("/agents/{to}/api/message");
     let sidecar = Daemon::Sidecar(agent.outbound);
@@ -132,8 +183,8 @@ async fn delegate(
     Ok(serde_json::from_slice(&answer.body).map_err(io::Error::other)?)
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
