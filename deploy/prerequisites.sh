@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing for building (no argument), for building and testing ("test"), for Debian packages ("package"),
-# for testing those ("packages"), for tests/manifests.sh ("manifests"), or for tests/sdk.sh ("sdk").
+# for testing those ("packages"), for tests/manifests.sh ("manifests"), tests/sdk.sh ("sdk") or tests/dashboard.sh ("dashboard").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
@@ -17,8 +17,9 @@ case "$what" in
   packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;
   manifests) need=(python3:python3) ;;
   sdk) need=(curl:curl python3:python3) ;;
+  dashboard) need=(node:nodejs npm:npm chromium:chromium) ;;
   *)
-    echo "usage: $0 [build|test|package|packages|manifests|sdk]" >&2
+    echo "usage: $0 [build|test|package|packages|manifests|sdk|dashboard]" >&2
     exit 2
     ;;
 esac
@@ -88,7 +89,7 @@ fi
 for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
   [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
 done
-[[ "$what" = sdk || "$what" = manifests ]] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
+[[ "$what" = sdk || "$what" = manifests || "$what" = dashboard ]] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
 # Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The
@@ -101,7 +102,7 @@ if [ "$what" = sdk ] && ! command -v nginx >/dev/null && [ ! -e "$tools/sdk/ngin
   unpack "$tools/sdk/nginx" nginx
 fi
 
-if [[ "$what" != sdk && "$what" != manifests ]] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+if [[ "$what" != sdk && "$what" != manifests && "$what" != dashboard ]] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
   echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
   exit 1
 fi

@@ -798,11 +798,11 @@
   }
 
   // Those of the node that is pointed at or focused stand out; where there are many, all others stay back.
-  const many = () => map.edges.length > 60;
+  const crowded = () => map.edges.length > 60;
   function visible(edge) {
     if (!edge.shown) return 0.15;
-    if (map.pointed) return edge.from === map.pointed || edge.to === map.pointed ? 1.6 : many() ? 0.12 : 0.45;
-    return many() ? 0.45 : 1;
+    if (map.pointed) return edge.from === map.pointed || edge.to === map.pointed ? 1.6 : crowded() ? 0.12 : 0.45;
+    return crowded() ? 0.45 : 1;
   }
   function pointAt(name) {
     if (map.pointed === name) return;
@@ -880,7 +880,7 @@
     const dots = { accent: new Path2D(), bad: new Path2D() };
     for (const edge of map.edges) {
       if (!edge.shown || (!edge.rate && !edge.inFlight)) continue;
-      if (map.pointed && many() && edge.from !== map.pointed && edge.to !== map.pointed) continue;
+      if (map.pointed && crowded() && edge.from !== map.pointed && edge.to !== map.pointed) continue;
       const slow = !edge.rate;
       const period = slow ? TRAVEL_S * 2 : TRAVEL_S;
       const many = slow ? 1 : Math.max(1, Math.min(map.mode === "tiny" ? 3 : 7, Math.round(edge.rate * TRAVEL_S * 0.8)));
@@ -921,20 +921,20 @@
     }
   }
 
-  $("nodes").addEventListener("click", (event) => {
+  $("map").addEventListener("click", (event) => {
     const node = event.target.closest(".node");
     if (node) openNode(node.dataset.name, node);
   });
   const nodeAt = (event) => { const node = event.target.closest && event.target.closest(".node"); return node ? node.dataset.name : null; };
-  $("nodes").addEventListener("pointerover", (event) => pointAt(nodeAt(event)));
-  $("nodes").addEventListener("pointerleave", () => pointAt(null));
-  $("nodes").addEventListener("focusout", () => pointAt(null));
-  $("nodes").addEventListener("focusin", (event) => {
+  $("map").addEventListener("pointerover", (event) => pointAt(nodeAt(event)));
+  $("map").addEventListener("pointerleave", () => pointAt(null));
+  $("map").addEventListener("focusout", () => pointAt(null));
+  $("map").addEventListener("focusin", (event) => {
     const node = event.target.closest(".node");
     pointAt(node ? node.dataset.name : null);
     if (node) for (const [, each] of map.elements) each.setAttribute("tabindex", each === node ? "0" : "-1");
   });
-  $("nodes").addEventListener("keydown", (event) => {
+  $("map").addEventListener("keydown", (event) => {
     const node = event.target.closest(".node");
     if (!node) return;
     if (event.key === "Enter" || event.key === " ") {
