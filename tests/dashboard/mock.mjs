@@ -9,6 +9,9 @@ const DAY_S = 86400;
 const AGENTS = ["opus", "grok", "local", "gemini", "scribe", "coder", "search", "critic"];
 const PATHS = ["/api/message", "/v1/chat/completions", "/mcp", "/api/tasks/summary", "/v1/responses"];
 
+// A sidecar and registryd check these themselves.
+const isName = (text) => /^[a-z0-9-]+$/.test(text);
+
 // The same mesh each time.
 function random(seed) {
   let state = seed;
@@ -30,9 +33,10 @@ export class Mock {
     this.nodes = nodes || Array.from({ length: count }, (_, i) => this.node(`ct${110 + i}`, [AGENTS[i % AGENTS.length]]));
     if (this.nodes.length) this.nodes[0].local = true;
     this.flows = [];
-    for (const [i, from] of this.nodes.entries()) {
-      for (let k = 0; k < (count > 20 ? 2 : 2); k += 1) {
-        const to = this.nodes[(i * 7 + k * 3 + 1 + Math.floor(this.next() * this.nodes.length)) % this.nodes.length];
+    const callable = this.nodes.filter((each) => isName(each.name) && each.agents.every(isName));
+    for (const [i, from] of callable.entries()) {
+      for (let k = 0; k < 2; k += 1) {
+        const to = callable[(i * 7 + k * 3 + 1 + Math.floor(this.next() * callable.length)) % callable.length];
         if (to && to !== from) this.flows.push({ from: from.name, to, weight: 0.2 + this.next() * 2 });
       }
     }
@@ -132,7 +136,7 @@ export class Mock {
     if (where === "/mesh/nodes") return json(this.nodes);
     if (where === "/mesh/agents") {
       const agents = new Map();
-      for (const node of this.nodes) for (const name of node.agents) agents.set(name, [...(agents.get(name) || []), { node: node.name, status: node.status, local: node.local }]);
+      for (const node of this.nodes.filter((each) => isName(each.name))) for (const name of node.agents) agents.set(name, [...(agents.get(name) || []), { node: node.name, status: node.status, local: node.local }]);
       return json([...agents].map(([name, nodes]) => ({ name, nodes })));
     }
     if (where === "/v1/status") {
@@ -176,7 +180,7 @@ export class Mock {
     answer.setHeader("content-type", "application/json");
     const soon = Math.floor(Date.now() / 1000);
     const nodes = this.nodes.map((node, i) => ({ node: node.name, agents: node.agents, seenAt: soon, notAfter: soon + (node.days ?? 61 + ((i * 37) % 300)) * DAY_S + 3600 }));
-    answer.end(JSON.stringify({ certified: false, nodes: nodes.filter((each) => /^[a-z0-9-]+$/.test(each.node)) }));
+    answer.end(JSON.stringify({ certified: false, nodes: nodes.filter((each) => isName(each.node)) }));
   }
 }
 

@@ -1,6 +1,5 @@
 //! `meshctl dashboard`: the mesh on a web page, for the user who started it and for nobody else on this host.
 
-mod feed;
 mod guard;
 mod history;
 mod model;

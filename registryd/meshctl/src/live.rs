@@ -41,7 +41,14 @@ impl Feed {
         let socket = global
             .config()?
             .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |config| config.proxy.admin.socket);
-        let daemon = Daemon::Admin(socket);
+        Ok(Self::of(Daemon::Admin(socket), node).await?)
+    }
+
+    /// As [`Self::open`], of a sidecar whose socket is known.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn of(daemon: Daemon, node: Option<&NodeName>) -> Result<Self, ClientError> {
         let path = match node {
             Some(node) => format!("{LIVE}?node={node}"),
             None => LIVE.into(),

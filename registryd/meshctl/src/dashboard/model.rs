@@ -63,10 +63,7 @@ pub enum Source {
     /// It answers.
     Live,
     /// It is there, and will not tell this node.
-    NotPermitted {
-        /// In its words.
-        detail: String,
-    },
+    NotPermitted,
     /// It does not answer as it should.
     Away {
         /// Why, and what to do.

@@ -455,10 +455,11 @@
 
   // ---- Charts
 
+  const charts = new WeakMap();
   function chart(place, label, lines, steps, step, shape) {
     const version = JSON.stringify([label, step, lines.map((line) => [...line.points])]);
-    if (place.dataset.version === version) return;
-    place.dataset.version = version;
+    if (charts.get(place) === version) return;
+    charts.set(place, version);
     const width = 300;
     const height = 58;
     const from = step - steps + 1;
@@ -1016,9 +1017,9 @@
   }
   function fill(children, version) {
     const body = $("details-body");
-    if (body.dataset.version === version && body.childElementCount) return;
+    if (state.detailsShown === version && body.childElementCount) return;
     const focused = body.contains(document.activeElement) && document.activeElement.dataset.go;
-    body.dataset.version = version;
+    state.detailsShown = version;
     body.replaceChildren(...children);
     if (focused) {
       const again = [...body.querySelectorAll("[data-go]")].find((each) => each.dataset.go === focused);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use mesh_client::{ClientError, Daemon};
+use mesh_shared::live::NOT_PERMITTED;
 use mesh_shared::local_api::{
     AgentView, CERTIFICATES, DaemonStatus, NODES, NodeView, ROSTER_AGENTS, STATUS, SeenCertificates,
 };
@@ -15,9 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
-use crate::dashboard::feed::Feed;
 use crate::dashboard::model::{Source, Teller};
 use crate::dashboard::view::View;
+use crate::live::Feed;
 use crate::sse::{self, Events};
 
 /// Between two questions about nodes and agents, and about this node.
@@ -143,22 +144,31 @@ async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, places: A
         }
         // This host's own comes first; closed never.
         let place = if node.is_some() { places.acquire().await.ok() } else { None };
-        let ended = match Feed::open(&sidecar, node).await {
-            Err(source) => source,
+        let ended = match Feed::of(sidecar.clone(), node).await {
+            Err(error) => unread(error),
             Ok(mut feed) => loop {
                 match feed.next().await {
-                    Ok(update) => {
+                    Ok(Some(update)) => {
                         pause = RETRY;
                         view.with(|model, now| model.update(teller.clone(), update, now));
                     }
-                    Err(source) => break source,
+                    // Another process takes over, or it stops.
+                    Ok(None) => break Source::away("its live view has ended; asking again"),
+                    Err(error) => break unread(error),
                 }
             },
         };
         drop(place);
-        let wait = if matches!(ended, Source::NotPermitted { .. }) { RETRY_NOT_PERMITTED } else { pause };
+        let wait = if matches!(ended, Source::NotPermitted) { RETRY_NOT_PERMITTED } else { pause };
         view.with(|model, _| model.source(teller.clone(), ended));
         sleep(wait).await;
         pause = (pause * 2).min(longest);
+    }
+}
+
+fn unread(error: ClientError) -> Source {
+    match error {
+        ClientError::Problem(problem) if problem.code == NOT_PERMITTED => Source::NotPermitted,
+        error => Source::away(error),
     }
 }
