@@ -33,7 +33,25 @@ async fn the_demo_shows_a_delegation_and_two_refusals_and_cleans_up() {
     let mut staying = Daemon::start("demo", &mut demo());
     staying.wait_log(&["Ctrl-C"]).await;
     let invitation = staying.log();
-    let invitation = invitation.iter().skip_while(|line| !line.starts_with("Both nodes are up"));
+    let dashboard = invitation.iter().find(|line| line.contains("/?token=")).expect("the dashboard's URL");
+    let refused = run(std::process::Command::new("curl").args([
+        "-sS",
+        "--max-time",
+        "20",
+        dashboard.trim().split('?').next().unwrap(),
+    ]));
+    assert!(text(&refused.stdout).contains("This is the dashboard of a mesh"), "{refused:?}");
+    let page = run(std::process::Command::new("curl").args([
+        "-sS",
+        "--max-time",
+        "20",
+        "-L",
+        "-c",
+        "-",
+        dashboard.trim(),
+    ]));
+    assert!(text(&page.stdout).contains("<title>Mesh</title>"), "{page:?}");
+    let invitation = invitation.iter().skip_while(|line| !line.starts_with("All nodes are up"));
     let commands: Vec<&str> = invitation.filter_map(|line| line.strip_prefix("    ")).collect();
     let mut tried = 0;
     for (part, fails, told) in [

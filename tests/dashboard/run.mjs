@@ -37,6 +37,7 @@ async function eventually(what, look, ms = PATIENCE_MS) {
       const found = await look();
       if (found) return found;
     } catch (error) {
+      if (error.final) throw error;
       last = error.message;
     }
     if (Date.now() > until) throw new Error(`not within ${ms / 1000} s: ${what}. ${last}`);
@@ -45,7 +46,7 @@ async function eventually(what, look, ms = PATIENCE_MS) {
 }
 const url = (child) => eventually("the URL is printed", () => {
   const found = /http:\/\/\S+\?token=\w+/.exec(child.output);
-  if (!found && child.exitCode !== null) throw new Error(child.output);
+  if (!found && child.exitCode !== null) throw Object.assign(new Error(`it has ended: ${child.output}`), { final: true });
   return found && found[0];
 });
 const dashboard = (config) => start("meshctl", ["dashboard", "--no-open", "--config", config]);
@@ -111,7 +112,7 @@ async function theDemo() {
     demo.child = start("meshctl", ["demo", "--no-open"], { TMPDIR: folder });
     demo.url = await url(demo.child);
     demo.folder = path.join(folder, fs.readdirSync(folder).find((name) => name.startsWith("mesh-demo-")));
-    demo.outbound = await eventually("the demo tells how to call", () => /http:\/\/127\.0\.0\.110:\d+/.exec(demo.child.output)?.[0]);
+    demo.outbound = await eventually("the demo tells how to call", () => /http:\/\/127\.\d+\.\d+\.110:\d+/.exec(demo.child.output)?.[0]);
   }
   return demo;
 }

@@ -161,6 +161,7 @@ impl From<std::io::Error> for DemoError {
 struct Stage {
     folder: PathBuf,
     programs: Programs,
+    addresses: Addresses,
     ca: Ca,
     nodes: Vec<Node>,
 }
@@ -185,8 +186,9 @@ async fn live(stage: &Stage, args: &DemoArgs) -> Result<(), DemoError> {
 
 /// The steps; each says what it does before it does it.
 async fn play(folder: &Path, steps: &mut Steps, running: &mut Running) -> Result<Stage, String> {
-    let programs = Programs::find()?;
-    let nodes = vec![Node::new("ct110", "opus", 110, folder)?, Node::new("ct111", "grok", 111, folder)?];
+    let (programs, addresses) = (Programs::find()?, Addresses::take());
+    let node = |name, agent, last| Node::new(name, agent, addresses.of(last), folder);
+    let nodes = vec![node("ct110", "opus", 110)?, node("ct111", "grok", 111)?];
     let (one, two) = (&nodes[0], &nodes[1]);
 
     steps.begin("a certificate authority, and a certificate for each node")?;
@@ -265,16 +267,16 @@ async fn play(folder: &Path, steps: &mut Steps, running: &mut Running) -> Result
     for process in &mut running.processes {
         process.runs()?;
     }
-    Ok(Stage { folder: folder.into(), programs, ca, nodes })
+    Ok(Stage { folder: folder.into(), programs, addresses, ca, nodes })
 }
 
 impl Stage {
     /// Adds nodes, one of them another host of an agent that there is already.
     async fn grow(&mut self, steps: &mut Steps, running: &mut Running) -> Result<(), String> {
         steps.begin("two more nodes, and everyday traffic between all of them")?;
-        let Self { folder, programs, ca, nodes } = self;
+        let Self { folder, programs, addresses, ca, nodes } = self;
         for (name, agent, last) in [("ct112", "scribe", 112), ("ct113", "grok", 113)] {
-            let node = Node::new(name, agent, last, folder)?;
+            let node = Node::new(name, agent, addresses.of(last), folder)?;
             node.write_config(folder, ca, &issue(ca, &node)?)?;
             node.start_agent(programs, running).await?;
             node.start_daemons(programs, running)?;
@@ -316,6 +318,30 @@ async fn delegate(node: &Node) -> Result<MessageResponse, String> {
     }
 }
 
+/// The loopback addresses of one demo: those of 127.0.0.0/24, unless another demo on this machine has them.
+struct Addresses {
+    first: [u8; 3],
+    _held: Option<TcpListener>,
+}
+
+impl Addresses {
+    fn take() -> Self {
+        // Nobody asks there: it shows who was first.
+        match TcpListener::bind((IpAddr::from([127, 0, 0, 110]), 2999)) {
+            Ok(held) => Self { first: [127, 0, 0], _held: Some(held) },
+            Err(_) => {
+                let [_, _, high, low] = std::process::id().to_be_bytes();
+                Self { first: [127, high.clamp(1, 254), low], _held: None }
+            }
+        }
+    }
+
+    fn of(&self, last: u8) -> IpAddr {
+        let [a, b, c] = self.first;
+        IpAddr::from([a, b, c, last])
+    }
+}
+
 /// The programs, which lie beside this one.
 struct Programs {
     meshctl: PathBuf,
@@ -343,8 +369,7 @@ impl Programs {
 
 impl Node {
     /// A node on a loopback address of its own, with the usual ports where they are free.
-    fn new(name: &'static str, agent: &'static str, last: u8, folder: &Path) -> Result<Self, String> {
-        let ip = IpAddr::from([127, 0, 0, last]);
+    fn new(name: &'static str, agent: &'static str, ip: IpAddr, folder: &Path) -> Result<Self, String> {
         let free = |port| {
             let listener = TcpListener::bind((ip, port)).or_else(|_| TcpListener::bind((ip, 0)));
             listener

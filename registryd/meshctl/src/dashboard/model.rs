@@ -28,6 +28,8 @@ const MAX_IN_FLIGHT_SHOWN: usize = 200;
 const MAX_AT_ONCE: usize = 150;
 /// Requests that a page is told in one second, each.
 const MAX_PER_TICK: usize = 60;
+/// Nodes whose certificates are known.
+const MAX_CERTIFICATES: usize = 5_000;
 /// Changes of the mesh that are kept.
 const MAX_CHANGES: usize = 100;
 /// Most characters of a text that another host chose.
@@ -209,13 +211,9 @@ impl Model {
 
     /// Takes what the sidecar saw of the nodes' certificates.
     pub fn certificates(&mut self, seen: SeenCertificates) {
-        let known: HashSet<_> = self.nodes.iter().filter_map(|view| view.node.node_name()).collect();
-        self.certificate_ends.retain(|node, _| known.contains(node));
-        for certificate in seen.nodes {
-            if known.contains(&certificate.node) {
-                self.certificate_ends.insert(certificate.node, certificate.not_after);
-            }
-        }
+        let own = self.own.as_ref().and_then(|own| self.certificate_ends.remove_entry(own));
+        let seen = seen.nodes.into_iter().take(MAX_CERTIFICATES);
+        self.certificate_ends = seen.map(|seen| (seen.node, seen.not_after)).chain(own).collect();
     }
 
     /// Takes a change of the mesh.
@@ -566,5 +564,134 @@ fn keep<T>(all: &mut VecDeque<T>, most: usize) {
 fn event(text: &mut String, name: &str, data: &str) {
     for part in ["event: ", name, "\ndata: ", data, "\n\n"] {
         text.push_str(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now { ms: 0, epoch_ms: 1_700_000_000_000 };
+
+    fn exchange(id: u64, more: Value) -> Value {
+        let mut exchange = json!({
+            "id": id, "direction": "outbound", "node": "ct111", "agent": "grok", "method": "POST", "path": "/api/message",
+            "traceId": "4bf92f3577b34da6a3ce929d0e0e4736", "beganMs": START.epoch_ms, "bytesIn": 1, "bytesOut": 2,
+            "attempts": 1, "outcome": "complete", "status": 200, "durationMs": 40, "firstByteMs": 8,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            exchange[key] = value.clone();
+        }
+        exchange
+    }
+
+    fn update(node: &str, in_flight: Vec<Value>, ended: Vec<Value>) -> LiveUpdate {
+        let update = json!({
+            "atMs": START.epoch_ms + 5_000, "node": node, "version": "1", "inFlight": in_flight,
+            "inFlightTotal": in_flight.len(), "ended": ended, "endedOmitted": 0,
+        });
+        serde_json::from_value(update).unwrap()
+    }
+
+    fn peer(node: &str) -> Teller {
+        Teller::Peer(node.parse().unwrap())
+    }
+
+    fn told(text: &str, name: &str) -> Value {
+        let data = text.split(&format!("event: {name}\ndata: ")).nth(1).unwrap();
+        serde_json::from_str(data.split("\n\n").next().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_both_sidecars_tell_of_counts_once_and_is_kept_twice() {
+        let mut model = Model::new(None);
+        let called = json!({ "direction": "inbound", "peer": "opus@ct110", "node": null });
+        model.update(
+            Teller::Own,
+            update("ct110", vec![exchange(3, json!({}))], vec![exchange(1, json!({}))]),
+            START,
+        );
+        let inbound = vec![exchange(1, called.clone())];
+        model.update(
+            peer("ct111"),
+            update("ct111", vec![exchange(4, called.clone())], inbound.clone()),
+            START,
+        );
+        let live = told(&model.tick(START), "live");
+        assert_eq!(
+            live["edges"],
+            json!([{"from": "ct110", "to": "ct111", "rate": 0.2, "failures": 0.0, "inFlight": 1}])
+        );
+        assert_eq!(live["inFlight"].as_array().unwrap().len(), 2);
+        assert_eq!((&live["inFlight"][0]["ageMs"], &live["point"]["requests"]), (&json!(5_000), &json!(1)));
+        let trace = model.trace("4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(trace["ended"].as_array().unwrap().len(), 2);
+        assert_eq!(model.series("ct111", START)["points"][0]["requests"], 1);
+
+        // Of a caller that is not read, the called one's account counts.
+        model.source(Teller::Own, Source::away("gone"));
+        model.update(peer("ct111"), update("ct111", vec![], inbound), START);
+        let live = told(&model.tick(START), "live");
+        assert_eq!((&live["inFlightTotal"], &live["point"]["requests"]), (&json!(0), &json!(2)));
+    }
+
+    #[test]
+    fn a_failure_is_what_a_sidecar_or_the_agent_reports_as_one() {
+        for (more, expected) in [
+            (json!({}), false),
+            (json!({ "outcome": "cut_by_caller" }), false),
+            (json!({ "status": 404 }), false),
+            (json!({ "status": 500 }), true),
+            (json!({ "status": 403, "code": "request_not_allowed" }), true),
+            (json!({ "outcome": "cut_by_upstream" }), true),
+        ] {
+            assert_eq!(
+                failed(&serde_json::from_value(exchange(1, more.clone())).unwrap()),
+                expected,
+                "{more}"
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_speaks_for_another_node() {
+        let mut model = Model::new(None);
+        model.update(peer("ct111"), update("ct112", vec![], vec![exchange(1, json!({}))]), START);
+        assert!(model.requests.is_empty());
+        let Source::Away { detail } = &model.feeds[&peer("ct111")].source else { panic!("it is read") };
+        assert_eq!(detail, "the live view of ct111 says that it is ct112's");
+    }
+
+    #[test]
+    fn its_size_is_bounded_whatever_others_tell() {
+        let mut model = Model::new(None);
+        let long = "x".repeat(10_000);
+        for round in 0..30 {
+            let now = Now { ms: round * 1_000, epoch_ms: START.epoch_ms + round * 1_000 };
+            let ended = (0..100).map(|i| {
+                let id = round * 100 + i;
+                let peer = format!("device:{id}");
+                exchange(id, json!({ "direction": "inbound", "peer": peer, "path": long, "reason": long, "code": "x" }))
+            });
+            let in_flight = (0..500).map(|i| exchange(i, json!({}))).collect();
+            model.update(Teller::Own, update("ct110", in_flight, ended.collect()), now);
+            model.change("joined", &format!("{{\"node\":\"{long}\"}}"), now);
+            model.tick(now);
+        }
+        assert_eq!(
+            (model.edges.len(), model.requests.len(), model.failures.len()),
+            (MAX_EDGES, MAX_REQUESTS, MAX_FAILURES)
+        );
+        let row = &model.failures[0].exchange;
+        assert!(row.exchange.path.len() < 400 && row.reason.as_ref().unwrap().len() < 400);
+        assert_eq!(model.feeds[&Teller::Own].in_flight.len(), MAX_IN_FLIGHT_OF_NODE);
+        let snapshot = model.snapshot(START);
+        assert_eq!(told(&snapshot, "live")["inFlightTotal"], 500);
+        assert!(snapshot.len() < 1_000_000, "{}", snapshot.len());
+        // Edges without traffic are forgotten with their history.
+        let later = Now { ms: 1_000 * STEP_MS, epoch_ms: START.epoch_ms };
+        model.source(Teller::Own, Source::away("gone"));
+        model.tick(later);
+        assert_eq!(model.edges.len(), 0);
     }
 }

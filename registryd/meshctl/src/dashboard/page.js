@@ -255,7 +255,8 @@
     const wanted = all.filter(hopMatches);
     const paused = busy("requests") && lists.requests && lists.requests.size > 0 && !state.filterChanged;
     $("requests-count").classList.toggle("paused", Boolean(paused));
-    set($("requests-count"), wanted.length ? plural(wanted.length, "request") : "");
+    const omitted = state.live && state.live.omitted ? `, ${number(state.live.omitted, 0)} not told one by one` : "";
+    set($("requests-count"), wanted.length ? `${plural(wanted.length, "request")}${omitted}` : "");
     if (paused) return;
     show("requests", wanted.slice(0, MAX_ROWS).map((hop) => {
       const row = first(hop);
