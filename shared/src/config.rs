@@ -8,6 +8,7 @@ mod reference;
 mod registryd;
 mod schema;
 mod store;
+mod telemetry;
 mod yaml;
 
 use std::fmt;
@@ -26,6 +27,7 @@ pub use reference::reference;
 pub use registryd::{Dns, Registryd};
 pub use schema::schema;
 pub use store::{Endpoint, Etcd, Store, StoreKind};
+pub use telemetry::{Collector, Otlp, Telemetry};
 pub use yaml::Mistake;
 
 /// Where the file lies unless `--config` or [`PATH_VARIABLE`] says otherwise.
@@ -44,6 +46,8 @@ pub struct Config {
     pub proxy: Proxy,
     /// The registry daemon.
     pub registryd: Registryd,
+    /// Where the traces of both go.
+    pub telemetry: Telemetry,
     /// Remarks that are no mistakes, such as a deprecated key.
     pub warnings: Vec<Mistake>,
     /// The file that it was read from.
@@ -126,7 +130,7 @@ impl Config {
             (published.agents, published.metadata) = (Vec::new(), None);
             (published.providers, published.models, published.capabilities) = Default::default();
             published.role = String::new();
-            format!("{:?} {:?} {published:?}", config.mesh, config.proxy)
+            format!("{:?} {:?} {published:?} {:?}", config.mesh, config.proxy, config.telemetry)
         };
         rest(self) == rest(other)
     }
@@ -137,10 +141,11 @@ impl Config {
     /// All mistakes in it, in the order of their lines; that the mesh is not enabled is one.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
         let document = yaml::Document::parse(text).map_err(|mistake| vec![mistake])?;
-        document.remark_on_unknown_sections(&["mesh", "proxy", "registryd"]);
+        document.remark_on_unknown_sections(&["mesh", "proxy", "registryd", "telemetry"]);
         let mesh = mesh::read(&document);
         let proxy = proxy::read(document.section("proxy"));
         let registryd = registryd::read(document.section("registryd"));
+        let telemetry = telemetry::read(document.section("telemetry"));
         if let Some(mesh) = &mesh {
             for listener in &proxy.outbound.listeners {
                 if listener.to == Some(ListenerTarget::Node(mesh.node_name.clone())) {
@@ -153,7 +158,8 @@ impl Config {
         report_clashes(&document, mesh.as_ref(), &proxy, &registryd);
         let warnings = document.finish()?;
         // Where there is no mesh section to speak of, that was a mistake.
-        mesh.map(|mesh| Self { mesh, proxy, registryd, warnings, source: None }).ok_or_else(Vec::new)
+        mesh.map(|mesh| Self { mesh, proxy, registryd, telemetry, warnings, source: None })
+            .ok_or_else(Vec::new)
     }
 }
 

@@ -134,7 +134,9 @@ fn the_annotated_example_configuration_is_this_hosts() {
 fn the_annotated_example_shows_the_defaults_and_only_keys_that_exist() {
     let example = std::fs::read_to_string(EXAMPLE).unwrap();
     let parse = |yaml: &str| Config::parse(yaml).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{yaml}"));
-    let shown = |config: &Config| format!("{:#?}{:#?}{:#?}", config.mesh, config.proxy, config.registryd);
+    let shown = |config: &Config| {
+        format!("{:#?}{:#?}{:#?}{:#?}", config.mesh, config.proxy, config.registryd, config.telemetry)
+    };
 
     let least = "mesh: {enabled: true, node_name: ct110, tls: true}";
     let defaults = uncommented(&example, |line| {
@@ -202,6 +204,8 @@ fn a_bad_key_at_any_level_of_the_annotated_example_is_refused_with_its_line() {
         "registryd",
         "registryd.agents[0]",
         "registryd.dns",
+        "telemetry",
+        "telemetry.otlp",
     ] {
         assert!(tried.iter().any(|each| each == section), "{section} was not tried: {tried:?}");
     }

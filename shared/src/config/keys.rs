@@ -39,6 +39,8 @@ pub enum Form {
         /// The largest.
         to: u64,
     },
+    /// A number from 0 to 1.
+    Ratio,
     /// A text.
     Text(&'static str),
     /// One of these words.
@@ -112,7 +114,7 @@ const fn section(path: &'static str, meaning: &'static str) -> Key {
 }
 
 use Form::{
-    Anything, Bool, BoolOrSection, NamedSections, NamesOrNumbers, Sections, Text, Texts, TextsOrSections,
+    Anything, Bool, BoolOrSection, NamedSections, NamesOrNumbers, Ratio, Sections, Text, Texts, TextsOrSections,
     Version, Word, Words,
 };
 use Preset::{Is, Required, Says};
@@ -740,6 +742,44 @@ pub const KEYS: &[Key] = &[
         Text("an address and port of this host"),
         Says("nowhere"),
         "Where registryd answers for `.mesh` itself.",
+    ),
+    section("telemetry", "Traces of both daemons ([telemetry](telemetry.md))."),
+    section("telemetry.otlp", "The collector; without it, nothing is recorded."),
+    key(
+        "telemetry.otlp.endpoint",
+        Text("a URL such as `http://127.0.0.1:4318`"),
+        Required,
+        "Where it takes OTLP over HTTP; `/v1/traces` is added.",
+    ),
+    key(
+        "telemetry.otlp.ca_path",
+        Text(PATH),
+        Says("none"),
+        "The CA certificates that the collector's certificate chains to; needed with https.",
+    ),
+    key(
+        "telemetry.otlp.headers_file",
+        Text(PATH),
+        Says("none"),
+        "A file of headers for the collector, one a line, as in `Authorization: Bearer …`; over https, or to a loopback address, only.",
+    ),
+    key(
+        "telemetry.otlp.sample_ratio",
+        Ratio,
+        Is("1.0"),
+        "The share of the traces that begin here which is recorded; for others, their beginning has decided.",
+    ),
+    number(
+        "telemetry.otlp.timeout_ms",
+        (100, 60_000),
+        "10000",
+        "How long the collector may take to answer.",
+    ),
+    number(
+        "telemetry.otlp.max_queue",
+        (1, 100_000),
+        "2048",
+        "Spans that wait for the collector; more are dropped and counted.",
     ),
 ];
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::keys::{Form, KEYS, Key, Preset};
 
-/// A heading and a table for each of the three sections.
+/// A heading and a table for each of the sections.
 pub fn reference() -> String {
     let mut text = String::new();
     for section in KEYS.iter().filter(|key| !key.path.contains('.')) {
@@ -48,6 +48,7 @@ fn holds(key: &Key) -> String {
         Form::Bool => "`true`, `false`".into(),
         Form::BoolOrSection => "`true`, or a section".into(),
         Form::Number { from, to } => format!("{from} to {to}{}", unit(key.path)),
+        Form::Ratio => "0 to 1".into(),
         Form::Text(text) => (*text).into(),
         Form::Word(all) | Form::Version(all) => words(all),
         Form::Texts(text) | Form::NamesOrNumbers(text) => format!("a list of: {text}"),

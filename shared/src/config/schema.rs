@@ -74,6 +74,7 @@ fn of_key(key: &Key) -> Value {
         ]}),
         Form::Bool => json!({"type": "boolean"}),
         Form::Number { from, to } => json!({"type": "integer", "minimum": from, "maximum": to}),
+        Form::Ratio => json!({"type": "number", "minimum": 0, "maximum": 1}),
         Form::Text(_) => json!({"type": "string"}),
         Form::Word(words) => json!({"enum": words}),
         Form::Version(versions) => {

@@ -95,6 +95,14 @@ registryd:
       key_path: /etc/mesh/etcd/client.key
       username: ct110
       password_file: /etc/mesh/etcd/password
+telemetry:
+  otlp:
+    endpoint: https://collector.example.org:4318
+    ca_path: /ca.pem
+    headers_file: /headers
+    sample_ratio: 0.25
+    timeout_ms: 1000
+    max_queue: 10
 ";
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -135,6 +143,9 @@ fn a_full_file_with_other_sections_loads() {
     assert_eq!(config.registryd.agents[1].provider.as_deref(), Some("xai"));
     assert_eq!(config.registryd.providers, ["xai"]);
     assert_eq!(config.registryd.dns.upstream[0].port(), 53);
+    let otlp = config.telemetry.otlp.unwrap();
+    assert_eq!(otlp.endpoint.traces_url(), "https://collector.example.org:4318/v1/traces");
+    assert_eq!((otlp.sample_ratio, otlp.max_queue), (0.25, 10));
 }
 
 #[test]
@@ -589,7 +600,7 @@ fn an_etcd_store_is_complete_and_sends_no_password_in_the_clear() {
 
 #[test]
 fn the_table_of_keys_gives_the_defaults_that_count() {
-    let shown = |config: &Config| format!("{:?}{:?}{:?}", config.mesh, config.proxy, config.registryd);
+    let shown = |config: &Config| format!("{:?}{:?}{:?}{:?}", config.mesh, config.proxy, config.registryd, config.telemetry);
     let least = |tls: &str, more: &str| format!("{{mesh: {{enabled: true, node_name: a, tls: {tls}{more}}}");
     let defaults = shown(&Config::parse(&(least("true", "") + "}")).unwrap());
     let mut compared = 0;
@@ -604,7 +615,7 @@ fn the_table_of_keys_gives_the_defaults_that_count() {
         let text = match key.path {
             "mesh.tls.ca_path" => least(&nested("mesh.tls"), "") + "}",
             // These count only beside others.
-            path if path.contains("[]") || path.contains("discovery") || path.contains("etcd") => continue,
+            path if ["[]", "discovery", "etcd", "otlp"].iter().any(|part| path.contains(part)) => continue,
             path if path.starts_with("mesh.") => {
                 let inner = nested("mesh");
                 least("true", &format!(", {}", &inner[1..inner.len() - 1])) + "}"
@@ -619,4 +630,39 @@ fn the_table_of_keys_gives_the_defaults_that_count() {
         compared += 1;
     }
     assert!(compared > 40, "{compared}");
+}
+
+#[test]
+fn a_collector_is_complete_and_gets_no_secret_in_the_clear() {
+    let parse = |otlp: &str| {
+        let text =
+            format!("mesh: {{enabled: true, node_name: ct110, tls: true}}\ntelemetry: {{otlp: {{{otlp}}}}}");
+        Config::parse(&text)
+            .map(|config| config.telemetry.otlp.unwrap())
+            .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    };
+    let least = parse("endpoint: 'http://127.0.0.1:4318'").unwrap();
+    assert_eq!(least.endpoint.traces_url(), "http://127.0.0.1:4318/v1/traces");
+    assert_eq!((least.sample_ratio, least.max_queue), (1.0, 2048));
+    let below = parse("endpoint: 'http://[::1]:4318/otlp/', headers_file: /h, sample_ratio: 1").unwrap();
+    assert_eq!(below.endpoint.traces_url(), "http://[::1]:4318/otlp/v1/traces");
+    for (otlp, key) in [
+        ("sample_ratio: 1", "telemetry.otlp: needs endpoint"),
+        ("endpoint: '127.0.0.1:4318'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'grpc://127.0.0.1:4317'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'http://127.0.0.1'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'http://[127.0.0.1]:4318'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'http://user:password@127.0.0.1:4318'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'http://127.0.0.1:4318/?a=b'", "telemetry.otlp.endpoint"),
+        ("endpoint: 'http://127.0.0.1:4318/v1/traces'", "without /v1/traces, which is added"),
+        ("endpoint: 'https://127.0.0.1:4318'", "telemetry.otlp.ca_path"),
+        ("endpoint: 'http://127.0.0.1:4318', ca_path: /c", "telemetry.otlp.ca_path"),
+        ("endpoint: 'http://10.0.0.1:4318', headers_file: /h", "telemetry.otlp.headers_file"),
+        ("endpoint: 'http://127.0.0.1:4318', sample_ratio: 1.1", "telemetry.otlp.sample_ratio"),
+        ("endpoint: 'http://127.0.0.1:4318', timeout_ms: 1", "telemetry.otlp.timeout_ms"),
+        ("endpoint: 'http://127.0.0.1:4318', headers: {a: b}", "telemetry.otlp.headers: unknown key"),
+    ] {
+        let said = parse(otlp).err().unwrap_or_default();
+        assert!(said.contains(key), "{otlp}: {said}");
+    }
 }
