@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderValue, Method, StatusCode, Uri};
 use mesh_shared::logging::{Excerpt, Record};
 use mesh_shared::{AgentName, NodeName};
+use mesh_telemetry::TraceContext;
 use tracing::Level;
 
 use crate::caller::Caller;
@@ -13,7 +14,6 @@ use crate::error::ProxyError;
 use crate::http::body::{Ending, Tap, Traffic};
 use crate::inbound::delegation::DelegationScanner;
 use crate::metrics::{Ended, Outcome};
-use crate::trace::TraceContext;
 
 /// What the lines of each direction begin with.
 const INBOUND: &str = "AgentChannel";
@@ -185,6 +185,7 @@ impl Account {
                 first_byte: self.first_byte,
                 bytes_in: self.traffic.request.bytes(),
                 bytes_out: answer.bytes(),
+                trace: self.trace.recorded.then_some(self.trace.trace_id),
             },
             reason: reason.map(str::to_owned),
         }
@@ -193,9 +194,8 @@ impl Account {
     /// Writes the access line.
     pub fn write(&self, caller: &Caller, end: &End) {
         let ms = |time: Duration| time.as_millis() as u64;
-        let Ended { status, outcome, took, first_byte, bytes_in, bytes_out } = end.figures;
+        let Ended { status, outcome, took, first_byte, bytes_in, bytes_out, .. } = end.figures;
         let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
-        let code = self.code();
         let target = match self.uri.authority() {
             Some(tunnel) if self.method == Method::CONNECT => tunnel.as_str(),
             _ => self.uri.path(),
@@ -239,7 +239,7 @@ impl Account {
         }
         line.number("status", status.map(u64::from));
         line.number("duration_ms", duration_ms);
-        line.text("code", code);
+        line.text("code", self.code());
         match caller {
             Caller::Peer(_) => {
                 if let Some(error) = &self.failure {

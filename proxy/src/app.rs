@@ -63,6 +63,8 @@ const FIRST_ROSTER: Duration = Duration::from_secs(2);
 const LAST_REPORT: Duration = Duration::from_secs(1);
 /// How long it waits until the roster is saved.
 const LAST_SAVE: Duration = Duration::from_secs(2);
+/// How long the last spans may take to the collector, at most the time that a drain may take.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// How often a process that stops says what it waits for, at first and, after an upgrade, at last.
 const WAITING_TOLD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
@@ -97,6 +99,9 @@ pub enum StartError {
 pub async fn run(mut config: Config) -> Result<(), StartError> {
     descriptors::fit(&mut config.proxy);
     let mut predecessor = Predecessor::of_this_process().map_err(StartError::Given)?;
+    let limit = LAST_SPANS.min(config.proxy.timeouts.drain);
+    let node = config.mesh.node_name.to_string();
+    let spans = mesh_telemetry::start(&config.telemetry, "mesh-proxy", env!("CARGO_PKG_VERSION"), &node);
     let mut sidecar = match Sidecar::start(config, predecessor.as_mut()).await {
         Ok(sidecar) => sidecar,
         Err(error) => {
@@ -118,6 +123,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         Told::HandOver(successor) => sidecar.hand_over(successor).await,
     }
     sidecar.end();
+    spans.finish(limit).await;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! A request and its answer as one value, from the head of the request until the last byte of the answer has passed.
 //!
 //! Both pipelines begin one, note on it what happens, and give it the outcome. It ends exactly once, on drop if need
-//! be: then it writes the access line and the metrics, and gives back every slot that it holds.
+//! be: then it writes the access line, the metrics and the span, and gives back every slot that it holds.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use mesh_telemetry::{Recorder, TraceContext, recorder};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
@@ -28,7 +29,7 @@ use crate::http::problem::{self, Form};
 use crate::http::upgrade::Upgrade;
 use crate::live::{LIVE, Place, Tries};
 use crate::metrics::{Held, METRICS, PeerMetrics, Side};
-use crate::trace::TraceContext;
+use crate::span;
 use crate::upstream::Attempt;
 
 /// A request and its answer.
@@ -48,8 +49,7 @@ pub struct Exchange {
     _in_flight: Held,
     _stream: Option<Held>,
     _under_way: drain::Held,
-    /// An HTTP/1.1 client learns from its answer that the connection ends with it.
-    http1: bool,
+    version: Version,
     /// How the caller reads errors.
     form: Form,
     /// Whether its answer ends like any other, with the connection still speaking HTTP.
@@ -104,7 +104,7 @@ impl Exchange {
             account: Account::new(
                 request.method().clone(),
                 request.uri().clone(),
-                TraceContext::read(request.headers()),
+                TraceContext::read(request.headers(), recorder().map(Recorder::sampler)),
                 subject,
                 Arc::new(Traffic::new(interim)),
             ),
@@ -119,7 +119,7 @@ impl Exchange {
             _stream: (request.version() == Version::HTTP_2)
                 .then(|| METRICS.stream(connection.caller.direction(), Side::Downstream)),
             _under_way: connection.drain.request(),
-            http1: request.version() <= Version::HTTP_11,
+            version: request.version(),
             form: Form::of(request.headers()),
             answers: false,
         }
@@ -204,6 +204,11 @@ impl Exchange {
         self.held.push(Box::new(slot));
     }
 
+    /// An HTTP/1.1 client learns from its answer that the connection ends with it.
+    fn is_http1(&self) -> bool {
+        self.version <= Version::HTTP_11
+    }
+
     fn sent(&self) -> Sent {
         match self.account.traffic.sent.load(Ordering::Relaxed) {
             true => Sent::Perhaps,
@@ -240,7 +245,7 @@ impl Exchange {
 
     /// Tells the next hop which trace the exchange belongs to.
     pub fn pass_trace(&self, headers: &mut HeaderMap) {
-        self.account.trace.pass_on(headers, false);
+        self.account.trace.pass_on(headers);
     }
 
     /// The answer to the caller. The exchange goes along with its body and ends with it.
@@ -258,7 +263,7 @@ impl Exchange {
         // A caller that was never told to send the body cannot use the connection again (RFC 9110, section 10.1.1).
         let interim = &self.account.traffic.interim;
         let unsent = interim.expects() && !interim.continues();
-        if self.http1 && (unsent || self.connection.drain.has_begun()) {
+        if self.is_http1() && (unsent || self.connection.drain.has_begun()) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         // What follows a CONNECT that is granted may be anything.
@@ -325,7 +330,7 @@ impl Exchange {
     fn upload(&self, error: &ProxyError) -> Option<Arc<Traffic>> {
         let in_time = !matches!(error, ProxyError::DeadlineExceeded { .. } | ProxyError::BodyTooSlow { .. });
         let traffic = &self.account.traffic;
-        let waits = !self.http1
+        let waits = !self.is_http1()
             && self.form == Form::Problem
             && in_time
             && traffic.request.ending() != Some(Ending::Complete);
@@ -393,6 +398,12 @@ impl Drop for Exchange {
         let end = self.account.end(self.connection.why_cut());
         self.counters.ended(self.account.agent_name(), &end.figures);
         self.account.write(&self.connection.caller, &end);
+        if let Some(recorder) = recorder()
+            && self.account.trace.recorded
+            && !self.account.routine
+        {
+            recorder.record(span::of(&self.account, &self.connection.caller, self.version, &end));
+        }
         LIVE.leave(self.place.take(), &self.connection.caller, &self.account, &self.tries, end);
     }
 }

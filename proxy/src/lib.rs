@@ -7,8 +7,8 @@
 //!   [`outbound::pipeline`] refuses web pages ([`outbound::browser_guard`]), reads where to ([`outbound::destination`]), and
 //!   sends it there over mutual TLS ([`upstream`]), to a node that [`roster`] knows.
 //!
-//! Both hold what is known of a request in an [`exchange`], which ends with a line of the [`access_log`] and with
-//! [`metrics`]. Every error that a sidecar makes is in [`error`].
+//! Both hold what is known of a request in an [`exchange`], which ends with a line of the [`access_log`], with [`metrics`]
+//! and with a [`span`]. Every error that a sidecar makes is in [`error`].
 //!
 //! [`live`] shows operators what is in flight and what has just ended.
 //!
@@ -42,10 +42,10 @@ pub mod pulse;
 pub mod rate;
 pub mod roster;
 pub mod sockets;
+pub mod span;
 pub mod supervisor;
 pub mod tcp;
 pub mod tls;
-pub mod trace;
 pub mod upkeep;
 pub mod upstream;
 pub mod worker;

@@ -17,11 +17,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use mesh_shared::Identity;
 use mesh_shared::config::Proxy;
+use mesh_telemetry::TraceId;
 use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::{Registry, Unit};
 
-use definition::{Age, Count, CountedElsewhere, Definitions, Durations, Labelled, Level, Seconds, Stamp};
+use definition::{
+    Age, Count, CountedElsewhere, Definitions, Durations, Labelled, Level, Seconds, Stamp, TracedDurations,
+};
 pub use definition::{Definition, Held};
 pub use labels::{
     CodeClass, Direction, HandshakeFailure, Limit, ListVerdict, ListWay, Outcome, PolicyVerdict, Renewal,
@@ -55,7 +58,7 @@ pub struct Metrics {
     credential_reload_failures: Count,
     requests: Labelled<Count>,
     in_flight: [Level; Direction::ALL.len()],
-    durations: [Durations; Direction::ALL.len()],
+    durations: [TracedDurations; Direction::ALL.len()],
     first_bytes: [Durations; Direction::ALL.len()],
     bytes: [[Count; Way::ALL.len()]; Direction::ALL.len()],
     connections: [[Level; Side::ALL.len()]; Direction::ALL.len()],
@@ -121,7 +124,7 @@ impl Metrics {
             Some(Unit::Seconds),
             &["direction"],
             "Time from a request's headers to the end of its answer",
-            Durations::default,
+            TracedDurations::default,
         );
         let first_bytes = define.family(
             "time_to_first_byte",
@@ -335,9 +338,21 @@ impl Metrics {
         );
         define.metric(
             "log_lines_dropped",
-            none,
+            none.clone(),
             "Log lines that were dropped because the log was not read fast enough",
             CountedElsewhere(mesh_shared::logging::dropped_lines),
+        );
+        define.metric(
+            "spans_exported",
+            none.clone(),
+            "Spans that the collector of telemetry.otlp took",
+            CountedElsewhere(mesh_telemetry::exported),
+        );
+        define.metric(
+            "spans_dropped",
+            none,
+            "Spans that were dropped because the collector did not take them, or not fast enough",
+            CountedElsewhere(mesh_telemetry::dropped),
         );
 
         reload_successful.set(1);
@@ -471,6 +486,8 @@ pub struct Ended {
     pub bytes_in: u64,
     /// Bytes of the answer's body.
     pub bytes_out: u64,
+    /// Its trace, if that is recorded.
+    pub trace: Option<TraceId>,
 }
 
 /// The counters of one peer in one direction.
@@ -493,7 +510,7 @@ impl PeerMetrics {
     pub fn ended(&self, agent: &str, end: &Ended) {
         self.agent(agent).count(self, CodeClass::of(end.status), end.outcome);
         let (metrics, direction) = (self.metrics, self.direction.index());
-        metrics.durations[direction].observe(end.took);
+        metrics.durations[direction].observe(end.took, end.trace);
         if let Some(first_byte) = end.first_byte {
             metrics.first_bytes[direction].observe(first_byte);
         }
@@ -778,6 +795,7 @@ mod tests {
         first_byte: Some(Duration::from_millis(3)),
         bytes_in: 10,
         bytes_out: 2000,
+        trace: None,
     };
 
     #[test]
@@ -904,6 +922,20 @@ mod tests {
         for definition in metrics.definitions() {
             assert!(seen.contains(&*definition.name), "{} shows nothing", definition.name);
         }
+    }
+
+    #[test]
+    fn a_duration_names_its_trace_if_that_is_recorded() {
+        let metrics = metrics();
+        let peer = metrics.peer(Direction::Inbound, "ct111");
+        peer.ended("opus", &END);
+        assert!(!metrics.render().contains("trace_id"));
+        peer.ended("opus", &Ended { trace: Some(TraceId(7)), ..END });
+        let text = metrics.render();
+        let bucket = "mesh_proxy_request_duration_seconds_bucket{le=\"0.025\",direction=\"inbound\"} 2";
+        let exemplar = format!(" # {{trace_id=\"{:032x}\"}} 0.012 ", 7);
+        let line = text.lines().find(|line| line.starts_with(bucket)).expect(&text);
+        assert!(line.starts_with(&format!("{bucket}{exemplar}")), "{line}");
     }
 
     /// deploy/docs/metrics.md has a row for each metric, and no other.

@@ -27,6 +27,7 @@ pub mod agent;
 pub mod by_hand;
 pub mod ca;
 pub mod chaos;
+pub mod collector;
 pub mod dns;
 pub mod etcd;
 pub mod failover;

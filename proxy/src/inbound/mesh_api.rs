@@ -84,7 +84,7 @@ pub fn asks_for_live_view(request: &Parts) -> bool {
 }
 
 /// Which of the paths that mean something here a server would take this one for.
-fn known(path: &str) -> Option<&'static str> {
+pub fn known(path: &str) -> Option<&'static str> {
     let find = |path: &str| [MESSAGE].into_iter().chain(OF_MESH).find(|known| *known == path);
     match message::usual_path(path) {
         Cow::Borrowed(path) => find(path),

@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use mesh_telemetry::TraceId;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
@@ -374,6 +376,39 @@ impl EncodeMetric for Durations {
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_micros(self.0.sum_us.load(Ordering::Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// Durations of which some have a trace: each bucket names the last one that fell into it (OpenMetrics, "Exemplars").
+#[derive(Debug, Clone)]
+pub struct TracedDurations(HistogramWithExemplars<[(&'static str, String); 1]>);
+
+impl Default for TracedDurations {
+    fn default() -> Self {
+        Self(HistogramWithExemplars::new(BOUNDS_MS.iter().map(|ms| *ms as f64 / 1000.0)))
+    }
+}
+
+impl TracedDurations {
+    /// Counts one that took so long, and belongs to this trace.
+    pub fn observe(&self, duration: Duration, trace: Option<TraceId>) {
+        let labels = trace.map(|trace| [("trace_id", trace.to_string())]);
+        let at = labels.is_some().then(SystemTime::now);
+        self.0.observe(duration.as_secs_f64(), labels, at);
+    }
+}
+
+impl TypedMetric for TracedDurations {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for TracedDurations {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
     }
 
     fn metric_type(&self) -> MetricType {

@@ -1,4 +1,4 @@
-//! The trace that an exchange belongs to, as the headers `traceparent` and `tracestate` say it (W3C Trace Context).
+//! The trace that a request belongs to, as the headers `traceparent` and `tracestate` say it (W3C Trace Context).
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -25,34 +25,45 @@ pub struct TraceId(pub u128);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanId(pub u64);
 
-/// The trace that an exchange belongs to, and the exchange's own span in it.
+/// The trace that a request or another piece of work belongs to, and its own span in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace.
     pub trace_id: TraceId,
-    /// The span that the sidecar makes for the exchange.
+    /// Its own span.
     pub span_id: SpanId,
     /// The span of the caller; `None`: the trace begins here.
     pub parent: Option<SpanId>,
     /// Whether whoever began the trace wants it recorded.
     pub sampled: bool,
+    /// Whether its span is recorded here.
+    pub recorded: bool,
     random: bool,
 }
 
 impl TraceContext {
     /// The trace that a request belongs to. Where its headers name none, or their value is not valid, a new one begins
-    /// here.
-    pub fn read(headers: &HeaderMap) -> Self {
-        let mut values = headers.get_all(TRACEPARENT).iter();
-        let only = values.next().filter(|_| values.next().is_none());
-        only.and_then(|value| Self::parse(value.as_bytes())).unwrap_or_else(Self::begin)
+    /// here. `sampler`: where spans are recorded.
+    pub fn read(headers: &HeaderMap, sampler: Option<Sampler>) -> Self {
+        Self::of_caller(headers, sampler).unwrap_or_else(|| Self::begin(sampler))
     }
 
-    /// A new trace. It is marked as sampled: programs that follow the mark would otherwise record nothing of what reaches
-    /// them through the mesh.
-    fn begin() -> Self {
+    /// The trace that the headers name; `None`: they name none, or their value is not valid.
+    pub fn of_caller(headers: &HeaderMap, sampler: Option<Sampler>) -> Option<Self> {
+        let mut values = headers.get_all(TRACEPARENT).iter();
+        let only = values.next().filter(|_| values.next().is_none());
+        let mut context = only.and_then(|value| Self::parse(value.as_bytes()))?;
+        context.recorded = context.sampled && sampler.is_some();
+        Some(context)
+    }
+
+    /// A new trace. Where no spans are recorded it is marked as sampled all the same: programs that follow the mark would
+    /// otherwise record nothing of what reaches them through the mesh.
+    pub fn begin(sampler: Option<Sampler>) -> Self {
         let trace_id = TraceId(u128::from(random()) << 64 | u128::from(random()));
-        Self { trace_id, span_id: SpanId(random()), parent: None, sampled: true, random: true }
+        let sampled = sampler.is_none_or(|sampler| sampler.takes(trace_id));
+        let recorded = sampled && sampler.is_some();
+        Self { trace_id, span_id: SpanId(random()), parent: None, sampled, recorded, random: true }
     }
 
     fn parse(value: &[u8]) -> Option<Self> {
@@ -75,15 +86,16 @@ impl TraceContext {
             span_id: SpanId(random()),
             parent: Some(SpanId(parent)),
             sampled: flags & SAMPLED != 0,
+            recorded: false,
             random: flags & RANDOM != 0,
         })
     }
 
-    /// Tells the next hop of the trace. `recorded`: whether this exchange's span is recorded, and therefore is the parent
-    /// of the next one; otherwise a caller's span stays that.
-    pub fn pass_on(&self, headers: &mut HeaderMap, recorded: bool) {
+    /// Tells the next hop of the trace. The own span is the parent of the next one if it is recorded, or is the first;
+    /// otherwise the caller's span stays that.
+    pub fn pass_on(&self, headers: &mut HeaderMap) {
         let from = match self.parent {
-            Some(parent) if !recorded => parent,
+            Some(parent) if !self.recorded => parent,
             _ => self.span_id,
         };
         if self.parent.is_none() {
@@ -99,6 +111,24 @@ impl TraceContext {
         if let Ok(value) = HeaderValue::from_bytes(&value) {
             headers.insert(TRACEPARENT, value);
         }
+    }
+}
+
+/// Which of the traces that begin here are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampler {
+    /// As OpenTelemetry's `TraceIdRatioBased` has it, so that all who look at the trace id decide alike.
+    below: u64,
+}
+
+impl Sampler {
+    /// This share of them, from 0 to 1.
+    pub fn new(ratio: f64) -> Self {
+        Self { below: (ratio.clamp(0.0, 1.0) * (1_u64 << 63) as f64) as u64 }
+    }
+
+    fn takes(self, trace_id: TraceId) -> bool {
+        (trace_id.0 as u64) >> 1 < self.below
     }
 }
 
@@ -159,20 +189,20 @@ mod tests {
 
     const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn passed(said: &[&'static str], recorded: bool) -> (TraceContext, HeaderMap) {
+    fn passed(said: &[&'static str], sampler: Option<Sampler>) -> (TraceContext, HeaderMap) {
         let mut headers = HeaderMap::new();
         for value in said {
             headers.append(TRACEPARENT, HeaderValue::from_static(value));
         }
         headers.insert(TRACESTATE, HeaderValue::from_static("vendor=1"));
-        let context = TraceContext::read(&headers);
-        context.pass_on(&mut headers, recorded);
+        let context = TraceContext::read(&headers, sampler);
+        context.pass_on(&mut headers);
         (context, headers)
     }
 
     #[test]
     fn a_valid_trace_goes_on() {
-        let (context, headers) = passed(&[VALID], false);
+        let (context, headers) = passed(&[VALID], None);
         assert_eq!(context.trace_id.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(context.parent, Some(SpanId(0x00f0_67aa_0ba9_02b7)));
         assert!(context.sampled);
@@ -182,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_span_that_is_recorded_is_the_parent_of_the_next() {
-        let (context, headers) = passed(&[VALID], true);
+        let (context, headers) = passed(&[VALID], Some(Sampler::new(0.0)));
         let expected = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", context.span_id);
         assert_eq!(headers[TRACEPARENT], expected.as_str());
     }
@@ -193,7 +223,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             let value = format!("{}{said}", VALID.strip_suffix("01").unwrap());
             headers.insert(TRACEPARENT, HeaderValue::from_str(&value).unwrap());
-            TraceContext::read(&headers).pass_on(&mut headers, false);
+            TraceContext::read(&headers, None).pass_on(&mut headers);
             assert!(headers[TRACEPARENT].to_str().unwrap().ends_with(&format!("-{expected}")), "{said}");
         }
     }
@@ -204,7 +234,7 @@ mod tests {
             "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what the future holds",
         ] {
-            let (_, headers) = passed(&[said], false);
+            let (_, headers) = passed(&[said], None);
             assert_eq!(headers[TRACEPARENT], VALID, "{said}");
         }
     }
@@ -227,13 +257,28 @@ mod tests {
             &["ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
             &["01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01x"],
         ] {
-            let (context, headers) = passed(said, false);
+            let (context, headers) = passed(said, None);
             assert_eq!(context.parent, None, "{said:?}");
             assert!(context.sampled && context.trace_id.0 != 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
             let expected = format!("00-{}-{}-03", context.trace_id, context.span_id);
             assert_eq!(headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>(), [expected.as_str()]);
             assert!(!headers.contains_key(TRACESTATE), "{said:?}");
         }
+    }
+
+    #[test]
+    fn the_caller_decides_whether_its_trace_is_recorded_and_the_ratio_about_others() {
+        let begun =
+            |ratio| (0..1000).filter(|_| TraceContext::begin(Some(Sampler::new(ratio))).recorded).count();
+        assert_eq!((begun(0.0), begun(1.0)), (0, 1000));
+        assert!((300..700).contains(&begun(0.5)));
+        let unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        let (context, headers) = passed(&[unsampled], Some(Sampler::new(1.0)));
+        assert!(!context.recorded);
+        assert_eq!(headers[TRACEPARENT], unsampled, "the caller's span stays the parent");
+        let (context, headers) = passed(&[], Some(Sampler::new(0.0)));
+        let expected = format!("00-{}-{}-02", context.trace_id, context.span_id);
+        assert_eq!(headers[TRACEPARENT], expected.as_str());
     }
 
     #[test]
