@@ -34,6 +34,7 @@ use tokio::time::timeout;
 use crate::backend::Backend;
 use crate::connections::{Busy, Connections};
 use crate::limits::{Limits, user_id};
+use crate::span::Asked;
 use crate::state::State;
 use crate::state::problems::About;
 use answer::{Answer, read_body, refusal};
@@ -138,7 +139,11 @@ pub async fn serve(listener: UnixListener, state: Arc<State>, backend: Backend, 
                 let (api, busy) = (api.clone(), kept.busy());
                 async move {
                     let (head, mut body) = request.into_parts();
+                    let asked = Asked::of(&head);
                     let answer = api.answer(&head, &mut body, user).await;
+                    if let Some(asked) = asked {
+                        asked.answered(&head, answer.status());
+                    }
                     if !body.is_end_stream() && !api.connections.are_scarce() {
                         // Closed with something unread, the connection would be reset and the answer lost.
                         tokio::spawn(drain(body));

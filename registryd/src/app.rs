@@ -44,6 +44,8 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 const TRUST_LOOK: Duration = Duration::from_secs(60);
 /// How long reading the configuration again may take.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
+/// How long the last spans may take to the collector.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// How often in the time that it allows the service manager hears that all is well.
 const WATCHDOG_SHARE: u32 = 4;
 /// How often, and after which pause, a service manager is told again that has too much to read.
@@ -122,7 +124,14 @@ pub fn run(config: Config) -> ExitCode {
         .enable_all()
         .build();
     let outcome = runtime.map_err(AppError::Runtime).and_then(|runtime| {
-        let outcome = runtime.block_on(serve(Arc::new(config), listener));
+        let outcome = runtime.block_on(async {
+            let node = config.mesh.node_name.to_string();
+            let spans =
+                mesh_telemetry::start(&config.telemetry, "registryd", env!("CARGO_PKG_VERSION"), &node);
+            let outcome = serve(Arc::new(config), listener).await;
+            spans.finish(LAST_SPANS).await;
+            outcome
+        });
         // Storage that hangs must not keep the process.
         runtime.shutdown_background();
         outcome

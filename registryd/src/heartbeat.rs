@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::backend::Backend;
 use crate::jitter;
+use crate::span;
 use crate::state::State;
 
 /// The least time between two writes that somebody wished for.
@@ -35,11 +36,12 @@ pub async fn run(state: Arc<State>, backend: Backend) {
             });
         }
         // A storage that hangs must not stop the stamp: peers that are in touch over the network see it move.
-        let written = timeout(interval.max(MIN_PAUSE), backend.publish(due)).await;
-        failures = match written {
-            Ok(Ok(())) => 0,
-            _ => failures + 1,
-        };
+        let limit = interval.max(MIN_PAUSE);
+        let written = timeout(limit, backend.publish(due)).await;
+        let written = written
+            .unwrap_or_else(|_| Err(format!("the storage does not answer within {} ms", limit.as_millis())));
+        failures = if written.is_ok() { 0 } else { failures + 1 };
+        span::published(started.into_std(), state.config.registryd.store.kind, due, written.err());
         if failures > 0 {
             let retry = jitter::backoff(failures, RETRY.0, RETRY.1).min(interval);
             beat_at = beat_at.min(started + retry);

@@ -33,5 +33,6 @@ pub mod membership;
 pub mod metrics;
 pub mod peer_client;
 pub mod resolver;
+pub mod span;
 pub mod state;
 pub mod view;

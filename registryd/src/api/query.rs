@@ -175,9 +175,26 @@ pub(crate) fn metrics(state: &State) -> String {
         ("sync_errors_total", "Questions to other nodes that failed.", &counters.sync_errors),
         ("dns_queries_total", "Questions that the DNS server was asked.", &counters.dns_queries),
     ];
+    let counted = counted.map(|(name, help, counter)| (name, help, counter.load(Ordering::Relaxed)));
+    let elsewhere = [
+        (
+            "log_lines_dropped_total",
+            "Log lines that were dropped because the log was not read fast enough.",
+            mesh_shared::logging::dropped_lines(),
+        ),
+        (
+            "spans_exported_total",
+            "Spans that the collector of telemetry.otlp took.",
+            mesh_telemetry::exported(),
+        ),
+        (
+            "spans_dropped_total",
+            "Spans that were dropped because the collector did not take them, or not fast enough.",
+            mesh_telemetry::dropped(),
+        ),
+    ];
     let mut text = String::new();
-    for (name, help, counter) in counted {
-        let value = counter.load(Ordering::Relaxed);
+    for (name, help, value) in counted.into_iter().chain(elsewhere) {
         // Writing to a String cannot fail.
         let _ = write!(text, "# HELP mesh_{name} {help}\n# TYPE mesh_{name} counter\nmesh_{name} {value}\n");
     }
