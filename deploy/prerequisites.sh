@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing for building (no argument), for building and testing ("test"), for Debian packages ("package"),
-# for testing those ("packages"), for tests/manifests.sh ("manifests"), tests/sdk.sh ("sdk") or tests/dashboard.sh ("dashboard").
+# for testing those ("packages"), for tests/manifests.sh ("manifests"), tests/telemetry.sh ("telemetry"), tests/sdk.sh ("sdk")
+# or tests/dashboard.sh ("dashboard").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
@@ -15,11 +16,11 @@ case "$what" in
     ;;
   package) need+=(dpkg-shlibdeps:dpkg-dev strip:binutils gzip:gzip xz:xz-utils) ;;
   packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;
-  manifests) need=(python3:python3) ;;
+  manifests | telemetry) need=(python3:python3) ;;
   sdk) need=(curl:curl python3:python3) ;;
   dashboard) need=(node:nodejs npm:npm chromium:chromium) ;;
   *)
-    echo "usage: $0 [build|test|package|packages|manifests|sdk|dashboard]" >&2
+    echo "usage: $0 [build|test|package|packages|manifests|telemetry|sdk|dashboard]" >&2
     exit 2
     ;;
 esac
@@ -82,14 +83,16 @@ if [ "$what" = test ] && ! python3 -c 'import jsonschema' 2>/dev/null && ! /usr/
   missing+=(python3-jsonschema)
 fi
 # Debian's python3 comes without what makes a virtual environment.
-if [[ "$what" = sdk || "$what" = manifests ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+python_only=
+[[ "$what" != sdk && "$what" != manifests && "$what" != telemetry ]] || python_only=1
+if [ -n "$python_only" ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
   missing+=(python3-venv)
 fi
 # What protoc includes; an archive of protoc brings it beside itself.
 for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
   [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
 done
-[[ "$what" = sdk || "$what" = manifests || "$what" = dashboard ]] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
+[ -n "$python_only" ] || [ "$what" = dashboard ] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
 # Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The
@@ -102,7 +105,12 @@ if [ "$what" = sdk ] && ! command -v nginx >/dev/null && [ ! -e "$tools/sdk/ngin
   unpack "$tools/sdk/nginx" nginx
 fi
 
-if [[ "$what" != sdk && "$what" != manifests && "$what" != dashboard ]] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+# Installed, Prometheus would be started, on port 9090.
+if [ "$what" = telemetry ] && ! command -v promtool >/dev/null && [ ! -e "$tools/telemetry/prometheus/usr/bin/promtool" ]; then
+  unpack "$tools/telemetry/prometheus" prometheus
+fi
+
+if [ -z "$python_only" ] && [ "$what" != dashboard ] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
   echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
   exit 1
 fi
