@@ -6,6 +6,7 @@ mod addresses;
 mod admin;
 mod agent_identity;
 mod agents;
+mod alerts;
 mod bad_certificates;
 mod ca_folder;
 mod ca_process;
