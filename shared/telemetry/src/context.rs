@@ -60,7 +60,7 @@ impl TraceContext {
     /// A new trace. Where no spans are recorded it is marked as sampled all the same: programs that follow the mark would
     /// otherwise record nothing of what reaches them through the mesh.
     pub fn begin(sampler: Option<Sampler>) -> Self {
-        let trace_id = TraceId(u128::from(random()) << 64 | u128::from(random()));
+        let trace_id = TraceId((u128::from(random()) << 64) | u128::from(random()));
         let sampled = sampler.is_none_or(|sampler| sampler.takes(trace_id));
         let recorded = sampled && sampler.is_some();
         Self { trace_id, span_id: SpanId(random()), parent: None, sampled, recorded, random: true }
@@ -161,7 +161,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
             b'a'..=b'f' => digit - b'a' + 10,
             _ => return None,
         };
-        Some(number << 4 | u128::from(value))
+        Some((number << 4) | u128::from(value))
     })
 }
 
