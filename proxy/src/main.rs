@@ -20,8 +20,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static ALLOCATOR_OPTIONS: &[u8; 52] = b"tcache_nslots_small_max:1000,lg_tcache_nslots_mul:4\0";
 
 fn main() -> ExitCode {
-    let about = "Sidecar that terminates and originates the mesh's mutual TLS";
-    daemon::main("mesh-proxy", about, check::mesh_proxy, needs, run)
+    daemon::main(&daemon::MESH_PROXY, check::mesh_proxy, needs, run)
 }
 
 /// What the process may do once it runs: keep its state, renew its certificate, make its sockets, and start what lies in

@@ -9,6 +9,5 @@ use mesh_shared::{check, daemon};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let about = "Keeps this node in the mesh's registry: heartbeats, mesh.json, discovery, names";
-    daemon::main("registryd", about, check::registryd, registryd::app::needs, registryd::app::run)
+    daemon::main(&daemon::REGISTRYD, check::registryd, registryd::app::needs, registryd::app::run)
 }

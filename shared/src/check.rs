@@ -8,33 +8,64 @@ use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustls::pki_types::{CertificateDer, UnixTime};
+use serde::{Deserialize, Serialize};
 
 use crate::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
 use crate::config::{Config, TlsFiles};
 use crate::revocation::{self, InForce, RevocationList};
 
-/// A certificate that ends within so many days deserves a warning.
-const SOON_DAYS: u64 = 14;
+/// A certificate that ends within so many seconds deserves a warning, unless its whole life is short.
+const SOON: i64 = 14 * DAY;
+/// As mesh-proxy warns of them: a list lives for 14 days and is signed anew after 7.
+const LIST_SOON: i64 = 3 * DAY;
+const DAY: i64 = 86_400;
 
 /// One line of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Check {
     /// How it went.
     pub outcome: Outcome,
+    /// What was looked at.
+    pub about: About,
     /// What was looked at and what was found.
     pub text: String,
 }
 
+/// What a check looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum About {
+    /// The configuration.
+    Configuration,
+    /// The node's certificate.
+    Certificate,
+    /// Its private key.
+    Key,
+    /// The trust bundle, and who could replace it.
+    Trust,
+    /// Revocation lists.
+    Revocation,
+    /// An agent's server.
+    Backend,
+    /// A folder that a daemon writes.
+    Folder,
+}
+
 /// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// As it should be.
+    #[serde(rename = "ok")]
     Ok,
     /// Works, but not for long or not as meant.
+    #[serde(rename = "warn")]
     Warning,
     /// Cannot work.
+    #[serde(rename = "fail")]
     Failed,
     /// Not looked at here.
+    #[serde(rename = "skipped")]
     Skipped,
 }
 
@@ -58,13 +89,16 @@ pub fn mesh_proxy(config: &Config) -> Vec<Check> {
     let chain = report.certificates();
     report.trust();
     let shown = key.display();
-    report.judge(match chain {
-        Some(chain) => certificate::join_key(&chain, certificate, key)
-            .map(|_| format!("private key {shown} belongs to the certificate")),
-        None => certificate::read_key(key).map(|_| format!("private key {shown} can be read")),
-    });
+    report.judge(
+        About::Key,
+        match chain {
+            Some(chain) => certificate::join_key(&chain, certificate, key)
+                .map(|_| format!("private key {shown} belongs to the certificate")),
+            None => certificate::read_key(key).map(|_| format!("private key {shown} can be read")),
+        },
+    );
     if let Some(exposure) = certificate::exposure(key) {
-        report.tell(Outcome::Warning, exposure);
+        report.tell(About::Key, Outcome::Warning, exposure);
     }
     report.folder(&Folder {
         key: "proxy.state_dir",
@@ -81,6 +115,7 @@ pub fn registryd(config: &Config) -> Vec<Check> {
     report.certificates();
     report.trust();
     report.tell(
+        About::Key,
         Outcome::Skipped,
         format!(
             "private key {}: only mesh-proxy reads it (mesh-proxy check)",
@@ -96,6 +131,14 @@ pub fn registryd(config: &Config) -> Vec<Check> {
             without: (Outcome::Failed, "the socket cannot be made"),
         });
     }
+    report.checks
+}
+
+/// What certificate, trust bundle and revocation lists come to: the public part of both daemons' checks, which needs no key.
+pub fn certificates(config: &Config) -> Vec<Check> {
+    let mut report = Report { config, checks: Vec::new() };
+    report.certificates();
+    report.trust();
     report.checks
 }
 
@@ -119,22 +162,26 @@ impl<'c> Report<'c> {
     fn new(config: &'c Config) -> Self {
         let mut report = Self { config, checks: Vec::new() };
         for warning in &config.warnings {
-            report.tell(Outcome::Warning, warning.to_string());
+            report.tell(About::Configuration, Outcome::Warning, warning.to_string());
         }
-        report.tell(Outcome::Ok, format!("mesh is enabled, this is node {}", config.mesh.node_name));
+        report.tell(
+            About::Configuration,
+            Outcome::Ok,
+            format!("mesh is enabled, this is node {}", config.mesh.node_name),
+        );
         report
     }
 
-    fn tell(&mut self, outcome: Outcome, text: String) {
-        self.checks.push(Check { outcome, text });
+    fn tell(&mut self, about: About, outcome: Outcome, text: String) {
+        self.checks.push(Check { outcome, about, text });
     }
 
-    fn judge(&mut self, result: Result<String, MaterialError>) {
+    fn judge(&mut self, about: About, result: Result<String, MaterialError>) {
         match result {
-            Ok(text) => self.tell(Outcome::Ok, text),
+            Ok(text) => self.tell(about, Outcome::Ok, text),
             Err(error) => {
                 let hint = self.hint(&error);
-                self.tell(Outcome::Failed, format!("{error}{hint}"));
+                self.tell(about, Outcome::Failed, format!("{error}{hint}"));
             }
         }
     }
@@ -160,15 +207,15 @@ impl<'c> Report<'c> {
     }
 
     /// The value; a failure is told.
-    fn keep<T>(&mut self, result: Result<T, MaterialError>) -> Option<T> {
-        result.map_err(|error| self.judge(Err(error))).ok()
+    fn keep<T>(&mut self, about: About, result: Result<T, MaterialError>) -> Option<T> {
+        result.map_err(|error| self.judge(about, Err(error))).ok()
     }
 
     /// Judges the public files, each by itself and then together; gives the certificate's chain.
     fn certificates(&mut self) -> Option<Vec<CertificateDer<'static>>> {
         let config = self.config;
         let (tls, node, now) = (&config.mesh.tls, &config.mesh.node_name, UnixTime::now());
-        let bundle = self.keep(TrustBundle::read(&tls.ca_path));
+        let bundle = self.keep(About::Trust, TrustBundle::read(&tls.ca_path));
         let crls = self.lists();
         if let Some(bundle) = &bundle {
             self.anchors(&tls.ca_path, bundle, now);
@@ -176,10 +223,10 @@ impl<'c> Report<'c> {
                 self.revocations(path, &revocation::in_force(lists, bundle, now), now);
             }
         }
-        let (chain, leaf) = self.keep(certificate::read_leaf(&tls.cert_path))?;
+        let (chain, leaf) = self.keep(About::Certificate, certificate::read_leaf(&tls.cert_path))?;
         let shown = tls.cert_path.display();
         let names = leaf.names_node(node, &tls.cert_path);
-        self.judge(names.map(|()| format!("certificate {shown}: CN names node {node}")));
+        self.judge(About::Certificate, names.map(|()| format!("certificate {shown}: CN names node {node}")));
         self.expiry(&leaf, now);
         if let (Some(bundle), Some(crls)) = (bundle, crls) {
             let material = Material {
@@ -190,12 +237,15 @@ impl<'c> Report<'c> {
                 crls: crls.into_iter().flat_map(|(_, lists)| lists).collect(),
                 coverage: Coverage::of(config),
             };
-            self.judge(material.accepted_by_peers(node, now).map(|()| {
-                format!(
-                    "certificate {shown}: chains to {}, is for {node}.mesh, client and server",
-                    tls.ca_path.display()
-                )
-            }));
+            self.judge(
+                About::Certificate,
+                material.accepted_by_peers(node, now).map(|()| {
+                    format!(
+                        "certificate {shown}: chains to {}, is for {node}.mesh, client and server",
+                        tls.ca_path.display()
+                    )
+                }),
+            );
         }
         Some(chain)
     }
@@ -205,13 +255,15 @@ impl<'c> Report<'c> {
     fn lists(&mut self) -> Option<Vec<(PathBuf, Vec<RevocationList>)>> {
         let config = self.config;
         if let Some(path) = &config.proxy.crl_path {
-            return Some(vec![(path.clone(), self.keep(revocation::read(path))?)]);
+            return Some(vec![(path.clone(), self.keep(About::Revocation, revocation::read(path))?)]);
         }
         let mut found = Vec::new();
         for path in revocation::beside(&config.mesh.tls.ca_path).into_iter().filter(|path| path.exists()) {
             match revocation::read(&path) {
                 Ok(lists) => found.push((path, lists)),
-                Err(error) => self.tell(Outcome::Warning, format!("{error}; it does not count")),
+                Err(error) => {
+                    self.tell(About::Revocation, Outcome::Warning, format!("{error}; it does not count"))
+                }
             }
         }
         Some(found)
@@ -220,7 +272,7 @@ impl<'c> Report<'c> {
     /// Who could put another CA in place of the mesh's.
     fn trust(&mut self) {
         if let Some(sentence) = certificate::replaceable(&self.config.mesh.tls.ca_path) {
-            self.tell(Outcome::Warning, sentence);
+            self.tell(About::Trust, Outcome::Warning, sentence);
         }
     }
 
@@ -228,7 +280,7 @@ impl<'c> Report<'c> {
     fn backends(&mut self) {
         for (key, address) in self.config.proxy.backend.addresses() {
             let Some(path) = address.socket_path() else {
-                self.tell(Outcome::Ok, format!("backend {address} is loopback"));
+                self.tell(About::Backend, Outcome::Ok, format!("backend {address} is loopback"));
                 continue;
             };
             let is_socket = path.metadata().map(|file| file.file_type().is_socket());
@@ -242,25 +294,27 @@ impl<'c> Report<'c> {
                     (Outcome::Warning, format!("{error}; this user cannot connect ({key})"))
                 }
             };
-            self.tell(outcome, format!("backend {address} is a unix socket: {found}"));
+            self.tell(About::Backend, outcome, format!("backend {address} is a unix socket: {found}"));
         }
     }
 
     fn expiry(&mut self, leaf: &Leaf, now: UnixTime) {
         let path = self.config.mesh.tls.cert_path.display();
-        let (outcome, when) = until(leaf.not_after, now);
-        self.tell(outcome, format!("certificate {path}: {when}"));
+        // One that renews itself is replaced after half its life, which may be a week.
+        let soon = SOON.min((leaf.not_after - leaf.not_before) / 3);
+        let (outcome, when) = until(leaf.not_after, now, soon);
+        self.tell(About::Certificate, outcome, format!("certificate {path}: {when}"));
     }
 
     /// CA certificates whose end is past or near: with them ends all that they signed.
     fn anchors(&mut self, path: &Path, bundle: &TrustBundle, now: UnixTime) {
         for anchor in bundle.anchors() {
-            let (outcome, when) = until(anchor.not_after, now);
+            let (outcome, when) = until(anchor.not_after, now, SOON);
             if outcome != Outcome::Ok {
                 // One that has ended does not count any more; whether that matters shows below.
                 let text =
                     format!("trust bundle {}: the CA certificate of {}: {when}", path.display(), anchor.name);
-                self.tell(Outcome::Warning, text);
+                self.tell(About::Trust, Outcome::Warning, text);
             }
         }
     }
@@ -268,14 +322,19 @@ impl<'c> Report<'c> {
     fn revocations(&mut self, path: &Path, lists: &InForce, now: UnixTime) {
         let path = path.display();
         let (outcome, when) =
-            lists.first_end().map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now));
+            lists.first_end().map_or((Outcome::Ok, "no end".into()), |ends| until(ends, now, LIST_SOON));
         // Lists that are merely found refuse nobody by their end.
         let found = Coverage::of(self.config) == Coverage::Optional && outcome == Outcome::Failed;
         let outcome = if found { Outcome::Warning } else { outcome };
-        self.tell(outcome, format!("revocation lists {path}: {} revoked, {when}", lists.revoked()));
+        self.tell(
+            About::Revocation,
+            outcome,
+            format!("revocation lists {path}: {} revoked, {when}", lists.revoked()),
+        );
         for list in &lists.forged {
             let issuer = &list.issuer_name;
             self.tell(
+                About::Revocation,
                 Outcome::Warning,
                 format!("revocation lists {path}: the list of {issuer} was not signed by that CA, so it does not count"),
             );
@@ -283,6 +342,7 @@ impl<'c> Report<'c> {
         for list in &lists.coming {
             let issuer = &list.issuer_name;
             self.tell(
+                About::Revocation,
                 Outcome::Warning,
                 format!(
                     "revocation lists {path}: the list of {issuer} says that it was made in the future, so it does not \
@@ -308,9 +368,13 @@ impl<'c> Report<'c> {
         ];
         let mut failed = looked_at.into_iter().filter_map(|(path, result)| Some((path, result.err()?)));
         match failed.next() {
-            None => self
-                .tell(Outcome::Ok, format!("mesh.storage_dir {}: this user can write it", folder.display())),
+            None => self.tell(
+                About::Folder,
+                Outcome::Ok,
+                format!("mesh.storage_dir {}: this user can write it", folder.display()),
+            ),
             Some((path, error)) => self.tell(
+                About::Folder,
                 Outcome::Failed,
                 format!("mesh.storage_dir: {}: {error}; registryd cannot keep mesh.json", path.display()),
             ),
@@ -333,19 +397,19 @@ impl<'c> Report<'c> {
                 (outcome, format!("{key}: {}: {error}; {meaning}", there.display()))
             }
         };
-        self.tell(outcome, text);
+        self.tell(About::Folder, outcome, text);
     }
 }
 
-/// How far it is to an end, in epoch seconds.
-fn until(end: i64, now: UnixTime) -> (Outcome, String) {
+/// How far it is to an end, in epoch seconds; it is near within `soon` seconds.
+fn until(end: i64, now: UnixTime, soon: i64) -> (Outcome, String) {
     let left = end - now.as_secs() as i64;
-    let days = left.unsigned_abs() / 86_400;
+    let days = left.unsigned_abs() / DAY.unsigned_abs();
     match left {
         i64::MIN..0 => {
             (Outcome::Failed, format!("ended {days} {} ago", if days == 1 { "day" } else { "days" }))
         }
-        _ if days < SOON_DAYS => (Outcome::Warning, format!("{days} days to expiry")),
+        _ if left < soon => (Outcome::Warning, format!("{days} days to expiry")),
         _ => (Outcome::Ok, format!("{days} days to expiry")),
     }
 }

@@ -1,6 +1,7 @@
-//! The command line of both daemons: `[run|check] [--config FILE] [--log-format text|json]`, and the exit codes.
+//! The command line of both daemons: `[run|check [--json]] [--config FILE] [--log-format text|json]`, and the exit codes.
 //!
 //! 0: well; 1: something cannot work, such as a certificate; [`config::EXIT_CODE`]: the configuration cannot work.
+//! What `--help` says of a daemon is its man page too ([`command`]).
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -31,19 +32,121 @@ enum Command {
     /// Run (the default)
     Run,
     /// Check configuration, certificates and folders without starting
-    Check,
+    Check {
+        /// Print a JSON array of {outcome, about, text} instead of lines
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-/// Does what the process's arguments ask of the daemon `name`: `check` and its report, or `run`, confined to what `needs`
+/// What the man page and `--help` of a daemon say of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Manual {
+    /// The program's name.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub about: &'static str,
+    /// More about it.
+    pub description: &'static str,
+    /// Its signals, files and ports, section by section.
+    pub sections: &'static str,
+}
+
+/// The sidecar.
+pub const MESH_PROXY: Manual = Manual {
+    name: "mesh-proxy",
+    about: "Sidecar that terminates and originates the mesh's mutual TLS",
+    description: "\
+mesh-proxy runs beside each agent and is the only program of a host that reads the node's private key and speaks to other \
+hosts. Peers come in over mutual TLS (port 3000), are judged by their certificate and by policy, and are passed on to the \
+agent as plain HTTP on loopback. Programs of this host reach other nodes and agents through 127.0.0.1:3001.
+
+It is told of the mesh by registryd, and goes on with what it knows while registryd is away.",
+    sections: "\
+Commands:
+  run             run, which is the default
+  check [--json]  say what certificates, key, revocation lists and folders come to, without starting
+
+Signals:
+  SIGHUP   read certificates, keys, revocation lists and policy anew; a file that cannot be used changes nothing
+  SIGUSR2  start the program that lies in its place now, and hand the listening sockets over (meshctl upgrade)
+  SIGTERM  take no new work, finish what is under way (proxy.timeouts.drain_ms), end; a second one ends at once
+
+Files:
+  /etc/mesh/mesh.yaml       the configuration, shared with registryd
+  /var/lib/mesh-proxy       the last known mesh, revocation lists, and the certificate of a node that joined
+  /run/mesh/registryd.sock  where registryd is asked
+
+Environment:
+  MESH_CONFIG      the configuration file, unless --config names it
+  MESH_LOG         how much is logged: error, warn, info (the default), debug, trace
+  MESH_LOG_FORMAT  text or json, unless --log-format says it
+
+Exit status:
+  0   it was told to stop; check: all is well
+  1   it cannot start or go on; check: a certificate, a key or a folder cannot work
+  78  the configuration cannot work, and starting again does not help
+
+See also: meshctl(1), registryd(8)",
+};
+
+/// The registry daemon.
+pub const REGISTRYD: Manual = Manual {
+    name: "registryd",
+    about: "Keeps this node in the mesh's registry: heartbeats, mesh.json, discovery, names",
+    description: "\
+registryd registers its host in the mesh's registry, keeps it there by heartbeats, judges which nodes live, and tells \
+mesh-proxy, meshctl and programs of this host. It has no key and no public port; other hosts it reaches through mesh-proxy.
+
+The registry is the file mesh.json in mesh.storage_dir, or an etcd cluster (registryd.store). Names below .mesh are \
+resolved here, and answered over DNS where registryd.dns.listen is set.",
+    sections: "\
+Commands:
+  run             run, which is the default
+  check [--json]  say what certificates and folders come to, without starting
+
+Signals:
+  SIGHUP   publish anew what the configuration says of this node: agents, providers, models, capabilities, metadata
+  SIGTERM  end; the node is said to leave only if its mesh-proxy has stopped as well
+
+Files:
+  /etc/mesh/mesh.yaml       the configuration, shared with mesh-proxy
+  mesh.json                 the registry, in mesh.storage_dir; mesh.json.lock beside it
+  /run/mesh/registryd.sock  where mesh-proxy and meshctl ask (registryd.socket)
+
+Environment:
+  MESH_CONFIG      the configuration file, unless --config names it
+  MESH_LOG         how much is logged: error, warn, info (the default), debug, trace
+  MESH_LOG_FORMAT  text or json, unless --log-format says it
+
+Exit status:
+  0   it was told to stop; check: all is well
+  1   it cannot start or go on; check: a certificate or a folder cannot work
+  78  the configuration cannot work, and starting again does not help
+
+See also: meshctl(1), mesh-proxy(8)",
+};
+
+/// The command line of a daemon.
+pub fn command(manual: &Manual) -> clap::Command {
+    Arguments::command()
+        .name(manual.name)
+        .about(manual.about)
+        .long_about(format!("{}\n\n{}", manual.about, manual.description))
+        .after_help(manual.sections)
+        .max_term_width(120)
+}
+
+/// Does what the process's arguments ask of a daemon: `check` and its report, or `run`, confined to what `needs`
 /// says, with a log that begins with the configuration's warnings.
 pub fn main(
-    name: &'static str,
-    about: &'static str,
+    manual: &Manual,
     check: fn(&Config) -> Vec<Check>,
     needs: fn(&Config) -> Confinement,
     run: fn(Config) -> ExitCode,
 ) -> ExitCode {
-    let matches = Arguments::command().name(name).about(about).get_matches();
+    let name = manual.name;
+    let matches = command(manual).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
@@ -54,7 +157,7 @@ pub fn main(
         }
     };
     match arguments.command.unwrap_or(Command::Run) {
-        Command::Check => show(&check(&config)),
+        Command::Check { json } => show(&check(&config), json),
         Command::Run => {
             // First of all: what is confined is this thread, with all that it starts.
             let confined = confine(&config, needs);
@@ -91,10 +194,15 @@ fn confine(config: &Config, needs: fn(&Config) -> Confinement) -> Result<String,
         .map_err(|error| format!("cannot be confined by Landlock: {error}"))
 }
 
-fn show(checks: &[Check]) -> ExitCode {
+fn show(checks: &[Check], json: bool) -> ExitCode {
     let mut output = io::stdout().lock();
     // A reader such as `head` may have what it wanted; the exit code stays the same.
-    let _ = checks.iter().try_for_each(|check| writeln!(output, "{check}"));
+    let _ = match json {
+        true => serde_json::to_string(checks)
+            .map_err(io::Error::other)
+            .and_then(|text| writeln!(output, "{text}")),
+        false => checks.iter().try_for_each(|check| writeln!(output, "{check}")),
+    };
     match checks.iter().any(|check| check.outcome == Outcome::Failed) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
@@ -107,6 +215,8 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        for manual in [&MESH_PROXY, &REGISTRYD] {
+            command(manual).debug_assert();
+        }
     }
 }
