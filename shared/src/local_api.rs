@@ -179,6 +179,9 @@ pub struct DaemonStatus {
     pub online: usize,
     /// What is wrong now, each in a sentence; empty when all is well.
     pub problems: Vec<String>,
+    /// Names that two hosts have; each is among the problems as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub duplicates: Vec<NodeName>,
     /// The sidecar's last report; `None` if none came within its lifetime.
     pub sidecar: Option<SidecarReport>,
     /// How long ago the last heartbeat was written, in ms.
@@ -269,6 +272,9 @@ pub struct SeenCertificate {
     pub agents: Vec<AgentName>,
     /// When that was, epoch seconds.
     pub seen_at: u64,
+    /// When the certificate begins, epoch seconds; `None`: an older sidecar, which does not say.
+    #[serde(default)]
+    pub not_before: Option<i64>,
     /// When the certificate ends, epoch seconds.
     pub not_after: i64,
 }

@@ -188,6 +188,7 @@ impl Pipeline {
             agents: leaf.hosts(&self.trust_domain),
             node,
             seen_at: seconds(at),
+            not_before: Some(leaf.not_before),
             not_after: leaf.not_after,
         });
         let certified = self.hosting == Hosting::Certified;

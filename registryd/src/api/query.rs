@@ -144,6 +144,7 @@ pub(super) fn daemon_status(state: &State) -> DaemonStatus {
         nodes: inner.members.members().len(),
         online: inner.members.count(Status::Online),
         problems: inner.problems.sentences().cloned().collect(),
+        duplicates: inner.problems.duplicates().cloned().collect(),
         sidecar: inner.sidecar(now).cloned(),
         last_heartbeat_age_ms: inner
             .last_heartbeat()

@@ -82,6 +82,14 @@ impl Problems {
         self.held.values()
     }
 
+    /// The names that two hosts have.
+    pub fn duplicates(&self) -> impl Iterator<Item = &NodeName> {
+        self.held.keys().filter_map(|about| match about {
+            About::Duplicate(name) => Some(name),
+            _ => None,
+        })
+    }
+
     fn keep(&mut self, about: About, sentence: String) {
         if self.held.len() < MAX || self.held.contains_key(&about) {
             self.held.insert(about, sentence);
