@@ -27,7 +27,6 @@ use crate::http::body::Traffic;
 use crate::live::feed::Feeds;
 use crate::metrics::Outcome;
 use crate::tls::verify::PeerIdentity;
-use crate::trace::TraceId;
 
 /// What this process carries.
 pub static LIVE: LazyLock<Live> = LazyLock::new(Live::new);

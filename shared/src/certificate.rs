@@ -724,6 +724,12 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(parsed.validity().not_after.timestamp())
 }
 
+/// Who signed a certificate, as it says itself; `None` for what is no certificate.
+pub fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.issuer().to_string())
+}
+
 /// Reads the only private key of a file: PKCS#8, PKCS#1 or SEC1 in PEM. It is zeroed once it is dropped.
 ///
 /// # Errors

@@ -2,7 +2,8 @@
 
 use mesh_tests::eventually;
 use mesh_tests::mesh::{Mesh, Node, Plan};
-use serde_json::json;
+use mesh_tests::process::run;
+use serde_json::{Value, json};
 
 /// A host with the name and certificate of ct111, and an address of its own.
 fn clone(mesh: &Mesh, of: &Plan) -> Plan {
@@ -71,4 +72,10 @@ async fn two_hosts_with_one_name_are_told_by_the_seed_that_both_join() {
         node.start_proxy().await;
     }
     told(&seed, &one, &two).await;
+    let doctor = run(seed.command("meshctl").args(["doctor", "--json"]));
+    let doctor: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let checks = doctor["checks"].as_array().unwrap();
+    let duplicate = checks.iter().find(|check| check["step"] == "duplicates").unwrap();
+    assert_eq!((&duplicate["outcome"], &duplicate["node"]), (&json!("fail"), &json!("ct111")), "{duplicate}");
+    assert!(duplicate["cause"].as_str().unwrap().contains(&two.ip().to_string()), "{duplicate}");
 }

@@ -22,6 +22,7 @@ mod demo;
 mod departures;
 mod destinations;
 mod discovery;
+mod doctor;
 mod documents;
 mod early_answers;
 mod etcd;

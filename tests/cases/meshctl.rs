@@ -613,12 +613,20 @@ async fn a_daemon_that_hangs_is_given_up() {
 
 /// Runs meshctl on a terminal of 60 columns. Its output and what it says on stderr come as one.
 pub fn on_terminal(node: &Node, arguments: &str) -> Option<Daemon> {
+    on_terminal_with(node, "", arguments)
+}
+
+/// The same with settings for its environment, as in `TERM=dumb`.
+pub fn on_terminal_with(node: &Node, settings: &str, arguments: &str) -> Option<Daemon> {
     if run(Command::new("sh").args(["-c", "command -v script"])).stdout.is_empty() {
         skipped("meshctl on a terminal: there is no script(1)");
         return None;
     }
     let meshctl = node.command("meshctl");
-    let line = format!("stty cols 60 rows 24; exec '{}' {arguments}", meshctl.get_program().display());
+    let line = format!(
+        "stty cols 60 rows 24; exec env {settings} '{}' {arguments}",
+        meshctl.get_program().display()
+    );
     let mut script = Command::new("script");
     script.args(["-qefc", &line, "/dev/null"]).env("SHELL", "/bin/sh").env_remove("NO_COLOR");
     script.envs(meshctl.get_envs().filter_map(|(key, value)| Some((key, value?))));

@@ -31,12 +31,10 @@ use view::View;
 /// Arguments of `meshctl dashboard`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Examples:
-  meshctl dashboard                            open it in the browser of this desktop
-  meshctl dashboard --no-open --listen 8900    on a server: print the URL only; then, on your own machine,
-  ssh -L 8900:127.0.0.1:8900 ct110             and open the URL there
+It shows what this host's sidecar carries, and other nodes that name this one in proxy.live.peers.
 
-It shows what this host's sidecar carries, and other nodes that name this one in proxy.live.peers.")]
+For a page of a server: meshctl dashboard --no-open --listen 8900 there, ssh -L 8900:127.0.0.1:8900 ct110 on your own
+machine, and open the URL that was printed.")]
 pub struct DashboardArgs {
     /// Where to serve the page: a port of 127.0.0.1, or a loopback address and port; 0: any free port
     #[arg(long, value_name = "PORT|ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = listen_address)]

@@ -1,174 +1,223 @@
-//! `meshctl doctor`: does what the nodes say of themselves agree with what their certificates say?
+//! `meshctl doctor`: what is wrong, why, and which command mends it. The way to a node or an agent step by step, or the mesh
+//! as a whole.
+//!
+//! It changes nothing, and sends no task to any agent. The steps for which the node's key is needed are the sidecar's.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod agent;
+mod dial;
+mod expiry;
+mod here;
+mod hosting;
+mod mend;
+mod mesh;
+mod report;
+mod way;
+
+use std::io;
 use std::process::ExitCode;
 
-use mesh_shared::json;
-use mesh_shared::local_api::{CERTIFICATES, NODES, NodeView, SeenCertificates};
-use serde::Serialize;
+use clap::Args;
+use mesh_shared::local_api::{NODES, NodeView};
+use mesh_shared::registry::Status;
+use mesh_shared::{AgentName, Identity, NodeName};
+use rustls::pki_types::UnixTime;
 use serde_json::json;
 
-use crate::output::{Colour, one_line, paint, print, print_json};
-use crate::{Failure, Global, ping};
+use crate::output::{Progress, print, print_json};
+use crate::ping;
+use crate::{Failure, Global};
+use here::Here;
+use hosting::Diagnosis;
+use mesh::Mesh;
+use report::{Finding, Outcome, Report, Step, Subject};
+use way::Way;
 
-/// An agent that a node is registered for and not certified for.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Disagreement {
-    node: String,
-    agent: String,
-    /// What it means and what to do.
-    detail: String,
+/// The exit code where nothing can be said of the mesh from here, as monitors expect it.
+pub const COULD_NOT_LOOK: u8 = 3;
+
+/// Arguments of `meshctl doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// A node (ct111, ct111.mesh), an agent (grok, grok.agent.mesh) or an agent on a node (grok@ct111); without it, the mesh
+    ///
+    /// A name that a node has is taken for that node.
+    #[arg(value_name = "NODE|AGENT", value_parser = target)]
+    target: Option<Target>,
+    /// Print only what is wrong; nothing when all is well
+    #[arg(long, short)]
+    quiet: bool,
 }
 
-/// What was found.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Diagnosis {
-    ok: bool,
-    /// Whether uncertified hosts get no tasks (`mesh.agents: certified`).
-    certified: bool,
-    disagreements: Vec<Disagreement>,
-    /// Nodes that could not be asked for their certificates.
-    unseen: Vec<String>,
+/// What is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Node(NodeName),
+    Agent(AgentName, Option<NodeName>),
+    /// A node's name, or else an agent's.
+    Named(AgentName),
 }
 
-/// Asks every node for its certificate and compares it with the registry.
+fn target(text: &str) -> Result<Target, String> {
+    if let Some(node) = NodeName::from_mesh_host(text) {
+        return Ok(Target::Node(node));
+    }
+    if let Some(agent) = AgentName::from_mesh_host(text) {
+        return Ok(Target::Agent(agent, None));
+    }
+    match text.parse() {
+        Ok(Identity::Agent(agent, node)) => Ok(Target::Agent(agent, Some(node))),
+        _ => text.parse().map(Target::Named).map_err(|error: mesh_shared::name::NameError| error.to_string()),
+    }
+}
+
+/// Looks, tells, and ends with the worst that was found.
 ///
 /// # Errors
-/// The own daemons are away (with `--json`, a document says so). A disagreement makes exit code 1.
-pub async fn run(global: &Global) -> Result<ExitCode, Failure> {
-    let diagnosis = match diagnose(global).await {
-        Ok(diagnosis) => diagnosis,
-        Err(Failure::Client(error)) if global.json => {
-            print_json(&json!({ "ok": false, "problems": [error.to_string()] }))?;
-            return Ok(ExitCode::FAILURE);
-        }
-        Err(error) => return Err(error),
+/// The output cannot be written.
+pub async fn run(args: DoctorArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let progress = Progress::new(args.quiet || global.json);
+    let mut report = Report::default();
+    let mut subject = match &args.target {
+        None => Subject::Mesh,
+        Some(Target::Node(node)) => Subject::Node(node.to_string()),
+        Some(Target::Agent(agent, _) | Target::Named(agent)) => Subject::Agent(agent.to_string()),
     };
-    match global.json {
-        true => print_json(&diagnosis)?,
-        false => print(&describe(&diagnosis))?,
-    }
-    Ok(if diagnosis.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn diagnose(global: &Global) -> Result<Diagnosis, Failure> {
-    let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
-    let registered: BTreeMap<String, Vec<String>> =
-        nodes.into_iter().map(|view| (view.node.name, view.node.agents)).collect();
-    // So that the sidecar has seen a certificate of each node that can be reached.
-    let sidecar = ping::sidecar(global).await?;
-    let reached = registered.keys().map(|name| ping::reach(&sidecar, name));
-    let reached: Vec<bool> = futures_util::future::join_all(reached).await;
-    let reached =
-        registered.keys().zip(reached).filter(|(_, reached)| *reached).map(|(name, _)| name.as_str());
-    let answer = sidecar
-        .send(http::Method::GET, CERTIFICATES, http::HeaderMap::new(), bytes::Bytes::new())
-        .await
-        .and_then(|answer| sidecar.accepted(CERTIFICATES, answer))?;
-    let seen: SeenCertificates = json::read_bytes(&answer.body)
-        .map_err(|error| Failure::Answer(format!("mesh-proxy's answer to {CERTIFICATES}: {error}")))?;
-    Ok(judge(&registered, &reached.collect(), &seen))
-}
-
-/// Compares the agents that nodes are `registered` for with those that their certificates name.
-///
-/// Where hosts need not be certified, most meshes have no certificates that name agents; then nothing is compared but
-/// agents that some certificate names, and nodes whose certificate names any.
-fn judge(
-    registered: &BTreeMap<String, Vec<String>>,
-    reached: &BTreeSet<&str>,
-    seen: &SeenCertificates,
-) -> Diagnosis {
-    let named: BTreeMap<&str, BTreeSet<&str>> = seen
-        .nodes
-        .iter()
-        .map(|seen| (seen.node.as_str(), seen.agents.iter().map(|agent| agent.as_str()).collect()))
-        .collect();
-    let anywhere: BTreeSet<&str> = named.values().flatten().copied().collect();
-    let (mut disagreements, mut unseen) = (Vec::new(), Vec::new());
-    for (node, agents) in registered {
-        let Some(named) = named.get(node.as_str()) else {
-            unseen.push(node.clone());
-            continue;
-        };
-        if !reached.contains(node.as_str()) {
-            unseen.push(node.clone());
-        }
-        for agent in agents {
-            let matters = seen.certified || !named.is_empty() || anywhere.contains(agent.as_str());
-            if named.contains(agent.as_str()) || !matters {
-                continue;
+    let mut diagnosis = None;
+    let here = here::look(global, &progress, &mut report).await;
+    match &here {
+        None => report.skip(steps(args.target.is_some())),
+        Some(here) => match here.registryd.read::<Vec<NodeView>>(NODES).await {
+            Err(error) => {
+                report.add(
+                    Finding::fail(Step::Registry, error.to_string()).run("sudo systemctl restart registryd"),
+                );
             }
-            let meaning = match seen.certified {
-                true => "so it gets no tasks from here",
-                false => "and gets its share of the tasks all the same (mesh.agents: claimed)",
-            };
-            let all: Vec<&str> = named.iter().copied().chain([agent.as_str()]).collect();
-            disagreements.push(Disagreement {
-                node: node.clone(),
-                agent: agent.clone(),
-                detail: format!(
-                    "{node} is registered for agent {agent}, its certificate does not say so, {meaning}: on the CA's \
-                     host, meshctl ca renew {node} --agents {} if it belongs there (meshctl invite in place of ca renew if \
-                     the node's key was made there), else find out who registered it",
-                    all.join(",")
-                ),
+            Ok(views) => match args.target {
+                None => diagnosis = look_at_mesh(here, &views, &progress, &mut report).await,
+                Some(target) => {
+                    subject = look_at(here, target, &views, &progress, &mut report).await;
+                }
+            },
+        },
+    }
+    drop(progress);
+    let outcome = report.outcome();
+    let shown = match global.json {
+        true => {
+            let node = here.as_ref().map(Here::node);
+            let mut document = json!({
+                "ok": outcome == Outcome::Ok, "outcome": outcome, "node": node, "subject": subject,
+                "checks": report.findings(),
             });
+            if let Some(Diagnosis { certified, disagreements, unseen }) = diagnosis {
+                document["certified"] = json!(certified);
+                document["disagreements"] = json!(disagreements);
+                document["unseen"] = json!(unseen);
+            }
+            print_json(&document)
+        }
+        false => print(&report.text(args.quiet)),
+    };
+    match shown {
+        // What was found does not depend on who reads it to the end.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Doctor(format!("cannot write the output: {error}")))
+        }
+        _ => Ok(ExitCode::from(outcome.exit_code())),
+    }
+}
+
+/// The steps behind those of this host.
+fn steps(of_way: bool) -> &'static [Step] {
+    use Step as S;
+    match of_way {
+        true => &[S::Registry, S::Clock, S::Name, S::Tcp, S::Tls, S::Identity, S::Policy, S::Answer],
+        false => &[
+            S::Registry,
+            S::Duplicates,
+            S::Reach,
+            S::Versions,
+            S::Thresholds,
+            S::Clock,
+            S::Expiry,
+            S::Revocation,
+            S::Hosting,
+        ],
+    }
+}
+
+async fn look_at_mesh(
+    here: &Here,
+    views: &[NodeView],
+    progress: &Progress,
+    report: &mut Report,
+) -> Option<Diagnosis> {
+    progress.say(&format!("{} nodes", views.len()));
+    // So that the sidecar has seen a certificate of each node that can be reached.
+    // Those that are offline would only keep it waiting, and are told of anyway.
+    let there = views.iter().filter(|view| view.node.status != Status::Offline);
+    let names: Vec<String> = there.map(|view| view.node.name.clone()).collect();
+    let pinged = ping::all(&here.sidecar, &names).await;
+    match here.certificates().await {
+        Ok(seen) => {
+            let mesh =
+                Mesh { config: &here.config, status: &here.status, views, pinged: &pinged, seen: &seen };
+            let (findings, diagnosis) = mesh.findings(UnixTime::now());
+            report.extend(findings);
+            Some(diagnosis)
+        }
+        Err(error) => {
+            report.add(
+                Finding::fail(Step::Sidecar, error.to_string()).run("sudo systemctl restart mesh-proxy"),
+            );
+            None
         }
     }
-    Diagnosis { ok: disagreements.is_empty(), certified: seen.certified, disagreements, unseen }
 }
 
-fn describe(diagnosis: &Diagnosis) -> String {
-    let mut text = String::new();
-    for each in &diagnosis.disagreements {
-        text.push_str(&format!("{} {}\n", paint(Colour::Red, "problem:"), one_line(&each.detail)));
+/// Looks at a node or an agent; returns which of the two it was.
+async fn look_at(
+    here: &Here,
+    target: Target,
+    views: &[NodeView],
+    progress: &Progress,
+    report: &mut Report,
+) -> Subject {
+    let registered = |node: &NodeName| views.iter().find(|view| view.node.name == node.as_str());
+    let node = match target {
+        Target::Node(node) => node,
+        Target::Agent(agent, node) => {
+            agent::look(here, &agent, node.as_ref(), views, progress, report).await;
+            return Subject::Agent(agent.to_string());
+        }
+        Target::Named(name) => {
+            let node = name.as_str().parse::<NodeName>().ok();
+            let is_agent =
+                views.iter().any(|view| view.node.agents.iter().any(|agent| agent == name.as_str()));
+            match node.filter(|node| registered(node).is_some() || !is_agent) {
+                Some(node) => node,
+                None => {
+                    agent::look(here, &name, None, views, progress, report).await;
+                    return Subject::Agent(name.to_string());
+                }
+            }
+        }
+    };
+    match registered(&node) {
+        Some(view) => Way::new(here, node.clone(), view.clone(), None).await.go(progress, report).await,
+        None => {
+            let known: Vec<&str> = views.iter().take(8).map(|view| view.node.name.as_str()).collect();
+            report.add(
+                Finding::fail(
+                    Step::Registry,
+                    format!("no node {node} is registered, nor an agent of that name"),
+                )
+                .because(format!("registered nodes are {}", known.join(", ")))
+                .run_on(node.as_str(), "sudo systemctl start registryd && sudo meshctl status")
+                .coded(Some("unknown_node")),
+            );
+            report.skip(&steps(true)[1..]);
+        }
     }
-    for node in &diagnosis.unseen {
-        let said = "cannot be reached, so its certificate as it is now is not known";
-        text.push_str(&format!("{} {} {said}\n", paint(Colour::Yellow, "unknown:"), one_line(node)));
-    }
-    if diagnosis.ok {
-        text.push_str("certificates and registry agree on who hosts which agent\n");
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use mesh_shared::local_api::SeenCertificate;
-
-    use super::*;
-
-    #[test]
-    fn registry_and_certificates_are_compared_where_certificates_say_anything() {
-        let registered: BTreeMap<String, Vec<String>> =
-            [("ct110", "opus"), ("ct111", "grok"), ("ct112", "grok"), ("ct113", "scout")]
-                .map(|(node, agent)| (node.into(), vec![agent.into()]))
-                .into();
-        let seen = |certified, agents: &[(&str, &str)]| {
-            let node = |name: &str| SeenCertificate {
-                node: name.parse().unwrap(),
-                agents: agents
-                    .iter()
-                    .filter(|(node, _)| *node == name)
-                    .map(|(_, agent)| agent.parse().unwrap())
-                    .collect(),
-                seen_at: 0,
-                not_after: 0,
-            };
-            SeenCertificates { certified, nodes: ["ct110", "ct111", "ct112"].map(node).into() }
-        };
-        let judged = |seen: &SeenCertificates| {
-            let diagnosis = judge(&registered, &["ct110", "ct111", "ct112"].into(), seen);
-            assert_eq!(diagnosis.unseen, ["ct113"]);
-            let told = diagnosis.disagreements.iter().map(|each| format!("{}@{}", each.agent, each.node));
-            told.collect::<Vec<_>>()
-        };
-        assert!(judged(&seen(false, &[])).is_empty());
-        assert_eq!(judged(&seen(false, &[("ct111", "grok")])), ["grok@ct112"]);
-        assert_eq!(judged(&seen(false, &[("ct110", "other")])), ["opus@ct110"]);
-        assert_eq!(judged(&seen(true, &[("ct111", "grok")])), ["opus@ct110", "grok@ct112"]);
-    }
+    Subject::Node(node.to_string())
 }

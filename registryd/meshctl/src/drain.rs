@@ -24,13 +24,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 /// The exit code where something is still in flight.
 const STILL_IN_FLIGHT: u8 = 3;
 
-const EXAMPLES: &str = "\
-Examples:
-  meshctl drain                            other nodes send no new tasks here; at once
-  meshctl drain --wait && sudo reboot      and wait until what they sent before is done
-  meshctl drain --wait --timeout 2m        at most so long
-  meshctl undrain                          take tasks again
-
+const NOTES: &str = "\
 Requests that name this node itself, not an agent, still come, and --wait waits for them as well. It waits until nothing of
 other nodes has been in flight for one heartbeat, since that long may pass until all of them know.
 
@@ -39,7 +33,7 @@ stays updating; 1 a daemon of this host cannot be asked: with --wait, nothing wa
 
 /// Arguments of `meshctl drain`.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = NOTES)]
 pub struct DrainArgs {
     /// Wait until nothing that other nodes sent is in flight, and show what is
     #[arg(long)]

@@ -10,6 +10,7 @@ mod dashboard;
 mod demo;
 mod doctor;
 mod drain;
+mod examples;
 mod hosts;
 mod invite;
 mod join;
@@ -19,6 +20,7 @@ mod output;
 mod pages;
 mod ping;
 mod policy;
+mod repeat;
 mod sse;
 mod status;
 mod store;
@@ -32,12 +34,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mesh_shared::config::{self, Config, ConfigError};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::{NameError, NodeName};
 
 use mesh_client::{ClientError, Daemon};
+use repeat::Show;
 
 /// The configuration that is installed where there is none: until somebody edits it, it says nothing of this host.
 const EXAMPLE_CONFIG: &str = include_str!("../../../deploy/mesh.yaml");
@@ -57,30 +60,13 @@ fn own_config(path: &Path) -> Result<Option<Config>, ConfigError> {
 /// Where registryd listens unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 
-const EXAMPLES: &str = "\
-Examples:
-  meshctl demo                             a small mesh on this machine, to see it work
-  meshctl ca init                          make the mesh's certificate authority
-  meshctl invite ct112                     on the CA's host: one command for a host that is to join
-  sudo meshctl join <token>                there: key, certificate, configuration, start
-  meshctl ca issue-node ct111 192.168.10.111
-  meshctl ca renew --all                   renew what ends soon; daily, from a timer
-  meshctl status                           is this node well? (exit code 1 if not)
-  meshctl nodes --agent grok               who hosts the agent grok
-  meshctl nodes forget ct119               take a node that is gone for good out of the registry
-  meshctl ping                             reach every node over mutual TLS
-  meshctl doctor                           do registry and certificates agree on who hosts what?
-  meshctl top                              requests in flight, by peer and agent
-  meshctl tap --errors                     requests that fail, as they happen
-  meshctl drain --wait                     send no new tasks here, and wait for those under way
-  meshctl dashboard                        watch all of it in a browser
-  meshctl policy explain opus@ct111 POST /api/message
-  meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs";
-
 /// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
 #[derive(Debug, Parser)]
-#[command(name = "meshctl", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = "meshctl", version, max_term_width = 100)]
 struct Cli {
+    /// Show no colour; nor is any shown where NO_COLOR is set, TERM is dumb, or the output is not a terminal
+    #[arg(long, global = true)]
+    no_color: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -106,11 +92,11 @@ enum Command {
     /// Show the nodes of the mesh
     Nodes(Asking<nodes::NodesArgs>),
     /// Show the agents of the mesh and where they live
-    Agents(Global),
+    Agents(Asking<Show>),
     /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
     Ping(Asking<ping::PingArgs>),
-    /// Compare what nodes say of themselves with what their certificates say; exit code 1 if they disagree
-    Doctor(Global),
+    /// Find out what is wrong: the way to a node or an agent step by step, or the mesh as a whole
+    Doctor(Asking<doctor::DoctorArgs>),
     /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
     Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
@@ -147,7 +133,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Print completions of this command line for a shell
     Completions(pages::CompletionsArgs),
-    /// Write the man pages of this command and its subcommands
+    /// Write the man pages of this command, its subcommands and the daemons
     Man(pages::ManArgs),
     /// One of the demo's agents
     #[command(hide = true)]
@@ -208,6 +194,8 @@ pub enum Failure {
     #[error("{0}")]
     Answer(String),
     #[error("{0}")]
+    Doctor(String),
+    #[error("{0}")]
     File(String),
     #[error("{0}")]
     Hosts(String),
@@ -230,6 +218,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
+            Self::Doctor(_) => doctor::COULD_NOT_LOOK,
             Self::Answer(_)
             | Self::Ca(_)
             | Self::Client(_)
@@ -244,8 +233,25 @@ impl Failure {
     }
 }
 
+/// The command line: what is parsed, and what `--help`, the man pages and completions tell.
+fn command_line() -> clap::Command {
+    examples::with_examples(Cli::command())
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = command_line().try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| {
+        // A monitor takes 2 for a mesh that is broken.
+        let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
+        if error.use_stderr() && words.next().is_some_and(|command| command == "doctor") {
+            let _ = error.print();
+            std::process::exit(doctor::COULD_NOT_LOOK.into());
+        }
+        error.exit()
+    });
+    if cli.no_color {
+        output::without_colour();
+    }
     // One thread, because children that end with their parent end with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
@@ -268,9 +274,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Status(Asking { args, global }) => status::run(args, &global).await,
         Command::Nodes(Asking { args, global }) => nodes::run(args, &global).await,
-        Command::Agents(global) => nodes::agents(&global).await,
+        Command::Agents(Asking { args, global }) => nodes::agents(args, &global).await,
         Command::Ping(Asking { args, global }) => ping::run(args, &global).await,
-        Command::Doctor(global) => doctor::run(&global).await,
+        Command::Doctor(Asking { args, global }) => doctor::run(args, &global).await,
         Command::Upgrade(Asking { args, global }) => upgrade::run(args, &global).await,
         Command::Watch(global) => watch::run(&global).await,
         Command::Top(Asking { args, global }) => top::run(args, &global).await,
@@ -325,8 +331,6 @@ impl Global {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -341,6 +345,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command_line().debug_assert();
     }
 }

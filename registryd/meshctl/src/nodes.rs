@@ -1,7 +1,6 @@
 //! `meshctl nodes` and `meshctl agents`: who is there.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -11,13 +10,13 @@ use mesh_shared::local_api::{
     AGENTS, Agent, AgentList, AgentView, FORGET, Forget, NODES, NodeView, ROSTER_AGENTS,
 };
 use mesh_shared::name::NodeName;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::output::{self, Cell, Colour, Table, duration, print, print_json, print_json_line};
+use crate::output::{self, Cell, Colour, Table, duration, print, print_json};
+use crate::repeat::{Show, shown};
 use crate::{Failure, Global, node_name};
 
-/// How often `--watch` asks.
-const REDRAW: Duration = Duration::from_secs(1);
 /// A clock that is off by more is worth showing.
 const SKEW_MS: u64 = 1_000;
 
@@ -42,12 +41,8 @@ pub struct NodesArgs {
     /// Only nodes in this state
     #[arg(long, value_name = "STATE", value_parser = ["online", "offline", "degraded", "updating"])]
     status: Option<String>,
-    /// Show capabilities, providers and models too, and lines that are longer than the terminal is wide
-    #[arg(long)]
-    wide: bool,
-    /// Keep showing, once a second, until Ctrl-C; with --json, a document a line
-    #[arg(long, short)]
-    watch: bool,
+    #[command(flatten)]
+    show: Show,
     #[command(subcommand)]
     change: Option<Change>,
 }
@@ -99,31 +94,9 @@ pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> 
         return forget(name, global).await;
     }
     let (daemon, path) = (global.registryd()?, args.path());
-    let mut nodes: Vec<NodeView> = daemon.read(&path).await?;
-    if !args.watch {
-        match global.json {
-            true => print_json(&nodes)?,
-            false => print(&text(&nodes, args.wide))?,
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    loop {
-        match global.json {
-            true => print_json_line(&nodes)?,
-            // Everything at once, so that nothing flickers.
-            false => {
-                let clear = if output::is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-                print(&format!("{clear}{}", text(&nodes, args.wide)))?;
-            }
-        }
-        nodes = loop {
-            tokio::time::sleep(REDRAW).await;
-            match daemon.read(&path).await {
-                Ok(nodes) => break nodes,
-                Err(error) => eprintln!("meshctl: {error}; trying again"),
-            }
-        };
-    }
+    let read = async || Ok(daemon.read::<Vec<NodeView>>(&path).await?);
+    shown(args.show, global.json, read, |nodes| text(nodes, args.show.wide)).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn forget(node: NodeName, global: &Global) -> Result<ExitCode, Failure> {
@@ -153,7 +126,7 @@ fn text(nodes: &[NodeView], wide: bool) -> String {
             node.agents.join(", ").into(),
             node.host.clone().into(),
             node.port.to_string().into(),
-            view.age_ms.map_or_else(|| "never".into(), |age| format!("{} ago", duration(age))).into(),
+            seen(view).into(),
             clock(view.skew_ms),
             node.version.clone().into(),
         ]
@@ -176,6 +149,11 @@ fn text(nodes: &[NodeView], wide: bool) -> String {
     table.render_whole()
 }
 
+/// When a node was last heard of, in words.
+fn seen(view: &NodeView) -> String {
+    view.age_ms.map_or_else(|| "never".into(), |age| format!("{} ago", duration(age)))
+}
+
 /// How a node's clock differs from this host's, in words.
 fn clock(skew_ms: Option<i64>) -> Cell {
     match skew_ms {
@@ -188,29 +166,76 @@ fn clock(skew_ms: Option<i64>) -> Cell {
     }
 }
 
-/// Shows the agents and the nodes that host them.
+/// The agents, as they are shown.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Agents {
+    json: Value,
+    #[serde(skip)]
+    agents: Vec<AgentView>,
+    /// This node's.
+    #[serde(skip)]
+    own: Vec<Agent>,
+    /// Where they live; asked for only where it is shown.
+    #[serde(skip)]
+    nodes: Vec<NodeView>,
+}
+
+/// Shows the agents and the nodes that host them, once or until interrupted.
 ///
 /// # Errors
-/// registryd is away.
-pub async fn agents(global: &Global) -> Result<ExitCode, Failure> {
+/// registryd is away (with `--watch`, only at the start).
+pub async fn agents(show: Show, global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
-    let agents: Vec<AgentView> = daemon.read(ROSTER_AGENTS).await?;
-    if global.json {
+    let read = async || {
+        let agents: Vec<AgentView> = daemon.read(ROSTER_AGENTS).await?;
         // Of other nodes' agents only the names are in the registry.
         let own: AgentList = daemon.read(AGENTS).await?;
-        print_json(&with_details(&agents, &own.agents))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut table = Table::new(["AGENT", "NODE", "STATUS"]);
-    for agent in &agents {
-        for (i, place) in agent.nodes.iter().enumerate() {
-            let name = if i == 0 { agent.name.as_str() } else { " " };
-            let node = if place.local { format!("{} (here)", place.node) } else { place.node.to_string() };
-            table.row([name.into(), node.into(), output::status(place.status)]);
-        }
-    }
-    print(if agents.is_empty() { "no agents are registered\n".into() } else { table.render() }.as_str())?;
+        let nodes = if show.wide { daemon.read(NODES).await? } else { Vec::new() };
+        let json = with_details(&agents, &own.agents);
+        Ok(Agents { json, agents, own: own.agents, nodes })
+    };
+    shown(show, global.json, read, |agents| agents.text(show.wide)).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Agents {
+    fn text(&self, wide: bool) -> String {
+        if self.agents.is_empty() {
+            return "no agents are registered\n".into();
+        }
+        let (mut narrow, mut whole) = (
+            Table::new(["AGENT", "NODE", "STATUS"]),
+            Table::new(["AGENT", "NODE", "STATUS", "HOST", "PORT", "SEEN", "PROVIDER", "MODEL"]),
+        );
+        for agent in &self.agents {
+            for (i, place) in agent.nodes.iter().enumerate() {
+                let name = if i == 0 { agent.name.as_str() } else { " " };
+                let node =
+                    if place.local { format!("{} (here)", place.node) } else { place.node.to_string() };
+                let row = [name.into(), node.into(), output::status(place.status)];
+                if !wide {
+                    narrow.row(row);
+                    continue;
+                }
+                let [a, b, c] = row;
+                let view = self.nodes.iter().find(|view| view.node.name == place.node.as_str());
+                let own = self.own.iter().find(|own| place.local && own.name == agent.name);
+                let text = |text: Option<String>| Cell::from(text.unwrap_or_default());
+                whole.row([
+                    a,
+                    b,
+                    c,
+                    text(view.map(|view| view.node.host.clone())),
+                    text(view.map(|view| view.node.port.to_string())),
+                    text(view.map(seen)),
+                    text(own.and_then(|own| own.provider.clone())),
+                    text(own.and_then(|own| own.model.clone())),
+                ]);
+            }
+        }
+        if wide { whole.render_whole() } else { narrow.render() }
+    }
 }
 
 /// The agents as JSON; where one lives on this host, with its id, provider and model.
@@ -241,8 +266,7 @@ mod tests {
             provider: None,
             model: None,
             status: None,
-            wide: false,
-            watch: false,
+            show: Show { wide: false, watch: false },
             change: None,
         };
         assert_eq!(args.path(), "/mesh/nodes?node=ct111&agent=grok&capability=c%26d%20e");

@@ -1,6 +1,7 @@
 //! What meshctl shows: text on stdout that ends quietly with its reader, tables, and colour on a terminal.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use mesh_ca::day;
 use mesh_shared::logging::Excerpt;
@@ -50,9 +51,54 @@ pub fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Whether colour helps: stdout is a terminal and `NO_COLOR` is not set.
+/// Whether the command line asked for text without colour.
+static PLAIN: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is coloured, whatever stdout is.
+pub fn without_colour() {
+    PLAIN.store(true, Ordering::Relaxed);
+}
+
+/// Whether colour helps: stdout is a terminal that can show it, and neither `NO_COLOR` (no-color.org) nor the command
+/// line says otherwise.
 pub fn coloured() -> bool {
-    is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    is_terminal() && !is_dumb() && !unwanted && !PLAIN.load(Ordering::Relaxed)
+}
+
+/// Whether the terminal knows no control sequences.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// What empties the screen before something is shown once more; nothing where stdout is no terminal that can.
+pub fn clear() -> &'static str {
+    if is_terminal() && !is_dumb() { "\x1b[H\x1b[2J" } else { "" }
+}
+
+/// One line on stderr that says what is being waited for, on a terminal that can show it and remove it again.
+pub struct Progress(bool);
+
+impl Progress {
+    /// Shows nothing yet; never anything where `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self(!quiet && io::stderr().is_terminal() && is_terminal() && !is_dumb())
+    }
+
+    /// Shows this in place of what was shown before.
+    pub fn say(&self, what: &str) {
+        if self.0 {
+            eprint!("\r\x1b[K{} …", Excerpt { text: what, max_chars: 60 });
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.0 {
+            eprint!("\r\x1b[K");
+        }
+    }
 }
 
 /// How many characters stdout shows in a line, if it is a terminal that says so.

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
+use clap_mangen::Man;
+use mesh_shared::daemon;
 
 use crate::output::print;
-use crate::{Cli, Failure};
+use crate::{Failure, command_line};
 
 /// Arguments of `meshctl completions`.
 #[derive(Debug, Args)]
@@ -20,7 +22,7 @@ pub struct CompletionsArgs {
 /// Arguments of `meshctl man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Where the pages go; made if it is missing
+    /// Where the pages go, as in /usr/local/share/man: into man1 and man8 there, which are made if they are missing
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }
@@ -30,7 +32,7 @@ pub struct ManArgs {
 /// # Errors
 /// They cannot be written.
 pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, Failure> {
-    let mut command = Cli::command();
+    let mut command = command_line();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, name, &mut script);
@@ -38,12 +40,26 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes a page for `meshctl` and one for each of its commands.
+/// Writes a page for `meshctl`, one for each of its commands, and one for each daemon.
 ///
 /// # Errors
 /// They cannot be written.
 pub fn man(args: &ManArgs) -> Result<ExitCode, Failure> {
-    fs::create_dir_all(&args.folder)?;
-    clap_mangen::generate_to(Cli::command(), &args.folder)?;
+    let (commands, daemons) = (args.folder.join("man1"), args.folder.join("man8"));
+    fs::create_dir_all(&commands)?;
+    fs::create_dir_all(&daemons)?;
+    clap_mangen::generate_to(command_line(), &commands)?;
+    for manual in [&daemon::MESH_PROXY, &daemon::REGISTRYD] {
+        let page = Man::new(daemon::command(manual)).section("8").manual("System administration");
+        let mut text = Vec::new();
+        // All but the subcommands, which have no pages of their own.
+        page.render_title(&mut text)?;
+        page.render_name_section(&mut text)?;
+        page.render_synopsis_section(&mut text)?;
+        page.render_description_section(&mut text)?;
+        page.render_options_section(&mut text)?;
+        page.render_extra_section(&mut text)?;
+        fs::write(daemons.join(format!("{}.8", manual.name)), text)?;
+    }
     Ok(ExitCode::SUCCESS)
 }

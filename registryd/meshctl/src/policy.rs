@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use mesh_shared::config::{self, Config};
 use mesh_shared::policy::{Action, Asked, By, Decision, Hosted, Mode, Rules, covers, is_of_mesh};
-use mesh_shared::{AgentName, Identity};
+use mesh_shared::{AgentName, Identity, NodeName};
 use serde_json::json;
 
 use crate::output::{print, print_json};
@@ -61,6 +61,26 @@ pub fn run(args: PolicyArgs, global: &Global) -> Result<ExitCode, Failure> {
         false => print(&format!("{action}: {by}\n"))?,
     }
     Ok(ExitCode::from(u8::from(action == Action::Deny)))
+}
+
+/// What this node's own policy makes of a request of its programs to a node, for an agent there if one is named, and what
+/// decides.
+pub fn outbound(
+    config: &Config,
+    node: &NodeName,
+    agent: Option<&AgentName>,
+    method: &str,
+    path: &str,
+) -> (Action, String) {
+    let args = ExplainArgs {
+        peer: Identity::Node(node.clone()),
+        method: method.into(),
+        path: path.into(),
+        agent: agent.cloned(),
+        as_agent: None,
+        outbound: true,
+    };
+    explain(config, &args)
 }
 
 /// What becomes of the request, and what decides.

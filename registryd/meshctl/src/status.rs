@@ -9,9 +9,11 @@ use http::{HeaderMap, HeaderValue, Method};
 use mesh_shared::local_api::{DaemonStatus, STATUS, StatusChange};
 use mesh_shared::registry::Status;
 use rustls::pki_types::UnixTime;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::output::{Colour, day, duration, one_line, paint, print, print_json};
+use crate::repeat::{Show, shown};
 use crate::{Failure, Global, card};
 
 /// A certificate that ends within so many days is a problem, unless it is renewed by itself.
@@ -20,6 +22,8 @@ const CERTIFICATE_DAYS: i64 = 14;
 /// Arguments of `meshctl status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    #[command(flatten)]
+    show: Show,
     #[command(subcommand)]
     change: Option<Change>,
 }
@@ -59,7 +63,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<ExitCode, Failure>
             }
             Ok(ExitCode::SUCCESS)
         }
-        None => show(global).await,
+        None => show(args.show, global).await,
     }
 }
 
@@ -77,40 +81,48 @@ pub async fn set(status: Status, global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn show(global: &Global) -> Result<ExitCode, Failure> {
+/// This node's state, as it is shown.
+#[derive(Serialize)]
+struct Seen {
+    /// With all problems that were found.
+    #[serde(flatten)]
+    status: DaemonStatus,
+    ok: bool,
+    warnings: Vec<String>,
+}
+
+async fn show(show: Show, global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
-    let status: DaemonStatus = match daemon.read(STATUS).await {
-        Ok(status) => status,
-        Err(error) if global.json => {
+    let read = async || {
+        let mut status: DaemonStatus = daemon.read(STATUS).await?;
+        status.problems = problems(&status, UnixTime::now());
+        let warnings = match global.config() {
+            // Agents are not asked for their cards every second.
+            Ok(Some(config)) if !show.watch => card::warnings(&config).await,
+            // registryd told how things are.
+            _ => Vec::new(),
+        };
+        Ok(Seen { ok: status.problems.is_empty(), status, warnings })
+    };
+    let text = |seen: &Seen| {
+        let mut text = describe(&seen.status, UnixTime::now(), show.wide);
+        for warning in &seen.warnings {
+            text.push_str(&format!("{} {}\n", paint(Colour::Yellow, "warning:   "), one_line(warning)));
+        }
+        text
+    };
+    match shown(show, global.json, read, text).await {
+        Ok(seen) => Ok(if seen.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Err(Failure::Client(error)) if global.json => {
             print_json(&json!({ "ok": false, "problems": [error.to_string()] }))?;
-            return Ok(ExitCode::FAILURE);
+            Ok(ExitCode::FAILURE)
         }
-        Err(error) => return Err(error.into()),
-    };
-    let problems = problems(&status, UnixTime::now());
-    let ok = problems.is_empty();
-    let warnings = match global.config() {
-        Ok(Some(config)) => card::warnings(&config).await,
-        // registryd told how things are.
-        _ => Vec::new(),
-    };
-    if global.json {
-        let mut value = json!(status);
-        (value["ok"], value["problems"]) = (json!(ok), json!(problems));
-        value["warnings"] = json!(warnings);
-        print_json(&value)?;
-    } else {
-        let mut text = describe(&status, &problems, UnixTime::now());
-        for warning in warnings {
-            text.push_str(&format!("{} {}\n", paint(Colour::Yellow, "warning:   "), one_line(&warning)));
-        }
-        print(&text)?;
+        Err(error) => Err(error),
     }
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What an operator should look at, each in a sentence.
-fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
+pub fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
     let mut problems = status.problems.clone();
     match &status.sidecar {
         None => problems.push(
@@ -146,7 +158,7 @@ fn days_left(not_after: i64, now: UnixTime) -> i64 {
     (not_after - now.as_secs() as i64).div_euclid(86_400)
 }
 
-fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String {
+fn describe(status: &DaemonStatus, now: UnixTime, wide: bool) -> String {
     let mut lines = vec![
         ("node", format!("{} (registryd {})", status.node, status.version)),
         ("status", status.status.as_str().into()),
@@ -173,10 +185,26 @@ fn describe(status: &DaemonStatus, problems: &[String], now: UnixTime) -> String
             lines.push(("backend", backend.into()));
             let ends = sidecar.certificate_not_after;
             lines.push(("certificate", format!("until {} ({} days)", day(ends), days_left(ends, now))));
+            if wide {
+                lines.push((
+                    "renewal",
+                    if sidecar.renews { "by itself" } else { "by hand (meshctl ca renew)" }.into(),
+                ));
+                let ends = |ends| format!("until {} ({} days)", day(ends), days_left(ends, now));
+                lines.push(("revocation", sidecar.crl_ends.map_or_else(|| "no list".into(), ends)));
+                lines.push(("process", sidecar.pid.map_or_else(|| "not told".into(), |pid| pid.to_string())));
+                let down = match sidecar.agents_down.as_slice() {
+                    [] => "none".into(),
+                    agents => agents.join(", "),
+                };
+                lines.push(("agents down", down));
+            }
         }
     }
-    let mut text: String = lines.iter().map(|(key, value)| format!("{key:<12}{value}\n")).collect();
-    match problems {
+    // Addresses and names of agents come from other programs.
+    let mut text: String =
+        lines.iter().map(|(key, value)| format!("{key:<12}{}\n", one_line(value))).collect();
+    match status.problems.as_slice() {
         [] => text.push_str(&format!("{:<12}{}\n", "problems", paint(Colour::Green, "none"))),
         problems => {
             for problem in problems {
@@ -219,6 +247,7 @@ mod tests {
                 failed_upgrade: None,
             }),
             last_heartbeat_age_ms: None,
+            duplicates: Vec::new(),
         };
         assert!(problems(&status, now).is_empty());
         if let Some(sidecar) = &mut status.sidecar {

@@ -19,19 +19,12 @@ use crate::{Failure, Global, node_name, time};
 /// The longest `--for`.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-const EXAMPLES: &str = "\
-Examples:
-  meshctl tap                              every request of this host that ends, from now on
-  meshctl tap --errors                     only those that went wrong, with the reason
-  meshctl tap --node ct111 --direction in  what comes in at ct111, if its proxy.live.peers names this node
-  meshctl tap --agent grok --path /api/message --status 5xx
-  meshctl tap --json --for 30s > half-a-minute.jsonl
-
+const NOTES: &str = "\
 Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or does not permit it.";
 
 /// Arguments of `meshctl tap`.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = NOTES)]
 pub struct TapArgs {
     /// The node to look at, as in ct111; this host's if none is given
     #[arg(long, value_name = "NODE", value_parser = node_name)]

@@ -17,13 +17,7 @@ const WINDOW_MS: u64 = 60_000;
 /// Lines of the screen that are not rows of the table.
 const FRAME_LINES: usize = 4;
 
-const EXAMPLES: &str = "\
-Examples:
-  meshctl top                              this host, drawn anew each second
-  meshctl top --node ct111                 another node, if its proxy.live.peers names this one
-  meshctl top --once                       one table, after looking for a second
-  meshctl top --json | jq .rows            one object a second
-
+const NOTES: &str = "\
 REQUESTS have no answer yet, STREAMS are answers that have begun. RATE, ERRORS, P50 and P95 are of what ended in the last
 minute, or since top was started. An error is a status of 500 and above, an error that the sidecar made, or an answer that
 did not pass whole, unless the caller went away.
@@ -32,7 +26,7 @@ Exit code 1 when the sidecar cannot be asked or does not permit it.";
 
 /// Arguments of `meshctl top`.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = NOTES)]
 pub struct TopArgs {
     /// The node to look at, as in ct111; this host's if none is given
     #[arg(long, value_name = "NODE", value_parser = node_name)]
