@@ -57,7 +57,7 @@ for unit in deploy/systemd/*; do
   sed 's|/usr/local/bin/|/usr/bin/|' "$unit" >"$staged/release/units/${unit##*/}"
 done
 "$from/meshctl" man "$staged/release/man"
-gzip -9n "$staged"/release/man/*
+gzip -9n "$staged"/release/man/*/*
 for shell in bash zsh fish; do
   "$from/meshctl" completions "$shell" >"$staged/release/completions/meshctl.$shell"
 done

@@ -125,6 +125,9 @@ done
 for page in meshctl meshctl-ca-init meshctl-upgrade; do
   [ -e "$root/usr/share/man/man1/$page.1.gz" ] || fail "there is no man page $page.1"
 done
+for page in mesh-proxy registryd; do
+  [ -e "$root/usr/share/man/man8/$page.8.gz" ] || fail "there is no man page $page.8"
+done
 bash -n "$root/usr/share/bash-completion/completions/meshctl"
 mapfile -t units < <(cd "$root/usr/lib/systemd/system" && ls -d mesh-*.service mesh-*.socket registryd.service)
 # Debian's own units have remarks too; only a line that names one of these counts.
