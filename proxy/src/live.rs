@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use http::{Method, Uri};
 use mesh_shared::live::{MAX_ENDED, MAX_IN_FLIGHT, MAX_TRIES};
 use mesh_shared::{AgentName, NodeName};
+use mesh_telemetry::TraceId;
 use parking_lot::Mutex;
 use slab::Slab;
 use smallvec::SmallVec;
