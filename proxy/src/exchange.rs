@@ -181,6 +181,7 @@ impl Exchange {
                 self.counters = endpoint.counters().clone();
                 self.tries.begin(endpoint.node());
             }
+            Attempt::AgentAway => self.tries.failed("backend_unreachable"),
             Attempt::Failed(error) => {
                 self.tries.failed(error.parts().1);
                 if !matches!(error, ProxyError::AgentNotCertified { .. }) {

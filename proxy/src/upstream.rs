@@ -38,6 +38,7 @@ use crate::http::h2::shared::Taken;
 use crate::http::headers::{absolute, announce_body, to_origin_form};
 use crate::http::incoming::{self, Incoming};
 use crate::http::interim;
+use crate::http::problem;
 use crate::http::replay::{Replay, Source, once_more};
 use crate::io::link::Link;
 use crate::metrics::{METRICS, RetryReason, RetryRefusal};
@@ -110,6 +111,8 @@ pub enum Attempt<'a> {
     To(&'a Endpoint),
     /// That failed; it may be sent again.
     Failed(&'a ProxyError),
+    /// The sidecar there did not reach the agent; it is sent again.
+    AgentAway,
 }
 
 /// The places that a request takes, given back on drop.
@@ -215,8 +218,9 @@ impl Upstream {
 
     /// Sends a request to a node, whose name its connection has proved.
     ///
-    /// Where that fails and it is certain that nobody processed any byte of it, it is sent again, to another node first.
-    /// `told` learns of each attempt when it begins and when it fails.
+    /// Where that fails and it is certain that nobody processed any byte of it, it is sent again, to another node first. A task
+    /// for an agent that does not accept connections on one node goes to another one that hosts it. `told` learns of each
+    /// attempt when it begins and when it fails.
     ///
     /// # Errors
     /// Nobody can be reached, or whoever was failed before the answer.
@@ -240,6 +244,8 @@ impl Upstream {
         let message = Message { parts: &parts, source: &source, target: &target };
         let mut tried: SmallVec<[Arc<Endpoint>; 2]> = SmallVec::new();
         let mut last = None;
+        // What a node said whose agent is away, in case nobody else can be asked.
+        let mut refused = None;
         // Nodes whose certificates do not name the agent: for this request they do not host it.
         let (mut uncertified, mut renewals): (SmallVec<[NodeName; 1]>, _) = (SmallVec::new(), 0);
         loop {
@@ -249,6 +255,9 @@ impl Upstream {
             }
             let picked = self.pick(&ways, &target, issued.as_ref(), &tried);
             let Some(Picked { way, others, at_home }) = picked else {
+                if let Some(delivered) = refused {
+                    return Ok(delivered);
+                }
                 return Err(last.unwrap_or_else(|| self.nobody(&target, &ways, &uncertified)));
             };
             tried.push(way.endpoint.clone());
@@ -256,9 +265,25 @@ impl Upstream {
             let outcome = self.attempt(way, &message, others).await;
             let Unanswered { error, reason, renewed } = match outcome {
                 Ok((response, connect, slot)) => {
-                    self.remember(&target, &response, &way.route.node).await;
                     let endpoint = way.endpoint.clone();
-                    return Ok(Delivered { response, endpoint, connect, slot });
+                    let delivered = Delivered { response, endpoint, connect, slot };
+                    if matches!(target.to, Recipient::Agent(_))
+                        && problem::says_agent_is_away(delivered.response.headers())
+                    {
+                        delivered.endpoint.agent_away();
+                        let elsewhere = !at_home && ways.iter().any(|way| !way.is_among(&tried));
+                        match self.kept_from_another_attempt(elsewhere, &tried, &source) {
+                            Some(refusal) => METRICS.not_retried(refusal),
+                            None => {
+                                METRICS.retried(RetryReason::AgentAway);
+                                told(Attempt::AgentAway);
+                                refused = Some(delivered);
+                                continue;
+                            }
+                        }
+                    }
+                    self.remember(&target, &delivered.response, &way.route.node).await;
+                    return Ok(delivered);
                 }
                 Err(unanswered) => unanswered,
             };
@@ -273,26 +298,41 @@ impl Upstream {
                 continue;
             }
             let elsewhere = ways.iter().any(|way| !way.is_among(&tried));
-            let refusal = match again(&error) {
+            let place = match again(&error) {
                 Again::Nowhere => return Err(error),
                 // The session lives there and nowhere else.
-                _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => {
-                    Some(RetryRefusal::NoEndpoint)
-                }
-                Again::Elsewhere if !elsewhere => Some(RetryRefusal::NoEndpoint),
-                _ if tried.len() >= self.nodes.proxy.outbound.max_attempts as usize => {
-                    Some(RetryRefusal::Attempts)
-                }
-                _ if !source.can_repeat() => Some(RetryRefusal::Body),
-                _ if !self.nodes.budget.lock().withdraw(Instant::now()) => Some(RetryRefusal::Budget),
-                _ => None,
+                _ if at_home && matches!(error, ProxyError::PeerBusy { .. }) => false,
+                Again::Elsewhere => elsewhere,
+                Again::Anywhere => true,
             };
+            let refusal = self.kept_from_another_attempt(place, &tried, &source);
             if let Some(refusal) = refusal {
                 METRICS.not_retried(refusal);
                 return Err(error);
             }
             METRICS.retried(reason.unwrap_or_else(|| retry::reason(&error)));
             last = Some(error);
+        }
+    }
+
+    /// What keeps a request of which nothing was processed from being sent once more, if there is a `place` for it; `None`:
+    /// nothing, and the budget is charged.
+    fn kept_from_another_attempt(
+        &self,
+        place: bool,
+        tried: &[Arc<Endpoint>],
+        source: &Source,
+    ) -> Option<RetryRefusal> {
+        if !place {
+            Some(RetryRefusal::NoEndpoint)
+        } else if tried.len() >= self.nodes.proxy.outbound.max_attempts as usize {
+            Some(RetryRefusal::Attempts)
+        } else if !source.can_repeat() {
+            Some(RetryRefusal::Body)
+        } else if !self.nodes.budget.lock().withdraw(Instant::now()) {
+            Some(RetryRefusal::Budget)
+        } else {
+            None
         }
     }
 
@@ -372,7 +412,7 @@ impl Upstream {
         }
         Candidate {
             own: self.nodes.roster.is_own(&way.route.node),
-            degraded: way.route.status == Status::Degraded,
+            degraded: way.route.status == Status::Degraded || endpoint.is_agent_away(now),
             readiness,
             in_flight: endpoint.in_flight(),
             latency: endpoint.latency(now),

@@ -6,6 +6,7 @@ use mesh_tests::eventually;
 use mesh_tests::failover::Failover;
 use mesh_tests::mesh::Mesh;
 use mesh_tests::web;
+use serde_json::json;
 
 /// The long form is in tests/soak.
 #[tokio::test]
@@ -31,6 +32,41 @@ async fn a_node_that_cannot_be_reached_is_tried_when_there_is_no_other() {
     two.start_proxy().await;
     assert_eq!(one.get("/agents/grok/x").await.status, 200, "at once, although it is ejected");
     one.proxy().wait_log(&["ct111 can be reached again"]).await;
+}
+
+#[tokio::test]
+async fn a_task_for_an_agent_that_is_away_on_one_node_goes_to_another_that_hosts_it() {
+    let mesh = Mesh::new();
+    let (mut caller, mut away, mut well) =
+        tokio::join!(mesh.start("ct110", "opus"), mesh.start("ct111", "grok"), mesh.start("ct112", "grok"));
+    for node in ["ct111", "ct112"] {
+        caller.reaches(node).await;
+    }
+    // From now on, the roster says that all is well.
+    caller.registryd().kill();
+    away.stop_agent().await;
+    let before = well.agent().requests().len();
+    for number in 0..40 {
+        let answer = caller.post(&format!("/agents/grok/echo?{number}"), &json!({"message": number})).await;
+        assert_eq!((answer.status.as_u16(), answer.json()["message"].as_u64()), (200, Some(number)));
+        assert_eq!(answer.header("x-mesh-served-by"), Some("ct112"));
+        // In all longer than a node whose agent was away is passed over.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let done: Vec<_> =
+        well.agent().requests().into_iter().skip(before).map(|request| request.target).collect();
+    let each: Vec<_> = (0..40).map(|number| format!("/echo?{number}")).collect();
+    assert_eq!(
+        done.into_iter().filter(|target| target.starts_with("/echo")).collect::<Vec<_>>(),
+        each,
+        "each once"
+    );
+    // Whoever names the node, or finds the agent away everywhere, is told.
+    caller.get("/nodes/ct111/x").await.problem(502, "backend_unreachable");
+    well.stop_agent().await;
+    let nobody = caller.get("/agents/grok/x").await;
+    nobody.problem(502, "backend_unreachable");
+    assert_eq!(nobody.header("x-mesh-retryable"), Some("true"));
 }
 
 #[tokio::test]

@@ -75,6 +75,13 @@ pub fn answer(error: &ProxyError, form: Form) -> Response<Vec<u8>> {
     response
 }
 
+/// Whether an answer is that of a sidecar whose agent does not accept connections, so that nothing of the request was
+/// processed. Agents cannot say so: what their answers say of errors of the mesh is removed there.
+pub fn says_agent_is_away(answer: &HeaderMap) -> bool {
+    answer.get(MESH_ERROR).is_some_and(|code| code == "backend_unreachable")
+        && answer.get(RETRYABLE).is_some_and(|safe| safe == "true")
+}
+
 /// As gRPC wants `grpc-message`: printable ASCII stands for itself, other bytes of the UTF-8 and `%` as `%XX`.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() + 16);
@@ -91,6 +98,17 @@ fn percent_encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_is_away_is_told_from_other_errors() {
+        let away =
+            ProxyError::BackendUnreachable { address: "127.0.0.1:8080".into(), reason: "refused".into() };
+        let busy = ProxyError::AgentBusy { most: 1, waited_ms: 1, key: "proxy.backend.max_requests" };
+        for form in [Form::Problem, Form::Grpc] {
+            assert!(says_agent_is_away(answer(&away, form).headers()));
+            assert!(!says_agent_is_away(answer(&busy, form).headers()));
+        }
+    }
 
     #[test]
     fn a_grpc_message_is_encoded() {

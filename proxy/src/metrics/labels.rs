@@ -308,6 +308,8 @@ label! {
         StaleConnection = "stale_connection",
         /// The endpoint said that it is full.
         Busy = "busy",
+        /// The endpoint's sidecar said that its agent does not accept connections.
+        AgentAway = "agent_away",
     }
 }
 

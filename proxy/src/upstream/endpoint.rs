@@ -1,5 +1,5 @@
-//! What this host observes of one node, on all its threads together: requests under way, how long its answers take, and
-//! whether it can be reached.
+//! What this host observes of one node, on all its threads together: requests under way, how long its answers take,
+//! whether it can be reached, and whether its sidecar reached the agent.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use crate::upstream::health::{Health, Standing};
 
 /// The mesh's own paths, such as the ping, find these places when all others are taken.
 pub const RESERVE: usize = 16;
+/// For so long a node whose agent was away gets tasks only where there is no other.
+const AGENT_AWAY: Duration = Duration::from_secs(1);
 
 /// One node as it is observed at its present addresses.
 pub struct Endpoint {
@@ -33,6 +35,8 @@ struct Observed {
     route: Arc<Route>,
     latency: Latency,
     health: Health,
+    /// Until when its agent counts as away.
+    agent_away: Option<Instant>,
     /// What its certificate said at the last handshake, and when that was.
     certificate: Option<(Arc<Leaf>, SystemTime)>,
 }
@@ -44,6 +48,7 @@ impl Endpoint {
             route: route.clone(),
             latency: Latency::default(),
             health: Health::default(),
+            agent_away: None,
             certificate: None,
         };
         Self {
@@ -117,6 +122,16 @@ impl Endpoint {
     /// An answer's head came after `took`.
     pub fn answered(&self, took: Duration) {
         self.observed.lock().latency.observe(took, Instant::now());
+    }
+
+    /// Its sidecar said that an agent there does not accept connections.
+    pub fn agent_away(&self) {
+        self.observed.lock().agent_away = Some(Instant::now() + AGENT_AWAY);
+    }
+
+    /// Whether an agent there was away a moment ago.
+    pub fn is_agent_away(&self, now: Instant) -> bool {
+        self.observed.lock().agent_away.is_some_and(|until| until > now)
     }
 
     /// A handshake succeeded, with this certificate of the node's.

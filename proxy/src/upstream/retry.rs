@@ -5,7 +5,8 @@
 //! - the peer reset its stream with REFUSED_STREAM (RFC 9113, section 8.7);
 //! - the peer ended the connection with a GOAWAY of NO_ERROR whose last stream is an earlier one (section 6.8). The h2
 //!   crate gives such an error to no other stream: those that the peer took fail with an I/O error;
-//! - hyper gave the request back, because the connection had ended before it began to write it.
+//! - hyper gave the request back, because the connection had ended before it began to write it;
+//! - the peer's sidecar answered that its agent accepts no connection (`http/problem.rs`).
 
 use std::error::Error;
 use std::time::Instant;
