@@ -1,12 +1,13 @@
 //! A connection lives only as long as its peer is trusted, in either direction, and ends in the middle of what it does.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use http_body_util::BodyExt;
 use mesh_tests::ca::Issued;
 use mesh_tests::mesh::{Mesh, Node};
+use mesh_tests::supervised::Streams;
 use mesh_tests::{eventually, web, within};
 use serde_json::json;
 
@@ -80,4 +81,40 @@ async fn with_a_revocation_list_end_the_connections_that_it_covered() {
         node.proxy().signal(libc::SIGHUP);
     }
     one.comes_to("/nodes/ct111/x", None).await;
+}
+
+#[tokio::test]
+async fn what_begins_late_in_the_life_of_a_certificate_goes_on_when_the_peer_has_a_new_one() {
+    let mesh = Mesh::new();
+    let life = Duration::from_secs(20);
+    let (ends, old) = (Instant::now() + life, mesh.ca.ending("ct111", life));
+    let (mut plan, mut files) = (mesh.node("ct111").agent("grok"), Vec::new());
+    plan = plan.with(|config| {
+        let tls = &config["mesh"]["tls"];
+        files = ["cert_path", "key_path"].map(|key| tls[key].as_str().unwrap().to_owned()).into();
+    });
+    let put = |issued: &Issued| {
+        fs::write(&files[0], &issued.chain_pem).unwrap();
+        fs::write(&files[1], &issued.key_pem).unwrap();
+    };
+    put(&old);
+    let (mut one, mut two) = tokio::join!(mesh.start("ct110", "opus"), plan.start());
+    one.reaches("ct111").await;
+    put(&mesh.ca.node("ct111"));
+    two.proxy().signal(libc::SIGHUP);
+    two.proxy().wait_log(&["certificates reloaded"]).await;
+    // The connection of before is in use all the time.
+    let mut stream = None;
+    while Instant::now() < ends + Duration::from_secs(2) {
+        assert_eq!(one.get("/nodes/ct111/x").await.status, 200);
+        if stream.is_none() && ends - Instant::now() < life / 4 {
+            stream = Some(Streams::open(&one, "/nodes/ct111/stream", &two, 1).await);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut stream = stream.unwrap();
+    stream.flow().await;
+    stream.end().await;
+    let cut = one.proxy().lines_with(&["cutting off"]);
+    assert!(cut.is_empty(), "it was closed when nothing used it any more: {cut:?}");
 }

@@ -34,6 +34,12 @@ pub async fn lost(
     }
 }
 
+/// How long the first certificate of a chain to end is still good; zero if it has ended.
+pub fn left(chain: &[CertificateDer<'_>], now: UnixTime) -> Duration {
+    let end = chain.iter().filter_map(not_after).min().unwrap_or(i64::MAX);
+    Duration::from_secs(u64::try_from(end).unwrap_or_default().saturating_sub(now.as_secs()))
+}
+
 /// Judges the peer of a resumed session. Sessions live and die with the credentials under which they began, so what
 /// these said at the time holds until something ends; then `judge` is asked again.
 ///

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
-use crate::io::link::{Hosted, Link, Linked};
+use crate::io::link::{Link, Linked, Shown};
 use crate::io::read_ahead::ReadAhead;
 use crate::metrics::Resumption;
 use crate::roster::table::Route;
@@ -112,7 +112,8 @@ async fn handshake(
         node: node.clone(),
         reason: "its certificate cannot be read".into(),
     })?;
-    let (stream, is_gone) = Linked::to(tls, Hosted::new(leaf.hosts(&snapshot.trust_domain)));
+    let shown = Shown::new(leaf.hosts(&snapshot.trust_domain), trust::left(&chain, UnixTime::now()));
+    let (stream, is_gone) = Linked::to(tls, shown);
     let trust = Trust {
         node: node.clone(),
         name,

@@ -289,6 +289,6 @@ async fn reap(peer: Weak<Peer>) {
     }
 }
 
-fn is_usable((sender, _): &(Http1Sender, Arc<Link>)) -> bool {
-    !sender.is_closed()
+fn is_usable((sender, link): &(Http1Sender, Arc<Link>)) -> bool {
+    !sender.is_closed() && !link.is_ageing()
 }

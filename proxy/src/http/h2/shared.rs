@@ -202,7 +202,7 @@ impl<D: Dial> Shared<D> {
 
     /// The first connection that has room.
     fn take(self: &Arc<Self>, state: &mut State<D::Error>, own: bool) -> Option<Taken<D>> {
-        state.open.retain_mut(|each| !has_ended(&mut each.sender));
+        state.open.retain_mut(|each| !has_ended(&mut each.sender) && (each.streams > 0 || !each.is_worn()));
         let most = match own {
             true => usize::MAX,
             // More than usual only where no further connection may be opened.
@@ -314,9 +314,9 @@ impl<E> State<E> {
 }
 
 impl Open {
-    /// Whether so many of its streams were reset that it gets no more.
+    /// Whether it gets no more requests: so many of its streams were reset, or it is close to its end.
     fn is_worn(&self) -> bool {
-        self.link.resets() >= RESETS
+        self.link.resets() >= RESETS || self.link.is_ageing()
     }
 }
 
