@@ -23,6 +23,11 @@ fn config() {
 }
 
 #[test]
+fn csr() {
+    replay("csr", 3000, body::csr);
+}
+
+#[test]
 fn delegation() {
     replay("delegation", 5000, body::delegation);
 }
@@ -38,8 +43,23 @@ fn dns() {
 }
 
 #[test]
+fn etcd() {
+    replay("etcd", 10_000, body::etcd);
+}
+
+#[test]
+fn policy() {
+    replay("policy", 20_000, body::policy);
+}
+
+#[test]
 fn registry() {
     replay("registry", 10_000, body::registry);
+}
+
+#[test]
+fn token() {
+    replay("token", 10_000, body::token);
 }
 
 /// Checks a property on the seeds of a fuzz target and on inputs made from them.

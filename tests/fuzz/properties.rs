@@ -8,11 +8,15 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hickory_proto::op::{Header, Message, MessageType, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request};
+use mesh_ca::{SigningRequest, sha256};
+use mesh_enrolment::{MAX_ADDRESSES, Token};
 use mesh_proxy::http::message;
 use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
@@ -20,8 +24,10 @@ use mesh_shared::address::nobodys;
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, ListenerTarget, Mistake};
 use mesh_shared::json;
+use mesh_shared::policy::{Action, Asked, Mode, PathPattern, Rule, Rules};
 use mesh_shared::registry::{Entry, Node, Registry, VERSION};
 use mesh_shared::{AgentName, Identity, LocalAddr, LoopbackAddr, NodeName};
+use registryd::backend::etcd::{Key, Keys};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
 use registryd::membership::admission::{
     MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, Surroundings, admit, registrant,
@@ -242,6 +248,172 @@ pub fn certificate(data: &[u8]) {
     assert!(node.is_none_or(is_node_name), "{text:?}");
     // Whatever the validity is, its days can be counted.
     leaf.days_left(UnixTime::since_unix_epoch(Duration::from_secs(1 << 32)));
+}
+
+/// The path of a request, then rules, a line each: `allow`, `audit` or `deny`, and a pattern. What passes would pass as well
+/// under the path that any server makes of it; a pattern is read again as it is shown.
+pub fn policy(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.lines();
+    let Some(path) = lines.next() else { return };
+    let rules = lines.filter_map(|line| {
+        let (action, pattern) = line.split_once(' ')?;
+        let action = match action {
+            "allow" => Action::Allow,
+            "audit" => Action::Audit,
+            "deny" => Action::Deny,
+            _ => return None,
+        };
+        let pattern: PathPattern = pattern.parse().ok()?;
+        assert_eq!(pattern.to_string().parse().as_ref(), Ok(&pattern), "{pattern}");
+        Some(Rule { peer: None, caller: None, agent: None, method: None, path: Some(pattern), action })
+    });
+    let rules = Rules { rules: rules.collect(), mode: Mode::Enforce };
+    if rules.rules.is_empty() {
+        return;
+    }
+    let asked = Asked { peer: None, caller: None, agent: None, method: "POST", path, of_mesh: false };
+    let severity = |action: Action| match action {
+        Action::Allow => 0,
+        Action::Audit => 1,
+        Action::Deny => 2,
+    };
+    let decided = rules.decide(asked).action;
+    for seen in as_servers_read(path) {
+        let matching =
+            rules.rules.iter().find(|rule| rule.path.as_ref().is_some_and(|each| covers(each, &seen)));
+        let action = matching.map_or(Action::Deny, |rule| rule.action);
+        assert!(severity(action) <= severity(decided), "{path:?} is {decided}, and as {seen:?} {action}");
+    }
+}
+
+/// What servers make of a path: with escapes undone once or twice, with and without case, parameters, dots and
+/// what Windows takes for a `/`.
+fn as_servers_read(path: &str) -> Vec<String> {
+    let mut all = vec![unescaped(path), unescaped(&unescaped(path))];
+    let changes: [fn(&str) -> String; 4] = [
+        |path| {
+            path.split('/')
+                .map(|segment| segment.split(';').next().unwrap_or_default())
+                .collect::<Vec<_>>()
+                .join("/")
+        },
+        |path| path.replace('\\', "/"),
+        |path| {
+            let mut left: Vec<&str> = Vec::new();
+            for segment in path.split('/') {
+                match segment {
+                    "" | "." => {}
+                    ".." => drop(left.pop()),
+                    segment => left.push(segment),
+                }
+            }
+            format!("/{}", left.join("/"))
+        },
+        str::to_lowercase,
+    ];
+    for change in changes {
+        let changed: Vec<_> = all.iter().map(|path| change(path)).collect();
+        all.extend(changed);
+    }
+    all
+}
+
+fn unescaped(path: &str) -> String {
+    let digit = |at: usize| path.as_bytes().get(at).and_then(|digit| (*digit as char).to_digit(16));
+    let (mut bytes, mut at) = (Vec::new(), 0);
+    while let Some(&byte) = path.as_bytes().get(at) {
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                bytes.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a pattern is for a path without escapes; one in small letters is compared without case.
+fn covers(pattern: &PathPattern, path: &str) -> bool {
+    let segments = |path: &str| -> Vec<String> {
+        let path = path.strip_prefix('/').unwrap_or(path);
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if path.is_empty() { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
+    };
+    let pattern = pattern.to_string();
+    let (wanted, below) = pattern.strip_suffix("/**").map_or((&*pattern, false), |wanted| (wanted, true));
+    let same = |wanted: &str, found: &str| {
+        let (wanted, found) = (segments(wanted), segments(found));
+        let enough = if below { found.len() >= wanted.len() } else { found.len() == wanted.len() };
+        enough && wanted.iter().zip(&found).all(|(wanted, found)| wanted == "*" || wanted == found)
+    };
+    same(wanted, path) || (path == path.to_lowercase() && same(&wanted.to_lowercase(), path))
+}
+
+/// A token of an invitation, as text, and as the bytes within one that are whole: it is the same when it is written and read
+/// again, and leads somewhere.
+pub fn token(data: &[u8]) {
+    let check = sha256(data);
+    let whole = URL_SAFE_NO_PAD.encode([data, &check[..4]].concat());
+    for text in std::str::from_utf8(data).ok().into_iter().chain([whole.as_str()]) {
+        let Ok(token) = text.parse::<Token>() else { continue };
+        assert_eq!(token.to_text().parse().as_ref(), Ok(&token));
+        assert!((1..=MAX_ADDRESSES).contains(&token.addresses.len()));
+        for address in &token.addresses {
+            assert!(address.port != 0 && !address.host.is_empty(), "{address}");
+            assert!(!address.host.contains(|c: char| c.is_control() || c.is_whitespace()), "{address}");
+        }
+        assert_eq!(token.identity.to_string().parse().as_ref(), Ok(&token.identity));
+    }
+}
+
+/// A request for a certificate, as PEM, and as DER in one: what is accepted names somebody, and is the same in another
+/// program's PEM, and not when something follows it.
+pub fn csr(data: &[u8]) {
+    let pem = |der: &[u8], end: &str| {
+        let body = STANDARD.encode(der);
+        let lines: Vec<_> = body.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        let (begin, close) = ("-----BEGIN CERTIFICATE REQUEST-----", "-----END CERTIFICATE REQUEST-----");
+        format!("{begin}{end}{}{end}{close}{end}", lines.join(end))
+    };
+    let wrapped = pem(data, "\n");
+    for text in std::str::from_utf8(data).ok().into_iter().chain([wrapped.as_str()]) {
+        let Ok(request) = SigningRequest::from_pem(text) else { continue };
+        let name = request.identity().to_string();
+        assert_eq!(name.parse().as_ref(), Ok(request.identity()));
+        let again = SigningRequest::from_pem(&pem(request.der(), "\r\n")).expect("the same in other lines");
+        assert_eq!((again.identity(), again.key_digest()), (request.identity(), request.key_digest()));
+        let longer = [request.der(), &[0]].concat();
+        assert!(SigningRequest::from_pem(&pem(&longer, "\n")).is_err(), "something follows");
+    }
+}
+
+/// A key of etcd and, from the next line on, its value: a key names its node in one way only, and an entry is the same when
+/// it is read from what would be written.
+pub fn etcd(data: &[u8]) {
+    let keys = Keys::new("/mesh");
+    let (key, value) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
+    match keys.parse(key) {
+        Some(Key::Entry(name)) => {
+            assert!(is_node_name(&name) && keys.entry(&name).as_bytes() == key, "{name}")
+        }
+        Some(Key::Alive(name)) => {
+            assert!(is_node_name(&name) && keys.alive(&name).as_bytes() == key, "{name}")
+        }
+        None => {}
+    }
+    let Some(entry) = Entry::parse(value.strip_prefix(b"\n").unwrap_or(value)) else { return };
+    let again = Entry::parse(entry.text().as_bytes()).expect("the text of an entry is one");
+    assert_eq!((again.text(), again.node(), again.problem()), (entry.text(), entry.node(), entry.problem()));
+    if let Some(node) = entry.node() {
+        let mut updated = entry.clone();
+        updated.update(Node::clone(node));
+        assert_eq!(updated.node(), entry.node(), "it says the same already");
+    }
 }
 
 /// The head of a request, as lines: method and target, then headers. What is accepted goes where the request says,

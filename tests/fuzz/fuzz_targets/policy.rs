@@ -1,0 +1,4 @@
+#![no_main]
+//! See `properties::policy`.
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::policy(data));
