@@ -6,7 +6,6 @@ revoked node, if that one was let in two heartbeats later, or if anything did no
 
 MESH_BIN: the folder of the programs (target/debug)."""
 import asyncio
-import datetime
 import json
 import os
 import pathlib
@@ -16,6 +15,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "faults"))
+from leaf import age  # noqa: E402
 
 BIN = pathlib.Path(os.environ.get("MESH_BIN", "target/debug")).resolve()
 HEARTBEAT = 2.0
@@ -170,37 +172,14 @@ def chain_is_everywhere():
     return all(sorted((folder / node / "state/tls/ca-chain.pem").read_text().split()) == sorted(of_ca) for node in joined)
 
 
-def age(node, seconds):
-    """Puts a leaf that ends in so many seconds in the place of a node's, for the same key and names."""
-    files, openssl = (folder / node / "state/tls/current").resolve(), folder / f"openssl-{time.time_ns()}"
-    openssl.mkdir()
-    (openssl / "index.txt").touch()
-    (openssl / "serial").write_text(f"{time.time_ns():032x}")
-    end = "-----END CERTIFICATE-----\n"
-    signer = (ca_folder / "intermediate/ca-chain.pem").read_text().split(end)[0] + end
-    (openssl / "ca.crt").write_text(signer)
-    (openssl / "cnf").write_text(f"""
-[ca]\ndefault_ca = x\n[p]\ncommonName = supplied
-[x]\ndatabase = {openssl}/index.txt\nserial = {openssl}/serial\nnew_certs_dir = {openssl}\ncertificate = {openssl}/ca.crt
-private_key = {ca_folder}/intermediate/intermediate.key\ndefault_md = sha256\npolicy = p\nx509_extensions = v
-[v]\nbasicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth, clientAuth\nauthorityKeyIdentifier = keyid
-subjectAltName = DNS:{node}.mesh, IP:{NODES[node]}, URI:spiffe://mesh/node/{node}, URI:spiffe://mesh/agent/opus@{node}
-""")
-    now = datetime.datetime.now(datetime.timezone.utc)
-    day = [(now + datetime.timedelta(seconds=each)).strftime("%y%m%d%H%M%SZ") for each in (-5, seconds)]
-    for command in [["req", "-new", "-key", files / "node.key", "-subj", f"/CN={node}", "-out", openssl / "csr"],
-                    ["ca", "-batch", "-notext", "-config", openssl / "cnf", "-in", openssl / "csr", "-out",
-                     openssl / "crt", "-startdate", day[0], "-enddate", day[1]]]:
-        subprocess.run(["openssl", *command], check=True, capture_output=True)
-    draft = files / "node.crt.new"
-    draft.write_text((openssl / "crt").read_text() + signer)
-    draft.rename(files / "node.crt")
+def age_leaf(node):
+    names = f"DNS:{node}.mesh, IP:{NODES[node]}, URI:spiffe://mesh/node/{node}, URI:spiffe://mesh/agent/opus@{node}"
+    age((folder / node / "state/tls/current").resolve(), ca_folder, (node, names), 5, 40)
 
 
 async def renew_all(what):
     for node in FIRST:
-        age(node, 40)
+        age_leaf(node)
     aged = {node: certificate(node) for node in FIRST}
     await until(what, lambda: all(certificate(node) != aged[node] for node in FIRST), 60)
     await asyncio.sleep(2 * HEARTBEAT)
