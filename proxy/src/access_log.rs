@@ -230,12 +230,12 @@ impl Account {
             _ => None,
         };
         let Some(mut line) = line else { return };
-        if line.is_json() {
+        if line.has_details() {
             if let Caller::Peer(peer) = caller {
-                line.text("peer.cn", peer.name());
+                line.detail("peer.cn", peer.name());
             }
-            line.text("method", &*method.to_string());
-            line.text("path", &*path.to_string());
+            line.detail("method", &method.to_string());
+            line.detail("path", &path.to_string());
         }
         line.number("status", status.map(u64::from));
         line.number("duration_ms", duration_ms);
@@ -282,10 +282,8 @@ pub fn write_refusal(caller: &Caller, error: &ProxyError) {
         _ => None,
     };
     let Some(mut line) = line else { return };
-    if let Caller::Peer(peer) = caller
-        && line.is_json()
-    {
-        line.text("peer.cn", peer.name());
+    if let Caller::Peer(peer) = caller {
+        line.detail("peer.cn", peer.name());
     }
     line.number("status", u64::from(status.as_u16()));
     line.text("code", code);

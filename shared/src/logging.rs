@@ -4,6 +4,7 @@
 //! A line never waits for whoever reads the log. Lines are queued, within a limit, and written by a thread of their
 //! own; what does not fit is dropped and counted.
 
+mod journal;
 mod line;
 mod outside_text;
 mod record;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use journal::Journal;
 use line::Line;
 pub use outside_text::{Excerpt, Quoted};
 pub use record::Record;
@@ -35,6 +37,9 @@ pub enum Format {
     Text,
     /// A JSON object with time, level, target, message, and each further field under its own name
     Json,
+    /// As text, with the fields marked for systemd's journal.
+    #[value(skip)]
+    Journal,
 }
 
 /// A log that was started. Lines that wait are written when it is dropped, within a limit.
@@ -49,8 +54,8 @@ impl Drop for Log {
 
 /// Starts logging to stdout; stdout belongs to nothing else in a daemon. Panics are logged too.
 ///
-/// `MESH_LOG` chooses what is shown (`info` by default, e.g. `debug` or `Outbound=debug`). Under systemd
-/// the time is left to the journal, except in JSON.
+/// `MESH_LOG` chooses what is shown (`info` by default, e.g. `debug` or `Outbound=debug`). Where systemd's journal reads
+/// stdout, lines go to it directly, with their priorities and, but for JSON, their fields; the time is left to it.
 ///
 /// # Errors
 /// The system gives no thread.
@@ -59,8 +64,17 @@ pub fn init(format: Format) -> io::Result<Log> {
         EnvFilter::new("info,pingora_core=warn,h2=error,mdns_sd=warn,hickory_resolver=warn")
     });
     let time = std::env::var_os("JOURNAL_STREAM").is_none() || io::stdout().is_terminal();
+    let journal = Journal::of_stdout();
+    let format = match (format, &journal) {
+        (Format::Text, Some(_)) => Format::Journal,
+        (format, _) => format,
+    };
+    let output: Box<dyn io::Write + Send> = match journal {
+        Some(journal) => Box::new(journal),
+        None => writer::stdout(),
+    };
     let line = Line { format, time };
-    let queue = Queue::start(writer::stdout(), line)?;
+    let queue = Queue::start(output, line)?;
     let log = tracing_subscriber::fmt().log_internal_errors(false).with_writer(queue);
     // Fails only when logging was started already, as tests in one process may do.
     if log.with_env_filter(filter).event_format(line).try_init().is_ok() {

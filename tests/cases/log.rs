@@ -1,10 +1,13 @@
-//! The log: it holds up nobody, its lines are whole, and it can be JSON.
+//! The log: it holds up nobody, its lines are whole, it can be JSON, and the journal gets its fields.
 
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::Duration;
 
 use mesh_tests::eventually_within;
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::{Daemon, Unread};
+use mesh_tests::process::{Daemon, Unread, text};
 use mesh_tests::web;
 use serde_json::{Value, json};
 
@@ -156,4 +159,67 @@ async fn a_form_that_does_not_exist_is_refused() {
         let told = mesh_tests::process::text(&output.stderr);
         assert!(!output.status.success() && told.contains("text, json"), "{told}");
     }
+}
+
+/// The fields of an entry that a daemon sent to the journal.
+fn entry(journal: &UnixDatagram) -> BTreeMap<String, String> {
+    let mut bytes = vec![0; 1 << 16];
+    let length = journal.recv(&mut bytes).expect("an entry in time");
+    let fields = text(&bytes[..length]);
+    let fields = fields.lines().map(|line| line.split_once('=').expect(line));
+    fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// Waits for the entry whose message has this in it.
+fn entry_with(journal: &UnixDatagram, part: &str) -> BTreeMap<String, String> {
+    std::iter::repeat_with(|| entry(journal)).find(|entry| entry["MESSAGE"].contains(part)).unwrap()
+}
+
+/// The journal's socket, in a mount namespace of the daemon's own.
+const UNDER_JOURNAL: &str = r#"mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal &&
+mount --bind "$0" /run/systemd/journal && exec 3>&1 && JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/3) &&
+export JOURNAL_STREAM && exec 3>&- && exec "$@""#;
+
+#[tokio::test]
+async fn the_journal_gets_priorities_and_fields_and_the_lines_as_they_are() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("ct110").agent("opus").prepare().await;
+    let folder = node.folder().join("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let journal = UnixDatagram::bind(folder.join("socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let start = |node: &Node, arguments: &[&str]| {
+        let proxy = node.command("mesh-proxy");
+        let mut inside = Command::new("unshare");
+        inside.args(["--map-root-user", "--mount", "sh", "-c", UNDER_JOURNAL]).arg(&folder);
+        inside.arg(proxy.get_program()).args(arguments);
+        inside.envs(proxy.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        Daemon::start("mesh-proxy", &mut inside)
+    };
+    node.proxy = Some(start(&node, &[]));
+    let ready = entry_with(&journal, "mesh-proxy ready");
+    assert!(ready["MESSAGE"].starts_with("INFO [Mesh] mesh-proxy ready node=ct110"), "{ready:?}");
+    assert_eq!((ready["PRIORITY"].as_str(), ready["MESH_TARGET"].as_str()), ("6", "Mesh"));
+    assert_eq!(ready["SYSLOG_IDENTIFIER"], "mesh-proxy");
+
+    node.get_from_peer(&mesh, "ct111", "/seen").await;
+    let seen = entry_with(&journal, "GET /seen");
+    let beginning = "INFO [AgentChannel] Request peer.cn=ct111 GET /seen status=200 duration_ms=";
+    assert!(seen["MESSAGE"].starts_with(beginning), "{seen:?}");
+    assert!(seen["MESSAGE"].ends_with(&format!(" trace_id={}", seen["MESH_TRACE_ID"])), "{seen:?}");
+    for (name, value) in
+        [("PEER_CN", "ct111"), ("METHOD", "GET"), ("PATH", "/seen"), ("STATUS", "200"), ("ENDED", "complete")]
+    {
+        assert_eq!(seen[&format!("MESH_{name}")], value, "{seen:?}");
+    }
+    web::raw(node.inbound(), b"GET / HTTP/1.1\r\n\r\n").await;
+    let refused = entry_with(&journal, "TLS handshake failed");
+    assert_eq!(refused["PRIORITY"], "4");
+    assert!(node.proxy().stop().await.success());
+    assert!(node.proxy().log().is_empty(), "it is in the journal already: {:?}", node.proxy().log());
+
+    node.proxy = Some(start(&node, &["--log-format", "json"]));
+    let ready = entry_with(&journal, "mesh-proxy ready");
+    let line: Value = serde_json::from_str(&ready["MESSAGE"]).unwrap();
+    assert_eq!((ready["PRIORITY"].as_str(), line["level"].as_str()), ("6", Some("INFO")));
 }

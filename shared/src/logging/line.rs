@@ -13,6 +13,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::Format;
+use super::journal::FIELD;
 use super::outside_text::{Quoted, Visible, is_hidden, is_plain};
 
 /// Most characters of a line's message, and of each of its values.
@@ -87,7 +88,7 @@ impl Line {
     /// Everything before the message.
     pub fn head(&self, line: &mut String, level: Level, target: &str) -> fmt::Result {
         match self.format {
-            Format::Text => {
+            Format::Text | Format::Journal => {
                 if self.time {
                     write_time(line)?;
                     line.write_char(' ')?;
@@ -109,7 +110,7 @@ impl Line {
     /// Everything behind the last value.
     pub fn end(&self, line: &mut String) -> fmt::Result {
         line.write_str(match self.format {
-            Format::Text => "\n",
+            Format::Text | Format::Journal => "\n",
             Format::Json => "}\n",
         })
     }
@@ -180,7 +181,7 @@ fn write_time(line: &mut String) -> fmt::Result {
 /// The message.
 pub fn write_message(format: Format, line: &mut String, message: &dyn fmt::Display) -> fmt::Result {
     match format {
-        Format::Text => {
+        Format::Text | Format::Journal => {
             line.write_char(' ')?;
             write!(Visible::new(line, MAX_MESSAGE_CHARS), "{message}")
         }
@@ -195,8 +196,8 @@ pub fn write_message(format: Format, line: &mut String, message: &dyn fmt::Displ
 pub fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
     let name = name.strip_prefix("r#").unwrap_or(name);
     match format {
-        Format::Text => {
-            line.write_char(' ')?;
+        Format::Text | Format::Journal => {
+            line.write_char(if format == Format::Journal { FIELD } else { ' ' })?;
             line.write_str(name)?;
             line.write_char('=')
         }
@@ -218,10 +219,14 @@ pub fn write_text(format: Format, line: &mut String, text: &str) -> fmt::Result 
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     match format {
         Format::Json => write_json_string(line, &text, MAX_VALUE_CHARS),
-        Format::Text if (1..=MAX_VALUE_CHARS).contains(&text.len()) && text.bytes().all(is_bare) => {
+        Format::Text | Format::Journal
+            if (1..=MAX_VALUE_CHARS).contains(&text.len()) && text.bytes().all(is_bare) =>
+        {
             line.write_str(text)
         }
-        Format::Text => write!(line, "{}", Quoted { text, max_chars: MAX_VALUE_CHARS }),
+        Format::Text | Format::Journal => {
+            write!(line, "{}", Quoted { text, max_chars: MAX_VALUE_CHARS })
+        }
     }
 }
 
@@ -339,7 +344,7 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        match value.is_finite() || self.format == Format::Text {
+        match value.is_finite() || self.format != Format::Json {
             true => self.write_number(field, &value),
             // JSON has no other numbers.
             false => self.write_number(field, &"null"),

@@ -1,10 +1,11 @@
 //! Lines that are logged for each request, and so are made with little work.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use tracing::Level;
 
 use super::Format;
+use super::journal::DETAIL;
 use super::line::{Line, give_back, take_string, write_key, write_message, write_text, write_u64};
 use super::writer::{Queue, STARTED};
 
@@ -28,9 +29,21 @@ impl Record {
         Some(Self { form, line, queue })
     }
 
-    /// Whether the line is JSON, where what the message says is in fields of its own too.
-    pub fn is_json(&self) -> bool {
-        self.form.format == Format::Json
+    /// Whether what the message says is in fields of its own too, by [`detail`](Self::detail).
+    pub fn has_details(&self) -> bool {
+        self.form.format != Format::Text
+    }
+
+    /// Adds text that the message says already, where that is wanted.
+    pub fn detail(&mut self, name: &str, value: &str) {
+        match self.form.format {
+            Format::Text => {}
+            Format::Json => self.text(name, value),
+            Format::Journal => {
+                let _ = write!(self.line, "{DETAIL}{name}=");
+                let _ = write_text(self.form.format, &mut self.line, value);
+            }
+        }
     }
 
     /// Adds a number.
