@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use mesh_shared::Identity;
 use mesh_shared::config::{Config, Policy, Proxy};
 use mesh_shared::logging::{Excerpt, Repeats};
 use mesh_shared::policy::{Action, Asked, By, Decision, Mode, OVERRIDES, Rules, covers};
+use mesh_shared::{Identity, NodeName};
 use tokio::signal::unix::Signal;
 
 use crate::error::ProxyError;
+use crate::live::feed;
 use crate::metrics::{Direction, METRICS, PolicyVerdict};
 
 /// The policies of both directions, which a reload replaces together.
@@ -21,12 +22,18 @@ pub struct Policies {
     pub inbound: Policy,
     /// `proxy.outbound.policy`.
     pub outbound: Rules,
+    /// `proxy.live.peers`: the nodes that may see what this one carries.
+    pub live_peers: Vec<NodeName>,
 }
 
 impl Policies {
     /// As configured.
     pub fn new(proxy: &Proxy) -> Self {
-        Self { inbound: proxy.policy.clone(), outbound: proxy.outbound.policy.clone() }
+        Self {
+            inbound: proxy.policy.clone(),
+            outbound: proxy.outbound.policy.clone(),
+            live_peers: proxy.live_peers.clone(),
+        }
     }
 }
 
@@ -41,7 +48,11 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, policies: Arc<Polic
         match tokio::task::spawn_blocking(move || Config::load(&path)).await {
             Err(_) => {}
             Ok(Ok(fresh)) => {
-                policies.store(Arc::new(Policies::new(&fresh.proxy)));
+                let before = policies.swap(Arc::new(Policies::new(&fresh.proxy)));
+                if before.live_peers != fresh.proxy.live_peers {
+                    // Those that still may look come again.
+                    feed::end_inbound();
+                }
                 tracing::info!(target: "Mesh", "policy reloaded");
             }
             Ok(Err(error)) => {

@@ -229,10 +229,12 @@ mod tests {
 
     use super::*;
 
+    /// The sidecar's own socket cannot be made in a folder below a file.
     fn config(inbound: u16, outbound: u16) -> Config {
         let yaml = format!(
             "mesh: {{enabled: true, node_name: ct110, tls: true, agent_channel_port: {inbound}}}\n\
-             proxy: {{inbound: {{address: 127.0.0.1}}, outbound: {{listen: \"127.0.0.1:{outbound}\"}}}}"
+             proxy: {{inbound: {{address: 127.0.0.1}}, outbound: {{listen: \"127.0.0.1:{outbound}\"}}, \
+             state_dir: /dev/null/none}}"
         );
         Config::parse(&yaml).unwrap()
     }

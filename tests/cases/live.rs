@@ -352,3 +352,22 @@ async fn a_sidecar_that_stops_waits_for_no_reader_of_a_peer() {
     assert!(far.proxy().lines_with(&["are cut off"]).is_empty(), "after {:?}", begun.elapsed());
     while of_peer.next().await.is_some() {}
 }
+
+#[tokio::test]
+async fn who_is_no_longer_named_loses_the_view_with_a_reload() {
+    let mesh = Mesh::new();
+    let (_near, mut far) = pair(&mesh).await;
+    let mut reader = Reader::of_peer(&mesh, "ct110", &far).await.unwrap();
+    let mut own = Reader::open(&far, "/v1/live").await.unwrap();
+    reader.next().await.unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&far.config_path).unwrap()).unwrap();
+    config["proxy"]["live"]["peers"] = json!(["ct113"]);
+    fs::write(&far.config_path, config.to_string()).unwrap();
+    far.proxy().signal(libc::SIGHUP);
+    far.proxy().wait_log(&["policy reloaded"]).await;
+    mesh_tests::within("the peer's answer ends", async { while reader.next().await.is_some() {} }).await;
+    let refused = Reader::of_peer(&mesh, "ct110", &far).await.err().unwrap();
+    refused.problem(403, "live_not_permitted");
+    Reader::of_peer(&mesh, "ct113", &far).await.unwrap().next().await.unwrap();
+    own.next().await.unwrap();
+}

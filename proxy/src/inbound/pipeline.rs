@@ -8,7 +8,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use mesh_shared::config::Config;
 use mesh_shared::policy::{Asked, Hosted};
-use mesh_shared::{AgentName, Identity, NodeName};
+use mesh_shared::{AgentName, Identity};
 
 use crate::access_log::Subject;
 use crate::ca_link::CaLink;
@@ -41,8 +41,6 @@ pub struct Pipeline {
     hosted: Hosted,
     rules: Rules,
     node: String,
-    /// The nodes that may see what this one carries.
-    live_peers: Vec<NodeName>,
     /// The agents that live here; others are not told apart.
     agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
@@ -75,7 +73,6 @@ impl Pipeline {
             node,
             agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
             default_agent,
-            live_peers: proxy.live_peers.clone(),
             preview_chars: proxy.task_preview_chars,
         }
     }
@@ -146,10 +143,15 @@ impl Pipeline {
 
     /// What this node carries, for the nodes that the configuration names. Fails closed.
     fn live_view(&self, peer: &PeerIdentity) -> Result<Response<ResponseBody>, ProxyError> {
-        match peer.identity() {
-            Identity::Node(node) if self.live_peers.contains(node) => live::api::answer(Direction::Inbound),
+        let check = || match peer.identity() {
+            Identity::Node(node) if self.policies.load().live_peers.contains(node) => Ok(()),
             _ => Err(ProxyError::LivePeerNotNamed(peer.name().into())),
-        }
+        };
+        check()?;
+        let answer = live::api::answer(Direction::Inbound)?;
+        // A reload in between has not ended what was not open yet.
+        check()?;
+        Ok(answer)
     }
 
     /// Policy, the mesh's own paths, then the agent.

@@ -34,7 +34,7 @@ const HEADER_LIMIT: Duration = Duration::from_secs(30);
 /// How long another node may take until it begins to tell.
 const FAR_LIMIT: Duration = Duration::from_secs(15);
 /// More than the readers that there may be.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 32;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// What this node carries, line by line, for a reader on this side.

@@ -83,27 +83,38 @@ pub fn open(side: Direction) -> Result<(mpsc::Receiver<Bytes>, Reading), ProxyEr
     Ok((lines, Reading(number)))
 }
 
-/// Ends what peers read: a side that stops waits for nobody who would read for ever.
+/// Ends what peers read. Those that may come again.
+pub fn end_inbound() {
+    LIVE.feeds.open.lock().end_inbound();
+}
+
+/// Ends what peers read, for good: a side that stops waits for nobody who would read for ever.
 pub fn close_inbound() {
     let mut open = LIVE.feeds.open.lock();
     open.closed.0 = true;
-    open.feeds.retain(|feed| feed.side != Direction::Inbound);
-    rest(&open);
+    open.end_inbound();
 }
 
-/// Ends what everybody reads: another process tells it from now on.
+/// Ends what everybody reads, for good: another process tells it from now on.
 pub fn close() {
     let mut open = LIVE.feeds.open.lock();
     open.closed = (true, true);
     open.feeds.clear();
-    rest(&open);
+    open.rest();
 }
 
-/// Keeps nothing any more of what ends, once nobody reads.
-fn rest(open: &Open) {
-    if open.feeds.is_empty() {
-        LIVE.read.store(false, Ordering::Relaxed);
-        drop(LIVE.take_ended());
+impl Open {
+    fn end_inbound(&mut self) {
+        self.feeds.retain(|feed| feed.side != Direction::Inbound);
+        self.rest();
+    }
+
+    /// Keeps nothing any more of what ends, once nobody reads.
+    fn rest(&self) {
+        if self.feeds.is_empty() {
+            LIVE.read.store(false, Ordering::Relaxed);
+            drop(LIVE.take_ended());
+        }
     }
 }
 
@@ -111,6 +122,6 @@ impl Drop for Reading {
     fn drop(&mut self) {
         let mut open = LIVE.feeds.open.lock();
         open.feeds.retain(|feed| feed.number != self.0);
-        rest(&open);
+        open.rest();
     }
 }
