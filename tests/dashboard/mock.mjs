@@ -67,7 +67,7 @@ export class Mock {
   update(name, last) {
     const ended = [];
     const seconds = (Date.now() - last) / 1000;
-    for (const flow of this.flows.filter((each) => each.from === name)) {
+    for (const flow of this.flows.filter((each) => each.from === name && each.to.status !== "offline")) {
       const calm = 0.6 + 0.4 * Math.sin((Date.now() - this.began) / 40000);
       const expected = flow.weight * this.perSecond * seconds * calm;
       let many = Math.floor(expected) + (this.next() < expected % 1 ? 1 : 0);
@@ -90,7 +90,7 @@ export class Mock {
     }
     ended.push(...(this.told?.get(name) || []));
     this.told?.delete(name);
-    const inFlight = this.streams.flatMap((stream) => [...(stream.flow.from === name ? [stream.out] : []), ...(stream.flow.to.name === name ? [stream.in] : [])]);
+    const inFlight = this.streams.filter(({ flow }) => flow.to.status !== "offline").flatMap((stream) => [...(stream.flow.from === name ? [stream.out] : []), ...(stream.flow.to.name === name ? [stream.in] : [])]);
     for (const each of inFlight) each.bytesOut += 700;
     if (this.hostile && name === this.nodes[0].name) ended.push(...this.hostileRows());
     return { atMs: Date.now(), node: name, version: "0.1.0", inFlight, inFlightTotal: inFlight.length, ended, endedOmitted: 0 };

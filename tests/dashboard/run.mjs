@@ -203,6 +203,7 @@ const tests = {
     await details.getByText("verified the peer as ct110").waitFor();
     await details.getByText(/^[0-9a-f]{32}$/).waitFor();
     await details.getByText("ct111, called").waitFor();
+    await page.locator("#requests button.row.chosen", { hasText: "/api/think/77" }).waitFor();
     await page.keyboard.press("Escape");
     await details.waitFor({ state: "hidden" });
     await leave(page);

@@ -203,7 +203,7 @@
         entry.shown = item.version;
       }
       if (item.update) item.update(entry.row);
-      entry.row.classList.toggle("chosen", Boolean(state.chosen) && state.chosen.row === `${id} ${item.key}`);
+      entry.row.dataset.row = `${id} ${item.key}`;
       kept.set(item.key, entry);
       known.delete(item.key);
       if (entry.li === place) place = place.nextElementSibling;
@@ -215,6 +215,9 @@
     lists[id] = kept;
     const rows = list.querySelectorAll("button.row");
     if (rows.length && !list.querySelector('button.row[tabindex="0"]')) rows[0].tabIndex = 0;
+  }
+  function showChosen() {
+    for (const row of document.querySelectorAll("button.row")) row.classList.toggle("chosen", Boolean(state.chosen) && state.chosen.row === row.dataset.row);
   }
   const busy = (id) => $(id).matches(":focus-within") || (matchMedia("(hover: hover)").matches && $(id).matches(":hover"));
   document.addEventListener("keydown", (event) => {
@@ -439,8 +442,9 @@
     const closed = others.filter((node) => node.feed.state === "notPermitted");
     if (closed.length && mesh.sidecar && mesh.sidecar.state === "live") {
       const names = closed.slice(0, 4).map((node) => node.name).join(", ") + (closed.length > 4 ? ` and ${closed.length - 4} more` : "");
-      all.push(banner("closed", "info", `${plural(closed.length, "node does", "nodes do")} not show this node what they carry: ${names}.`,
-        `Of their traffic, only what passes this node is shown. To change that, name ${mesh.node || "this node"} in proxy.live.peers of their configuration and reload them.`));
+      const one = closed.length === 1;
+      all.push(banner("closed", "info", one ? `${names} does not show this node what it carries.` : `${closed.length} nodes do not show this node what they carry: ${names}.`,
+        `Of ${one ? "its" : "their"} traffic, what other nodes tell of is shown. To see all of it, name ${mesh.node || "this node"} in proxy.live.peers ${one ? "there, and reload its" : "of each, and reload their"} mesh-proxy.`));
     }
     return all;
   }
@@ -764,7 +768,10 @@
     const length = Math.hypot(dx, dy) || 1;
     const bend = Math.min(64, length * 0.16);
     const [nx, ny] = [(-dy / length) * bend, (dx / length) * bend];
-    const at = (part) => [from[0] + dx * part + nx, from[1] + dy * part + ny];
+    // Also towards the middle, so that lines between neighbours do not run behind whoever is between them.
+    const [width, height] = map.size.split(" ").map(Number);
+    const [cx, cy] = [(width / 2 - (from[0] + to[0]) / 2) * 0.3, (height / 2 - (from[1] + to[1]) / 2) * 0.3];
+    const at = (part) => [from[0] + dx * part + nx + cx, from[1] + dy * part + ny + cy];
     return { ...shared, a: from, b: at(0.33), c: at(0.67), d: to };
   }
   function agentsOf(name) {
@@ -853,6 +860,7 @@
         if (!place) continue;
         const [x, y] = place;
         taken.push([x, y, reach, 9]);
+        edge.label = [x, y, reach];
         context.fillStyle = c.surface;
         context.beginPath();
         context.roundRect(x - reach, y - 9, reach * 2, 18, 9);
@@ -890,6 +898,7 @@
       for (let i = 0; i < many; i += 1) {
         const t = (time / 1000 / period + i / many + (edge.from.length * 0.13 + edge.to.length * 0.37)) % 1;
         const [x, y] = point(edge, t);
+        if (edge.label && Math.abs(x - edge.label[0]) < edge.label[2] && Math.abs(y - edge.label[1]) < 11) continue;
         const path = i < Math.round(edge.bad * many) || (edge.bad && !i) ? dots.bad : dots.accent;
         path.moveTo(x + radius, y);
         path.arc(x, y, radius, 0, 6.3);
@@ -1204,6 +1213,7 @@
       showNodes();
       showAgents();
       showChanges();
+      showChosen();
       state.filterChanged = false;
     });
   }
