@@ -189,30 +189,25 @@ fn commands_of(script: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// The part of a command line that begins with one of our programs; what stands before may be sudo, ssh or a variable.
-fn ours(words: &[String]) -> Option<(&str, Vec<String>)> {
-    let named = |word: &str| {
-        let word = word.strip_prefix("/usr/local/bin/").or(word.strip_prefix("/usr/bin/")).unwrap_or(word);
-        PROGRAMS.into_iter().find(|program| word == *program)
-    };
-    let at = words.iter().position(|word| named(word).is_some())?;
-    let before = &words[..at];
-    let runs = before.iter().all(|word| {
-        ["sudo", "ssh", "exec", "env", "$"].contains(&word.as_str())
-            || word.starts_with('-')
-            || word.contains('=')
-    });
-    // `sudo -u registryd registryd check`, `ssh ct112 meshctl …`, `systemctl start registryd`.
-    let at = match before.first().map(String::as_str) {
-        Some("sudo") if before.get(1).is_some_and(|word| word == "-u") && before.len() < 3 => {
-            words.iter().enumerate().skip(3).find(|(_, word)| named(word).is_some())?.0
+/// The program and its arguments, where a command line runs one of ours: by itself, after sudo, ssh or variables. Elsewhere
+/// its name is a word like others, as in `systemctl start registryd`.
+fn ours(words: &[String]) -> Option<(&'static str, &[String])> {
+    let mut words = words;
+    loop {
+        let (first, rest) = words.split_first()?;
+        let name = Path::new(first).file_name()?.to_str()?;
+        if let Some(program) = PROGRAMS.into_iter().find(|program| *program == name) {
+            return Some((program, rest));
         }
-        Some("sudo") if before.get(1).is_some_and(|word| word == "-u") && before.len() == 3 => at,
-        Some("ssh") => at,
-        _ if runs => at,
-        _ => return None,
-    };
-    Some((named(&words[at])?, words[at + 1..].to_vec()))
+        words = match (first.as_str(), rest) {
+            ("sudo", [option, _user, rest @ ..]) if option == "-u" => rest,
+            ("ssh", [option, _host, rest @ ..]) if option == "-t" => rest,
+            ("ssh", [_host, rest @ ..]) => rest,
+            ("sudo" | "exec", rest) => rest,
+            (variable, rest) if variable.contains('=') => rest,
+            _ => return None,
+        };
+    }
 }
 
 /// A word of a command line as it may be typed: placeholders stand for something.
@@ -255,7 +250,7 @@ fn command_lines_are_those_of_the_programs() {
     let mut note = |place: String, script: &str| {
         for words in commands_of(script) {
             if let Some((program, arguments)) = ours(&words) {
-                lines.entry((program.to_owned(), arguments)).or_insert(place.clone());
+                lines.entry((program.to_owned(), arguments.to_vec())).or_insert(place.clone());
             }
         }
     };
