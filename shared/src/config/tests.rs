@@ -526,7 +526,7 @@ fn a_repeated_key_and_broken_yaml_name_their_line() {
         ("mesh: {}\na: 1\nmesh: {}\n", "line 3: mesh: duplicate key"),
         (
             "mesh:\n  peers:\n    - {name: a}\n    - name: b\n      port: 1\n      name: c\n",
-            "line 6: mesh.peers[1].name: is there",
+            "line 6: mesh.peers[1].name: duplicate key",
         ),
         ("mesh:\n\tenabled: true\n", "line 2: tabs are not allowed, use spaces"),
         ("mesh:\n  enabled: true\n\ttls: true\n", "line 3: tabs are not allowed, use spaces"),
