@@ -58,11 +58,11 @@ pub fn clock(view: &NodeView, heartbeat: Duration) -> Option<Finding> {
     let skew = view.skew_ms.filter(|_| !view.local && view.node.heartbeats())?;
     // The first look may come a whole interval after the heartbeat that it sees.
     let late = if skew < 0 { i64::try_from(heartbeat.as_millis()).unwrap_or(i64::MAX) } else { 0 };
-    let outcome = match skew.saturating_abs().saturating_sub(late) {
-        i64::MIN..=SKEW_WARN_MS => return None,
-        ..=SKEW_FAIL_MS => Outcome::Warn,
-        _ => Outcome::Fail,
-    };
+    let apart = skew.saturating_abs().saturating_sub(late);
+    if apart <= SKEW_WARN_MS {
+        return None;
+    }
+    let outcome = if apart <= SKEW_FAIL_MS { Outcome::Warn } else { Outcome::Fail };
     let node = &view.node.name;
     let side = if skew > 0 { "ahead of" } else { "behind" };
     let apart = duration(skew.unsigned_abs());

@@ -234,7 +234,11 @@ impl Report {
 
     /// Adds several; returns whether the way goes on behind all of them.
     pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) -> bool {
-        findings.into_iter().fold(true, |goes_on, finding| self.add(finding) && goes_on)
+        let mut goes_on = true;
+        for finding in findings {
+            goes_on &= self.add(finding);
+        }
+        goes_on
     }
 
     /// Says of these steps that they were not looked at.
