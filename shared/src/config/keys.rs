@@ -73,8 +73,9 @@ pub enum Preset {
 impl Key {
     /// Whether a reload (SIGHUP) of the daemon that it is for puts a change into force; all others need a restart.
     pub fn is_reloaded(&self) -> bool {
-        const RELOADED: [&[&str]; 8] = [
+        const RELOADED: [&[&str]; 9] = [
             &["proxy", "policy"],
+            &["proxy", "live"],
             &["proxy", "outbound", "policy"],
             &["registryd", "agents"],
             &["registryd", "providers"],
