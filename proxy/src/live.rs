@@ -130,7 +130,7 @@ impl Tries {
     }
 }
 
-/// An exchange's place in the table. Its owner says when it ends ([`Place::leave`]).
+/// An exchange's place in the table. Its owner says when it ends ([`Live::leave`]).
 #[derive(Debug)]
 pub struct Place {
     shard: usize,
