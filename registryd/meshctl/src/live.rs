@@ -187,7 +187,7 @@ mod tests {
             "endedOmitted": 0,
         });
         let told = serde_json::to_string(&tame(serde_json::from_value(update).unwrap())).unwrap();
-        assert_eq!(told.matches("x [2J 31m  y").count(), 14, "{told}");
+        assert_eq!(told.matches("x [2J 31m  y").count(), 15, "{told}");
         assert!(told.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{told}");
     }
 }

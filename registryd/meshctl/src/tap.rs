@@ -287,7 +287,7 @@ mod tests {
     fn a_line_tells_what_came_of_it() {
         assert_eq!(
             line(&ended()),
-            "00:00:02  out  ct112 grok                502     2 s  POST /api/message  peer_failed: it broke  tried ct111 \
+            "00:00:02  out  ct112 grok                502       1 s  POST /api/message  peer_failed: it broke  tried ct111 \
              (peer_unreachable), ct112 (peer_failed)\n"
         );
     }
