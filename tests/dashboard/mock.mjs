@@ -14,16 +14,19 @@ const isName = (text) => /^[a-z0-9-]+$/.test(text);
 
 // The same mesh each time.
 function random(seed) {
+  // mulberry32
   let state = seed;
   return () => {
-    state = (state * 1664525 + 1013904223) % 4294967296;
-    return state / 4294967296;
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
   };
 }
 const hex = (next, digits) => Array.from({ length: digits }, () => Math.floor(next() * 16).toString(16)).join("");
 
 export class Mock {
-  constructor(folder, { count = 6, nodes, perSecond = 3, hostile = false, closed = [], away = [] } = {}) {
+  constructor(folder, { count = 6, nodes, perSecond = 3, flowsEach = 2, hostile = false, closed = [], away = [] } = {}) {
     Object.assign(this, { folder, perSecond, hostile, closed: new Set(closed), away: new Set(away) });
     this.next = random(7);
     this.began = Date.now();
@@ -35,7 +38,7 @@ export class Mock {
     this.flows = [];
     const callable = this.nodes.filter((each) => isName(each.name) && each.agents.every(isName));
     for (const [i, from] of callable.entries()) {
-      for (let k = 0; k < 2; k += 1) {
+      for (let k = 0; k < flowsEach; k += 1) {
         const to = callable[(i * 7 + k * 3 + 1 + Math.floor(this.next() * callable.length)) % callable.length];
         if (to && to !== from) this.flows.push({ from: from.name, to, weight: 0.2 + this.next() * 2 });
       }

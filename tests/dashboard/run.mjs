@@ -425,12 +425,12 @@ function frames(ms) {
 
 // The pictures of deploy/docs/dashboard.md, after a while so that the charts have something to show.
 async function screenshots(to, seconds) {
-  await withMock({ count: 7, perSecond: 1.2, closed: ["ct116"] }, async (target, mock) => {
+  await withMock({ count: 8, perSecond: 0.9, flowsEach: 3 }, async (target, mock) => {
     mock.nodes[5].status = "offline";
     mock.nodes[2].status = "degraded";
     mock.nodes[1].days = 9;
     console.log(`waiting ${seconds} s for history`);
-    for (let i = 0; i < 6; i += 1) setTimeout(() => mock.change(["joined", "updated", "recovered", "degraded", "stale", "left"][i], mock.nodes[i % 7].name), (seconds * 1000 * i) / 7);
+    for (let i = 0; i < 6; i += 1) setTimeout(() => mock.change(["joined", "updated", "recovered", "degraded", "stale", "left"][i], mock.nodes[i].name), (seconds * 1000 * i) / 7);
     await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
     for (const [name, width, height, colorScheme] of [["1440", 1440, 1050, "light"], ["768", 768, 1180, "light"], ["360", 360, 760, "light"], ["dark", 1440, 1050, "dark"]]) {
       const page = await open(target, { viewport: { width, height }, colorScheme });
