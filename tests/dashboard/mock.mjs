@@ -124,7 +124,7 @@ export class Mock {
     await listen(this.outbound, { port: 0, host: "127.0.0.1" });
     fs.writeFileSync(at("mesh.yaml"), JSON.stringify({
       mesh: { enabled: true, node_name: this.nodes[0]?.name || "ct110", tls: true },
-      proxy: { outbound: { listen: `127.0.0.1:${this.outbound.address().port}` }, state_dir: this.folder, ...this.proxyKeys },
+      proxy: { outbound: { listen: `127.0.0.1:${this.outbound.address().port}` }, state_dir: this.folder },
       registryd: { socket: at("registryd.sock") },
     }));
     return at("mesh.yaml");
@@ -187,7 +187,7 @@ export class Mock {
   }
 }
 
-export async function stop(server) {
+async function stop(server) {
   server.closeAllConnections();
   await new Promise((resolve) => server.close(resolve));
 }

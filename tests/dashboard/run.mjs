@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import os from "node:os";
 import path from "node:path";
 
-import { Mock, stop } from "./mock.mjs";
+import { Mock } from "./mock.mjs";
 
 const { chromium } = createRequire(`${process.env.MESH_DASHBOARD_TOOLS}/`)("playwright-core");
 const BIN = process.env.MESH_BIN;
@@ -168,16 +168,27 @@ const tests = {
     assert.match(refused.output, /not a loopback address.*ssh -L/);
   },
 
-  async "the file that a desktop's browser opens leads to the page"() {
-    const { url: whole } = await theDemo();
-    const file = path.join(folder, "open.html");
-    fs.writeFileSync(file, `<!doctype html><meta http-equiv=refresh content="0; url=${whole}">`);
+  async "a desktop's browser is given a file that only its user can read, and gets to the page"() {
+    const mock = new Mock(fs.mkdtempSync(path.join(folder, "mock-")), { count: 3 });
+    const desktop = fs.mkdtempSync(path.join(folder, "desktop-"));
+    const told = path.join(desktop, "told");
+    fs.writeFileSync(path.join(desktop, "xdg-open"), `#!/bin/sh\necho "$#" "$@" >"${told}.new" && mv "${told}.new" "${told}"\n`, { mode: 0o755 });
+    const child = start("meshctl", ["dashboard", "--config", await mock.start()], { DISPLAY: ":9", XDG_RUNTIME_DIR: desktop, PATH: `${desktop}:${process.env.PATH}` });
+    await url(child);
+    const [count, file] = (await eventually("the browser is started", () => fs.existsSync(told) && fs.readFileSync(told, "utf8"))).trim().split(" ");
+    assert.equal(count, "1");
+    assert.match(file, /^\/.*\.html$/);
+    assert.equal(fs.statSync(file).mode & 0o777, 0o600);
     const context = await browser.newContext();
     const page = await context.newPage();
     await page.goto(`file://${file}`);
     await page.locator("#connection[data-state=live]").waitFor({ timeout: PATIENCE_MS });
     assert.ok(!page.url().includes("token"));
     await context.close();
+    child.kill("SIGINT");
+    assert.equal(await child.ended, 0);
+    assert.ok(!fs.existsSync(file), "it is removed");
+    await mock.end();
   },
 
   async "requests, streams and refusals show as they happen, each with its way"() {

@@ -17,11 +17,12 @@ use clap::Args;
 use mesh_client::Daemon;
 use mesh_shared::address::{AddressError, LoopbackAddr};
 use mesh_shared::name::NodeName;
+use serde_json::json;
 use tempfile::NamedTempFile;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::output::print;
+use crate::output::{print, print_json_line};
 use crate::{Failure, Global};
 use guard::Guard;
 use server::Server;
@@ -74,13 +75,18 @@ pub async fn run(args: DashboardArgs, global: &Global) -> Result<ExitCode, Failu
         sidecar: Daemon::Admin(config.proxy.admin.socket),
     };
     let dashboard = Dashboard::bind(args.listen, Some(config.mesh.node_name), sources).await?;
-    print(&format!("The dashboard is at\n    {}\n", dashboard.url()))?;
+    match global.json {
+        true => print_json_line(&json!({ "url": dashboard.url() }))?,
+        false => {
+            let url = dashboard.url();
+            print(&format!("The dashboard is at\n    {url}\nOnly this URL opens it. Ctrl-C ends it.\n"))?;
+        }
+    }
     // Removed when it ends.
     let _opened = match args.no_open {
         true => None,
         false => dashboard.open(),
     };
-    print("Only this URL opens it. Ctrl-C ends it.\n")?;
     tokio::select! {
         never = dashboard.serve() => match never {},
         _ = interrupt.recv() => {}

@@ -1283,7 +1283,8 @@
     source.onerror = () => lose();
   }
   async function lose() {
-    if (source) source.close();
+    if (!source) return;
+    source.close();
     source = null;
     connection("lost");
     // Whether the server is gone, or does not let this page in any more.
