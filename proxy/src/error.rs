@@ -523,7 +523,11 @@ mod tests {
                 }
                 Self::RegistryUnavailable { .. } => Self::NoCaHere,
                 Self::NoCaHere => Self::CaUnavailable { socket: String::new(), reason: String::new() },
-                Self::CaUnavailable { .. } => return None,
+                Self::CaUnavailable { .. } => Self::LivePeerNotNamed(String::new()),
+                Self::LivePeerNotNamed(_) => Self::LiveNotHere,
+                Self::LiveNotHere => Self::LiveFull { most: 0 },
+                Self::LiveFull { .. } => Self::LiveUnknown("ct111".parse().unwrap()),
+                Self::LiveUnknown(_) => return None,
             })
         }
     }
