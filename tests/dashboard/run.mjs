@@ -289,10 +289,14 @@ const tests = {
       demo.again = [...(demo.again || []), again];
     }
     await row(page, "list", "ct111").getByText("read live").waitFor();
+    // They are not the demo's, and write to the folder that it removes.
+    for (const each of demo.again) {
+      each.kill("SIGTERM");
+      await each.ended;
+    }
     child.kill("SIGINT");
     await banner("lost").getByText("start it again").waitFor();
-    assert.equal(await child.ended, 0);
-    for (const each of demo.again) each.kill("SIGTERM");
+    assert.equal(await child.ended, 0, child.output);
     demo.started = false;
     await page.finish();
   },
