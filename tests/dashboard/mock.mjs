@@ -1,4 +1,4 @@
-// Speaks as registryd and as a sidecar of a mesh that does not exist: many nodes, steady traffic, names that mean no good.
+// Answers as registryd and mesh-proxy of a made-up mesh: any number of nodes, steady traffic, hostile names.
 // Used by dashboard.mjs; by hand: node mock.mjs <folder> <nodes>, then meshctl dashboard --config <folder>/mesh.yaml.
 import fs from "node:fs";
 import http from "node:http";

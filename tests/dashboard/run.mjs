@@ -103,7 +103,7 @@ async function withMock(options, work) {
   }
 }
 
-// ---- The mesh of `meshctl demo`
+// ---- The mesh of `meshctl demo`, with real sidecars
 
 const demo = { started: false };
 async function theDemo() {
@@ -301,9 +301,9 @@ const tests = {
     await page.finish();
   },
 
-  // ---- Meshes that do not exist
+  // ---- Meshes made up by mock.mjs
 
-  async "names that mean no good are text"() {
+  async "hostile names and paths are shown as text"() {
     const bad = '<img src=x onerror="window.hacked=1">';
     const nodes = (mock) => [mock.node("ct110", ["opus"]), mock.node(bad, [bad, "\u202egrok"], { version: bad, host: bad, models: [bad] }), mock.node("ct112", ["</script><script>window.hacked=2</script>"])];
     await withMock({ nodes: nodes(new Mock(folder)), hostile: true }, async (target, mock) => {

@@ -326,7 +326,7 @@ struct Addresses {
 
 impl Addresses {
     fn take() -> Self {
-        // Nobody asks there: it shows who was first.
+        // Nothing is served there: the address only marks that 127.0.0.0/24 is taken.
         match TcpListener::bind((IpAddr::from([127, 0, 0, 110]), 2999)) {
             Ok(held) => Self { first: [127, 0, 0], _held: Some(held) },
             Err(_) => {

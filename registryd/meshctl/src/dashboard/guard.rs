@@ -1,4 +1,4 @@
-//! Who may look: only who knows the token. Other users of this host can reach the port, and so can the web pages that are
+//! Who may look: only those who know the token. Other users of this host can reach the port, and so can the web pages that are
 //! open in a browser here.
 
 use std::net::SocketAddr;

@@ -43,7 +43,7 @@ const SCRIPT_PLACE: &str = "/*SCRIPT*/";
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// What is served, and to whom.
+/// The dashboard's HTTP server.
 pub struct Server {
     guard: Guard,
     view: Arc<View>,
@@ -54,7 +54,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of the view for whom the guard lets in.
+    /// A server that shows the view to those whom the guard admits.
     pub fn new(guard: Guard, view: Arc<View>) -> Self {
         let page = PAGE.replace(STYLE_PLACE, STYLE).replace(SCRIPT_PLACE, SCRIPT);
         let hash = |text: &str| {
@@ -71,7 +71,7 @@ impl Server {
             guard,
             view,
             page: page.into(),
-            // Of characters that may stand there.
+            // Hashes and keywords are valid in a header.
             policy: HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'")),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             readers: Arc::new(Semaphore::new(MAX_READERS)),
@@ -81,7 +81,7 @@ impl Server {
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Infallible {
         loop {
-            // Closed never.
+            // The semaphore is never closed.
             let place = self.connections.clone().acquire_owned().await;
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(PAUSE).await;
@@ -143,8 +143,8 @@ impl Server {
                 }
                 answer
             }
-            // A cookie of this kind does not go along where another page, such as the file that was opened, leads here
-            // by a redirect. From a page of the dashboard it does.
+            // Browsers do not send a SameSite=Strict cookie with a redirect that another page, such as the opened file, has
+            // led to. From a page of the dashboard they do.
             Some(_) => {
                 let page = format!(
                     "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=\"0; url={page}\">\

@@ -142,7 +142,7 @@ async fn follow_feed(view: Arc<View>, sidecar: Daemon, teller: Teller, places: A
         if node.is_some() && places.available_permits() == 0 {
             view.with(|model, _| model.source(teller.clone(), Source::Waiting));
         }
-        // This host's own comes first; closed never.
+        // This host's own view needs no place. The semaphore is never closed.
         let place = if node.is_some() { places.acquire().await.ok() } else { None };
         let ended = match Feed::of(sidecar.clone(), node).await {
             Err(error) => unread(error),

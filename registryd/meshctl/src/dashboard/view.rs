@@ -46,7 +46,7 @@ impl View {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // Fails where there is nobody to hear it.
+            // Fails while no page is open.
             let _ = self.with(|model, now| self.news.send(model.tick(now).into()));
         }
     }

@@ -1,4 +1,4 @@
-//! What agents do all day: ask each other, stream answers, and now and then fail.
+//! Everyday traffic between the demo's agents: short requests, streamed answers, and failures now and then.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::demo::Node;
 
-/// Between two requests of one kind the time differs, so that they do not beat in time.
+/// Factors for the time between two requests of one kind, so that requests come irregularly.
 const RHYTHM: [f64; 5] = [0.6, 1.3, 0.9, 1.7, 0.5];
 /// How long agents take, in ms.
 const THINKING: [u32; 7] = [20, 45, 30, 180, 25, 60, 420];
