@@ -379,16 +379,21 @@ const tests = {
   },
 
   async "two hundred nodes"() {
-    await withMock({ count: 200, perSecond: 1 }, async (target) => {
+    await withMock({ count: 200, perSecond: 1 }, async (target, mock) => {
+      mock.nodes[7].status = "offline";
       const page = await open(target);
       await page.locator("#nodes .node").nth(199).waitFor({ state: "attached" });
       await page.waitForTimeout(2000);
       const seen = await page.evaluate(frames, 5000);
       console.log(`      ${seen.frames} frames in ${seen.seconds} s, ${seen.middle} ms in the middle, 95 % within ${seen.most} ms; longest task ${seen.longest} ms (software rendering, ${os.cpus().length} cores, load ${os.loadavg()[0].toFixed(1)})`);
       assert.ok(seen.longest < 5000, "the main thread is blocked for seconds");
+      await page.hover('#nodes .node[data-name="ct123"]');
+      await page.locator("#nodes .label", { hasText: "ct123 · coder" }).waitFor();
       // This host's own and as many others as are read at once.
       await page.locator("#views").getByText("49 live views read").waitFor();
       await row(page, "list", "ct309").getByText("not read").waitFor();
+      assert.equal(await page.locator("#census").getAttribute("aria-label"), "199 online, 1 offline");
+      assert.equal(await page.locator("#census i").count(), 2);
       await row(page, "list", "ct110").click();
       await page.getByRole("dialog").getByText("Traffic now").waitFor();
       await page.finish();

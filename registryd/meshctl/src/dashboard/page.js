@@ -562,7 +562,13 @@
       $("census").dataset.shown = census.join();
       $("census").setAttribute("role", "img");
       $("census").setAttribute("aria-label", order.map((word) => [word, census.filter((each) => each === word).length]).filter(([, count]) => count).map(([word, count]) => `${count} ${word}`).join(", "));
-      $("census").replaceChildren(...census.map((status) => make("i", { class: status })));
+      // One piece for each node, or where these would be too thin, for each state.
+      const pieces = census.length <= 48 ? census.map((status) => [status, 1]) : order.map((status) => [status, census.filter((each) => each === status).length]);
+      $("census").replaceChildren(...pieces.filter(([, count]) => count).map(([status, count]) => {
+        const piece = make("i", { class: status });
+        piece.style.flexGrow = count;
+        return piece;
+      }));
     }
     const agents = mesh ? mesh.agents.length : 0;
     const read = nodes.filter((node) => node.feed && node.feed.state === "live").length;
@@ -578,7 +584,8 @@
 
   // ---- The map
 
-  const map = { places: new Map(), mode: "card", edges: [], elements: new Map(), size: "", colours: null, order: [], pointed: null, version: "" };
+  const map = { places: new Map(), mode: "card", edges: [], elements: new Map(), size: "", colours: null, order: [], pointed: null, version: "",
+    label: draw("g", { class: "label", "aria-hidden": "true", visibility: "hidden" }, draw("rect", { y: -11, height: 22, rx: 6 }), draw("text", { y: 4.5, "text-anchor": "middle" })) };
 
   function mapNodes() {
     const nodes = state.mesh ? [...state.mesh.nodes] : [];
@@ -686,8 +693,9 @@
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       const focused = document.activeElement && document.activeElement.closest && document.activeElement.closest(".node");
       const focusName = focused && focused.dataset.name;
-      svg.replaceChildren(...nodes.map((node) => drawNode(node, plan)));
-      map.elements = new Map([...svg.children].map((element) => [element.dataset.name, element]));
+      const elements = nodes.map((node) => drawNode(node, plan));
+      map.elements = new Map(elements.map((element) => [element.dataset.name, element]));
+      svg.replaceChildren(...elements, map.label);
       const again = map.elements.get(focusName) || map.elements.get(map.order[0]);
       if (again) again.setAttribute("tabindex", "0");
       if (focusName && map.elements.has(focusName)) map.elements.get(focusName).focus();
@@ -706,6 +714,7 @@
     map.edges = (state.live ? state.live.edges : []).map(curve).filter(Boolean);
     const busiest = [...map.edges].sort((a, b) => b.rate - a.rate).slice(0, 5);
     set($("map-summary"), `${plural(nodes.length, "node")}. Traffic: ${busiest.map((edge) => `${edge.from} to ${edge.to}, ${rate(edge.rate)} a second${edge.failures ? `, ${rate(edge.failures)} failing` : ""}`).join("; ") || "none"}.`);
+    showLabel();
     drawEdges();
     wake();
   }
@@ -735,11 +744,7 @@
         group.append(draw("circle", { class: "lamp", r: r - 4.5 }), sign(node.status, 0, 0),
           text({ class: "name", y: r + 15, "text-anchor": "middle" }, cut(node.name, 11)));
       } else {
-        const width = node.name.length * 7.6 + 10;
-        const above = y > 40 ? -r - 20 : r + 4;
-        group.append(draw("circle", { class: "lamp", r: r - 2.5 }),
-          draw("rect", { class: "label-ground", x: -width / 2, y: above, width, height: 17, rx: 4 }),
-          text({ class: "name", y: above + 13, "text-anchor": "middle" }, node.name));
+        group.append(draw("circle", { class: "lamp", r: r - 2.5 }));
       }
     }
     return group;
@@ -816,7 +821,24 @@
   function pointAt(name) {
     if (map.pointed === name) return;
     map.pointed = name;
+    showLabel();
     drawEdges();
+  }
+  // Where names find no room at the nodes, that of one of them is shown above all: the one pointed at, else this host.
+  function showLabel() {
+    const own = state.mesh && state.mesh.nodes.find((node) => node.local);
+    const name = map.places.has(map.pointed) ? map.pointed : own && own.name;
+    const place = map.mode === "tiny" && map.places.get(name);
+    map.label.setAttribute("visibility", place ? "visible" : "hidden");
+    if (!place) return;
+    const [ground, text] = map.label.children;
+    text.textContent = cut([name, ...agentsOf(name)].join(" · "), 40);
+    const width = text.getComputedTextLength() + 14;
+    const [right] = map.size.split(" ").map(Number);
+    const x = Math.max(width / 2 + 2, Math.min(right - width / 2 - 2, place[0]));
+    map.label.setAttribute("transform", `translate(${x.toFixed(1)} ${(place[1] > 46 ? place[1] - 24 : place[1] + 24).toFixed(1)})`);
+    ground.setAttribute("x", -width / 2);
+    ground.setAttribute("width", width);
   }
   // Once a second; only the pulses move in between.
   function drawEdges() {
