@@ -39,8 +39,10 @@ def meshctl(*arguments, inside=None):
 
 class Program:
     """A process and what it wrote; the same name is started again and again."""
+    every = []
 
     def __init__(self, name, folder, namespace=None):
+        self.every.append(self)
         self.name, self.log, self.namespace = name, folder / f"{name}.log", namespace
         self.pid = None
 
@@ -51,7 +53,7 @@ class Program:
             for key in ("MESH_CONFIG", "MESH_LOG", "MESH_LOG_FORMAT", "JOURNAL_STREAM", "NOTIFY_SOCKET"):
                 environment.pop(key, None)
             made = subprocess.Popen([*inside, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                    env=environment)
+                                    env=environment, start_new_session=True)
         self.pid = made.pid
         # Waited for by its number, as those are that an upgrade left.
         made.returncode = 0
@@ -79,13 +81,15 @@ class Program:
 
 
 def is_there(pid):
-    """Whether a process still runs; takes notice of the end of a child."""
+    """Whether a process, or a thread of it, is still there; takes notice of the end of a child."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
     except ChildProcessError:
-        pass
+        # Of a sidecar that handed over to it and still lives.
+        process = pathlib.Path(f"/proc/{pid}")
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        ended = (process / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+        return not ended or len(list((process / "task").iterdir())) > 1
     except OSError:
         return False
 
@@ -229,7 +233,8 @@ class Share:
         self.behind.mkdir()
         self.path.mkdir()
         run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", self.behind)
-        self.view = subprocess.Popen([view, self.behind, self.path], stdin=subprocess.PIPE)
+        # Not ended by the signal that ends the test, but by the end of its input.
+        self.view = subprocess.Popen([view, self.behind, self.path], stdin=subprocess.PIPE, start_new_session=True)
         until = time.monotonic() + 10
         while not os.path.ismount(self.path):
             if time.monotonic() > until:
@@ -261,7 +266,7 @@ class Wire:
 
     def __init__(self, numbers):
         self.process = subprocess.Popen([sys.executable, HERE / "wire.py", PREFIX, *map(str, numbers)], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         if self.process.stdout.readline() != "ready\n":
             raise SystemExit("no network namespaces or TUN devices can be made here")
 

@@ -114,8 +114,7 @@ class Suite:
         print(f"##### NOT RUN: {what} #####", flush=True)
 
     def end(self):
-        programs = [program for host in self.hosts for program in (host.agent, host.registryd, host.proxy)]
-        for program in [*programs, self.ca.process, *(member.process for member in self.etcd)]:
+        for program in Program.every:
             with contextlib.suppress(OSError):
                 program.kill()
         # Sidecars of before an upgrade that still have streams.

@@ -60,7 +60,7 @@ class Fault:
                 f"{max(around):.1f}" if around else "-", f"{max(after, default=0):.1f}"]
 
 
-HEADER = ["Fault", "Requests", "Failed", "of these retryable", "Streams cut", "Wrongly repeated", "Lost",
+HEADER = ["Fault", "Requests", "Failed", "of these retryable", "Streams cut or refused", "Wrongly repeated", "Lost",
           "Seconds until others went round", "Seconds to recover"]
 
 
