@@ -26,34 +26,30 @@ const PING: &[u8; 17] = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00upstream";
 /// As many reads may bring the peer's first SETTINGS.
 const FIRST_READS: u64 = 4;
 
-/// A connection gets new requests for so long at least.
-const SHORTEST_USE: Duration = Duration::from_secs(1);
-
-/// What the peer's certificate says on a connection: which agents it may host, and how long it lasts.
+/// The agents that the certificate on a connection says the peer may host.
 #[derive(Debug)]
-pub struct Shown {
+pub struct Hosted {
     agents: Box<[AgentName]>,
     since: Instant,
-    life: Duration,
 }
 
-impl Shown {
-    /// As the handshake showed just now, in a chain that lasts for `life` from now.
-    pub fn new(agents: impl IntoIterator<Item = AgentName>, life: Duration) -> Self {
-        Self { agents: agents.into_iter().collect(), since: Instant::now(), life }
+impl Hosted {
+    /// As the handshake showed just now.
+    pub fn new(agents: impl IntoIterator<Item = AgentName>) -> Self {
+        Self { agents: agents.into_iter().collect(), since: Instant::now() }
     }
 }
 
-impl Default for Shown {
+impl Default for Hosted {
     fn default() -> Self {
-        Self::new([], Duration::MAX)
+        Self::new([])
     }
 }
 
 /// One connection, seen from beside.
 #[derive(Debug, Default)]
 pub struct Link {
-    shown: Shown,
+    hosted: Hosted,
     reads: AtomicU64,
     resets: AtomicU32,
     all_resets: AtomicU32,
@@ -66,24 +62,28 @@ pub struct Link {
     writer: AtomicWaker,
     refusal: OnceLock<String>,
     is_lost: AtomicBool,
+    is_retired: AtomicBool,
 }
 
 impl Link {
     /// Whether the peer's certificate on this connection says that it may host `agent`.
     pub fn certifies(&self, agent: &AgentName) -> bool {
-        self.shown.agents.contains(agent)
+        self.hosted.agents.contains(agent)
     }
 
     /// How long ago the peer showed that certificate.
     pub fn age(&self) -> Duration {
-        self.shown.since.elapsed()
+        self.hosted.since.elapsed()
     }
 
-    /// Whether half the time has passed that was left to the peer's certificate, or to one above it. Where others can be had,
-    /// such a connection gets no new requests: it ends with the certificate, in the middle of what it does, and the peer
-    /// may have a new one by now.
-    pub fn is_ageing(&self) -> bool {
-        self.age() >= (self.shown.life / 2).max(SHORTEST_USE)
+    /// No new requests are to go out on the connection.
+    pub fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new requests are to go out on another one.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
     }
 
     /// Whether the peer has sent anything.
@@ -196,13 +196,13 @@ pub struct Linked<S> {
 impl<S> Linked<S> {
     /// Wraps a connection. The receiver ends when it is gone.
     pub fn new(inner: S) -> (Self, oneshot::Receiver<()>) {
-        Self::to(inner, Shown::default())
+        Self::to(inner, Hosted::default())
     }
 
-    /// Wraps a connection to a peer that showed such a certificate.
-    pub fn to(inner: S, shown: Shown) -> (Self, oneshot::Receiver<()>) {
+    /// Wraps a connection to a peer that may host these agents.
+    pub fn to(inner: S, hosted: Hosted) -> (Self, oneshot::Receiver<()>) {
         let (gone, is_gone) = oneshot::channel();
-        let link = Link { shown, ..Link::default() };
+        let link = Link { hosted, ..Link::default() };
         (Self { inner, link: link.into(), ping: &[], _gone: gone }, is_gone)
     }
 

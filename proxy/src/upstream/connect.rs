@@ -1,6 +1,7 @@
 //! One connection to a peer: TCP to the first address that answers, then mutual TLS with the right node. It ends when the
 //! peer is no longer trusted.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
-use crate::io::link::{Link, Linked, Shown};
+use crate::io::link::{Hosted, Link, Linked};
 use crate::io::read_ahead::ReadAhead;
 use crate::metrics::Resumption;
 use crate::roster::table::Route;
@@ -30,6 +31,8 @@ use crate::tls::verify::WrongPeer;
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// A connection gets new requests for so long at least.
+const SHORTEST_USE: Duration = Duration::from_secs(1);
 
 /// A verified connection to a peer.
 pub type PeerStream = Linked<TlsStream<ReadAhead<TcpStream>>>;
@@ -112,8 +115,7 @@ async fn handshake(
         node: node.clone(),
         reason: "its certificate cannot be read".into(),
     })?;
-    let shown = Shown::new(leaf.hosts(&snapshot.trust_domain), trust::left(&chain, UnixTime::now()));
-    let (stream, is_gone) = Linked::to(tls, shown);
+    let (stream, is_gone) = Linked::to(tls, Hosted::new(leaf.hosts(&snapshot.trust_domain)));
     let trust = Trust {
         node: node.clone(),
         name,
@@ -161,7 +163,9 @@ struct Trust {
 }
 
 impl Trust {
-    /// Ends the connection once its peer, or the agent that calls, would be refused.
+    /// Ends the connection once its peer, or the agent that calls, would be refused. When half the time has passed that was
+    /// left to the peer's certificate, the connection is retired: it ends with that certificate, in the middle of what it
+    /// does, and the peer may have a new one by now.
     async fn end(self, link: Arc<Link>, is_gone: oneshot::Receiver<()>, replaced: watch::Receiver<()>) {
         let of_peer = |credentials: &Credentials| judge(credentials, &self.chain, &self.name);
         let of_agent = |credentials: &Credentials| match &self.own {
@@ -171,8 +175,15 @@ impl Trust {
         let both = |credentials: &Credentials| of_peer(credentials).and_then(|()| of_agent(credentials));
         let own = self.own.iter().flat_map(|(_, chain)| chain.iter().cloned());
         let chains: Vec<_> = self.chain.iter().cloned().chain(own).collect();
+        let half = (trust::left(&self.chain, UnixTime::now()) / 2).max(SHORTEST_USE);
+        let retired = async {
+            sleep(half).await;
+            link.retire();
+            std::future::pending::<Infallible>().await
+        };
         let reason = tokio::select! {
             _ = is_gone => return,
+            never = retired => match never {},
             reason = trust::lost(&self.credentials, replaced, &chains, both) => reason,
         };
         let reason = describe(&reason, Role::Server);

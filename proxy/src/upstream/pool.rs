@@ -290,5 +290,5 @@ async fn reap(peer: Weak<Peer>) {
 }
 
 fn is_usable((sender, link): &(Http1Sender, Arc<Link>)) -> bool {
-    !sender.is_closed() && !link.is_ageing()
+    !sender.is_closed() && !link.is_retired()
 }

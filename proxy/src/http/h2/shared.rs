@@ -314,9 +314,9 @@ impl<E> State<E> {
 }
 
 impl Open {
-    /// Whether it gets no more requests: so many of its streams were reset, or it is close to its end.
+    /// Whether it gets no more requests: so many of its streams were reset, or it is retired.
     fn is_worn(&self) -> bool {
-        self.link.resets() >= RESETS || self.link.is_ageing()
+        self.link.resets() >= RESETS || self.link.is_retired()
     }
 }
 
