@@ -45,6 +45,8 @@ async fn a_task_for_an_agent_that_is_away_on_one_node_goes_to_another_that_hosts
     // From now on, the roster says that all is well.
     caller.registryd().kill();
     away.stop_agent().await;
+    // A connection that the agent has left may be used once more.
+    caller.comes_to("/nodes/ct111/x", Some("backend_unreachable")).await;
     let before = well.agent().requests().len();
     for number in 0..40 {
         let answer = caller.post(&format!("/agents/grok/echo?{number}"), &json!({"message": number})).await;
@@ -64,7 +66,7 @@ async fn a_task_for_an_agent_that_is_away_on_one_node_goes_to_another_that_hosts
     // Whoever names the node, or finds the agent away everywhere, is told.
     caller.get("/nodes/ct111/x").await.problem(502, "backend_unreachable");
     well.stop_agent().await;
-    let nobody = caller.get("/agents/grok/x").await;
+    let nobody = caller.comes_to("/agents/grok/x", Some("backend_unreachable")).await;
     nobody.problem(502, "backend_unreachable");
     assert_eq!(nobody.header("x-mesh-retryable"), Some("true"));
 }

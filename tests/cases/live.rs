@@ -137,6 +137,7 @@ async fn a_failover_and_a_refusal_are_told_with_their_reasons() {
     assert_eq!((ended.code.as_deref(), ended.tries.len()), (Some("no_destination"), 0));
     let mut far = far;
     far.stop_agent().await;
+    near.comes_to("/nodes/ct112/stopped", Some("backend_unreachable")).await;
     near.get("/nodes/ct112/gone").await.problem(502, "backend_unreachable");
     let ended = reader.ended("/gone").await;
     assert_eq!((ended.outcome.as_str(), ended.code.as_deref()), ("complete", Some("backend_unreachable")));

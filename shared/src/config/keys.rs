@@ -115,8 +115,8 @@ const fn section(path: &'static str, meaning: &'static str) -> Key {
 }
 
 use Form::{
-    Anything, Bool, BoolOrSection, NamedSections, NamesOrNumbers, Ratio, Sections, Text, Texts, TextsOrSections,
-    Version, Word, Words,
+    Anything, Bool, BoolOrSection, NamedSections, NamesOrNumbers, Ratio, Sections, Text, Texts,
+    TextsOrSections, Version, Word, Words,
 };
 use Preset::{Is, Required, Says};
 
@@ -587,7 +587,7 @@ pub const KEYS: &[Key] = &[
         "proxy.live.peers",
         Texts(NODE),
         Says("none"),
-        "Nodes whose operators may look at this sidecar from there (`meshctl tap --node`, `meshctl top --node`).",
+        "Nodes whose operators may look at this sidecar from there (`meshctl tap --node ct111`).",
     ),
     key(
         "proxy.crl_path",
@@ -770,12 +770,7 @@ pub const KEYS: &[Key] = &[
         Is("1.0"),
         "The share of the traces that begin here which is recorded; for others, their beginning has decided.",
     ),
-    number(
-        "telemetry.otlp.timeout_ms",
-        (100, 60_000),
-        "10000",
-        "How long the collector may take to answer.",
-    ),
+    number("telemetry.otlp.timeout_ms", (100, 60_000), "10000", "How long the collector may take to answer."),
     number(
         "telemetry.otlp.max_queue",
         (1, 100_000),

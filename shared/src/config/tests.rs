@@ -600,7 +600,9 @@ fn an_etcd_store_is_complete_and_sends_no_password_in_the_clear() {
 
 #[test]
 fn the_table_of_keys_gives_the_defaults_that_count() {
-    let shown = |config: &Config| format!("{:?}{:?}{:?}{:?}", config.mesh, config.proxy, config.registryd, config.telemetry);
+    let shown = |config: &Config| {
+        format!("{:?}{:?}{:?}{:?}", config.mesh, config.proxy, config.registryd, config.telemetry)
+    };
     let least = |tls: &str, more: &str| format!("{{mesh: {{enabled: true, node_name: a, tls: {tls}{more}}}");
     let defaults = shown(&Config::parse(&(least("true", "") + "}")).unwrap());
     let mut compared = 0;
