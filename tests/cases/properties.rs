@@ -62,6 +62,11 @@ fn token() {
     replay("token", 10_000, body::token);
 }
 
+#[test]
+fn trace() {
+    replay("trace", 10_000, body::trace);
+}
+
 /// Checks a property on the seeds of a fuzz target and on inputs made from them.
 fn replay(target: &'static str, rounds: u64, property: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);

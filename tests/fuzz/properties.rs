@@ -12,13 +12,13 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hickory_proto::op::{Header, Message, MessageType, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request};
 use mesh_ca::{SigningRequest, sha256};
 use mesh_enrolment::{MAX_ADDRESSES, Token};
+use mesh_proxy::access_log::delegation::DelegationScanner;
 use mesh_proxy::http::message;
-use mesh_proxy::inbound::delegation::DelegationScanner;
 use mesh_proxy::outbound::destination::{self, Destination};
 use mesh_shared::address::nobodys;
 use mesh_shared::certificate::Leaf;
@@ -27,6 +27,7 @@ use mesh_shared::json;
 use mesh_shared::policy::{Action, Asked, Mode, PathPattern, Rule, Rules};
 use mesh_shared::registry::{Entry, Node, Registry, VERSION};
 use mesh_shared::{AgentName, Identity, LocalAddr, LoopbackAddr, NodeName};
+use mesh_telemetry::TraceContext;
 use registryd::backend::etcd::{Key, Keys};
 use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
 use registryd::membership::admission::{
@@ -368,6 +369,26 @@ pub fn token(data: &[u8]) {
             assert!(!address.host.contains(|c: char| c.is_control() || c.is_whitespace()), "{address}");
         }
         assert_eq!(token.identity.to_string().parse().as_ref(), Ok(&token.identity));
+    }
+}
+
+/// The value of `traceparent`: what is read as one passes on as a valid one of the same trace, which is read alike, and from
+/// the caller's own span; anything else begins a new trace, and takes `tracestate` away.
+pub fn trace(data: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(data) else { return };
+    let mut headers = HeaderMap::from_iter([
+        (HeaderName::from_static("traceparent"), value),
+        (HeaderName::from_static("tracestate"), HeaderValue::from_static("a=b")),
+    ]);
+    let read = TraceContext::of_caller(&headers, None);
+    let context = TraceContext::read(&headers, None);
+    assert!(context.trace_id.0 != 0 && context.span_id.0 != 0);
+    context.pass_on(&mut headers);
+    let again = TraceContext::of_caller(&headers, None).expect("what is passed on is valid");
+    assert_eq!((again.trace_id, again.sampled), (context.trace_id, context.sampled));
+    match read {
+        Some(read) => assert_eq!((again.trace_id, again.parent), (read.trace_id, read.parent)),
+        None => assert!(context.parent.is_none() && !headers.contains_key("tracestate")),
     }
 }
 
