@@ -237,7 +237,11 @@ async fn garbage_and_floods_are_bounded() {
     let request = web::request(Method::POST, CRL).body(web::full(list.clone())).unwrap();
     let answer = node.from_peer(&mesh, "ct112", request).await;
     assert_eq!((answer.status.as_u16(), answer.json()["taken"].as_u64()), (200, Some(1)));
-    assert_eq!(node.get_from_peer(&mesh, "ct112", CRL).await.text(), list);
+    // It is in use a moment later.
+    eventually("the list is passed on", async || {
+        (node.get_from_peer(&mesh, "ct112", CRL).await.text() == list).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
