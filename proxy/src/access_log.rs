@@ -1,5 +1,7 @@
 //! What is known of an exchange, and the one line that tells it when it has ended.
 
+pub mod delegation;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,10 +11,10 @@ use mesh_shared::{AgentName, NodeName};
 use mesh_telemetry::TraceContext;
 use tracing::Level;
 
+use crate::access_log::delegation::DelegationScanner;
 use crate::caller::Caller;
 use crate::error::ProxyError;
 use crate::http::body::{Ending, Tap, Traffic};
-use crate::inbound::delegation::DelegationScanner;
 use crate::metrics::{Ended, Outcome};
 
 /// What the lines of each direction begin with.

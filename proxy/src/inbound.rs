@@ -3,8 +3,6 @@
 pub mod accept;
 pub mod admission;
 pub mod backend;
-pub mod delegation;
 pub mod lists;
-pub mod mesh_api;
 pub mod pipeline;
 pub mod slots;

@@ -2,7 +2,7 @@
 //!
 //! - **inbound** (a peer calls this host's agent): [`inbound::accept`] completes mutual TLS, in which [`tls::verify`] turns
 //!   the verified certificate into a `PeerIdentity`; [`inbound::pipeline`] asks [`policy`], answers the mesh's own paths
-//!   ([`inbound::mesh_api`]), and sends everything else to the agent ([`inbound::backend`]).
+//!   ([`mesh_api`]), and sends everything else to the agent ([`inbound::backend`]).
 //! - **outbound** (this host's agent calls a peer): [`outbound::accept`] takes plain HTTP on loopback;
 //!   [`outbound::pipeline`] refuses web pages ([`outbound::browser_guard`]), reads where to ([`outbound::destination`]), and
 //!   sends it there over mutual TLS ([`upstream`]), to a node that [`roster`] knows.
@@ -35,6 +35,7 @@ pub mod io;
 pub mod listener;
 pub mod live;
 pub mod local_socket;
+pub mod mesh_api;
 pub mod metrics;
 pub mod outbound;
 pub mod policy;

@@ -9,7 +9,7 @@ use mesh_telemetry::{KeyValue, Span, SpanKind};
 
 use crate::access_log::{Account, End};
 use crate::caller::Caller;
-use crate::inbound::mesh_api;
+use crate::mesh_api;
 use crate::metrics::{Direction, Outcome};
 
 /// Longest path, in characters.

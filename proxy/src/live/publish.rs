@@ -14,8 +14,8 @@ use mesh_shared::local_api::{CERTIFICATES, EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::logging::Excerpt;
 use tokio::time::{MissedTickBehavior, interval_at};
 
-use crate::inbound::mesh_api;
 use crate::live::{Ended, Facts, LIVE, Who};
+use crate::mesh_api;
 
 /// How often readers get a line.
 const EVERY: Duration = Duration::from_secs(1);

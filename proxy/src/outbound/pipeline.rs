@@ -24,7 +24,7 @@ use crate::http::incoming::Incoming;
 use crate::http::interim::Interim;
 use crate::http::upgrade::Upgrade;
 use crate::http::{message, redirect};
-use crate::inbound::mesh_api;
+use crate::mesh_api;
 use crate::metrics::Direction;
 use crate::outbound::browser_guard;
 use crate::outbound::destination::{self, Destination, Wanted};
