@@ -31,6 +31,8 @@ pub const UNSUPPORTED: &str = "live_unsupported";
 
 /// Readers of one sidecar at once.
 pub const MAX_READERS: usize = 16;
+/// Connections to the sidecar's own socket at once: its readers, and those whom it passes on to other nodes.
+pub const MAX_CONNECTIONS: usize = 64;
 /// Exchanges in flight that one line shows.
 pub const MAX_IN_FLIGHT: usize = 500;
 /// Exchanges that ended that one line shows.

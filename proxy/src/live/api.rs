@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::NodeName;
-use mesh_shared::live::{CONTENT_TYPE as NDJSON, LIVE, MESH_LIVE};
+use mesh_shared::live::{CONTENT_TYPE as NDJSON, LIVE, MAX_CONNECTIONS, MESH_LIVE};
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
@@ -33,8 +33,6 @@ use crate::upstream::{Recipient, Target, Upstream};
 const HEADER_LIMIT: Duration = Duration::from_secs(30);
 /// How long another node may take until it begins to tell.
 const FAR_LIMIT: Duration = Duration::from_secs(15);
-/// More than the readers that there may be.
-const MAX_CONNECTIONS: usize = 32;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// What this node carries, line by line, for a reader on this side.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use mesh_client::{ClientError, Daemon};
-use mesh_shared::live::NOT_PERMITTED;
+use mesh_shared::live::{MAX_CONNECTIONS, MAX_READERS, NOT_PERMITTED};
 use mesh_shared::local_api::{
     AgentView, CERTIFICATES, DaemonStatus, NODES, NodeView, ROSTER_AGENTS, STATUS, SeenCertificates,
 };
@@ -33,8 +33,8 @@ const MAX_RETRY_OWN: Duration = Duration::from_secs(2);
 const RETRY_NOT_PERMITTED: Duration = Duration::from_secs(30);
 /// Nodes whose live views are asked for.
 const MAX_FEEDS: usize = 500;
-/// Live views that are read at once: the sidecar has 64 places for all readers on this host.
-const MAX_READ: usize = 48;
+/// Live views of other nodes that are read at once: the sidecar's socket has places for other readers, too.
+const MAX_READ: usize = MAX_CONNECTIONS - MAX_READERS;
 
 /// Where to ask.
 #[derive(Debug, Clone)]
