@@ -72,5 +72,5 @@ fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), Failure> {
         draft.set_mode(mode)?;
         draft.create()
     };
-    write().map_err(|error| Failure::File(format!("cannot write {}: {error}", path.display())))
+    write().map_err(|error| Failure::Said(format!("cannot write {}: {error}", path.display())))
 }

@@ -115,10 +115,10 @@ impl Dashboard {
         node: Option<NodeName>,
         sources: Sources,
     ) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::Serve(format!("cannot listen on {listen}: {error}"));
+        let failed = |error: io::Error| Failure::Said(format!("cannot listen on {listen}: {error}"));
         let listener = TcpListener::bind(listen.socket_addr()).await.map_err(failed)?;
         let guard = Guard::new(listener.local_addr().map_err(failed)?)
-            .map_err(|_| Failure::Serve("the system has no random numbers for a token".into()))?;
+            .map_err(|_| Failure::Said("the system has no random numbers for a token".into()))?;
         let (url, view) = (guard.url(), Arc::new(View::new(node)));
         Ok(Self { listener, server: Arc::new(Server::new(guard, view.clone())), view, sources, url })
     }

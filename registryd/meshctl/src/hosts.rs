@@ -38,7 +38,7 @@ pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> 
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let fail = |error: &dyn std::fmt::Display| Failure::Hosts(format!("{}: {error}", path.display()));
+    let fail = |error: &dyn std::fmt::Display| Failure::Said(format!("{}: {error}", path.display()));
     let old = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         old => Some(old.map_err(|error| fail(&error))?),

@@ -164,7 +164,7 @@ fn become_owner(dir: &Path) -> Result<(), Failure> {
     }
     let user = Uid::from_raw(found.uid());
     setgroups(&[]).and_then(|()| setgid(Gid::from_raw(found.gid()))).and_then(|()| setuid(user)).map_err(
-        |error| Failure::Join(format!("cannot go on as user {user}, who owns {}: {error}", dir.display())),
+        |error| Failure::Said(format!("cannot go on as user {user}, who owns {}: {error}", dir.display())),
     )
 }
 

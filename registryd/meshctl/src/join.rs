@@ -182,7 +182,7 @@ async fn client_joins(args: &JoinArgs, token: &Token, out: &Path) -> Result<Exit
     let [certificate, key, chain] =
         [format!("{name}.crt"), format!("{name}.key"), "ca-chain.pem".into()].map(|file| out.join(file));
     if certificate.exists() || key.exists() {
-        return Err(Failure::Join(format!(
+        return Err(Failure::Said(format!(
             "{name}.crt or {name}.key is in {} already, and nothing is overwritten; move them away, or choose another --out",
             out.display()
         )));
@@ -221,7 +221,7 @@ async fn enrolled(token: &Token, folder: &Path) -> Result<(Enrolled, Leaf, Pendi
 
 /// What the certificate says, once it is sure that it is the one that was asked for and that peers will take it.
 fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Result<Leaf, Failure> {
-    let bad = |what: String| Failure::Join(format!("the CA's answer cannot be used: {what}"));
+    let bad = |what: String| Failure::Said(format!("the CA's answer cannot be used: {what}"));
     let path = Path::new("from the CA");
     let chain = located(&enrolled.certificate).map_err(|mistake| bad(mistake.to_string()))?;
     let first = chain.first().ok_or_else(|| bad("it holds no certificate".into()))?;
@@ -261,5 +261,5 @@ fn digest_of(token: &Token) -> String {
 }
 
 fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::Join(error.to_string())
+    Failure::Said(error.to_string())
 }

@@ -57,6 +57,7 @@ fn own_config(path: &Path) -> Result<Option<Config>, ConfigError> {
         _ => Config::load(path).map(Some),
     }
 }
+
 /// Where registryd listens unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 
@@ -192,21 +193,11 @@ pub enum Failure {
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]
-    Answer(String),
-    #[error("{0}")]
     Doctor(String),
-    #[error("{0}")]
-    File(String),
-    #[error("{0}")]
-    Hosts(String),
     #[error(transparent)]
     Invites(#[from] mesh_enrolment::InvitesError),
     #[error("{0}")]
-    Join(String),
-    #[error("{0}")]
-    Serve(String),
-    #[error("{0}")]
-    Upgrade(String),
+    Said(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -219,16 +210,7 @@ impl Failure {
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
             Self::Doctor(_) => doctor::COULD_NOT_LOOK,
-            Self::Answer(_)
-            | Self::Ca(_)
-            | Self::Client(_)
-            | Self::File(_)
-            | Self::Hosts(_)
-            | Self::Invites(_)
-            | Self::Join(_)
-            | Self::Output(_)
-            | Self::Serve(_)
-            | Self::Upgrade(_) => 1,
+            Self::Ca(_) | Self::Client(_) | Self::Invites(_) | Self::Output(_) | Self::Said(_) => 1,
         }
     }
 }
@@ -309,10 +291,7 @@ impl Global {
             self.config.clone().or_else(|| std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from));
         match named {
             Some(path) => Config::load(&path).map(Some),
-            None if Path::new(config::DEFAULT_PATH).exists() => {
-                Config::load(Path::new(config::DEFAULT_PATH)).map(Some)
-            }
-            None => Ok(None),
+            None => own_config(Path::new(config::DEFAULT_PATH)),
         }
     }
 

@@ -63,7 +63,7 @@ pub async fn run(args: TopArgs, global: &Global) -> Result<ExitCode, Failure> {
             false if once => print(&text(&picture, None))?,
             false => {
                 let rows = output::terminal_height().map(|lines| lines.saturating_sub(FRAME_LINES).max(1));
-                print(&format!("\x1b[H\x1b[2J{}", text(&picture, rows)))?;
+                print(&format!("{}{}", output::clear(), text(&picture, rows)))?;
             }
         }
         if once {

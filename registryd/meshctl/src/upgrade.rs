@@ -33,22 +33,22 @@ pub struct UpgradeArgs {
 /// There is no sidecar that could be asked, or the new process does not come to work; the one before then goes on.
 pub async fn run(args: UpgradeArgs, global: &Global) -> Result<ExitCode, Failure> {
     let before = report(global).await?.ok_or_else(|| {
-        Failure::Upgrade(
+        Failure::Said(
             "mesh-proxy does not report to registryd; if it runs, ask it by hand: \
              sudo systemctl kill --kill-whom=main --signal=USR2 mesh-proxy, or kill -USR2 <its process id>"
                 .into(),
         )
     })?;
     if before.draining {
-        return Err(Failure::Upgrade("mesh-proxy was told to stop already".into()));
+        return Err(Failure::Said("mesh-proxy was told to stop already".into()));
     }
     let old = before.pid;
     let pid = old.and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).ok_or_else(|| {
-        Failure::Upgrade("this mesh-proxy is too old to be upgraded while it runs; restart it".into())
+        Failure::Said("this mesh-proxy is too old to be upgraded while it runs; restart it".into())
     })?;
     answers_to_usr2(pid)?;
     kill_process(pid, Signal::USR2).map_err(|error| {
-        Failure::Upgrade(format!("cannot signal mesh-proxy (process {pid}): {error}; try sudo"))
+        Failure::Said(format!("cannot signal mesh-proxy (process {pid}): {error}; try sudo"))
     })?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     while Instant::now() < deadline {
@@ -67,10 +67,10 @@ pub async fn run(args: UpgradeArgs, global: &Global) -> Result<ExitCode, Failure
             now.failed_upgrade.filter(|failed| Some(failed) != before.failed_upgrade.as_ref())
         {
             let reason = failed.reason;
-            return Err(Failure::Upgrade(format!("{reason}; process {pid} goes on as before")));
+            return Err(Failure::Said(format!("{reason}; process {pid} goes on as before")));
         }
     }
-    Err(Failure::Upgrade(format!(
+    Err(Failure::Said(format!(
         "no new mesh-proxy reports after {} s; see its log (journalctl -u mesh-proxy)",
         args.timeout
     )))
@@ -98,7 +98,7 @@ async fn report(global: &Global) -> Result<Option<SidecarReport>, Failure> {
 /// does not answer to SIGUSR2 would be ended by it.
 fn answers_to_usr2(pid: Pid) -> Result<(), Failure> {
     let not_it = |why: String| {
-        Failure::Upgrade(format!(
+        Failure::Said(format!(
             "process {pid} is not the mesh-proxy that reports ({why}); does it run in a container? \
              Then send SIGUSR2 to it there"
         ))
@@ -113,9 +113,7 @@ fn answers_to_usr2(pid: Pid) -> Result<(), Failure> {
     }
     let caught = u64::from_str_radix(field("SigCgt:"), 16).unwrap_or_default();
     match caught & (1 << (Signal::USR2.as_raw() - 1)) {
-        0 => {
-            Err(Failure::Upgrade(format!("process {pid} does not take upgrades yet; is it still starting?")))
-        }
+        0 => Err(Failure::Said(format!("process {pid} does not take upgrades yet; is it still starting?"))),
         _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::output::print;
+use crate::output::{one_line, print};
 use crate::sse::{self, Event, Events};
 use crate::{Failure, Global};
 use mesh_client::{ClientError, Daemon};
@@ -32,14 +32,16 @@ pub async fn run(global: &Global) -> Result<ExitCode, Failure> {
     }
     loop {
         match follow(&daemon, body, &mut events, global.json).await {
-            Err(Failure::Client(error)) => eprintln!("meshctl: {error}; trying again"),
+            Err(Failure::Client(error)) => {
+                eprintln!("meshctl: {}; trying again", one_line(&error.to_string()));
+            }
             ended => ended?,
         }
         body = loop {
             tokio::time::sleep(RECONNECT).await;
             match sse::connect(&daemon, &mut events).await {
                 Ok(body) => break body,
-                Err(error) => eprintln!("meshctl: {error}; trying again"),
+                Err(error) => eprintln!("meshctl: {}; trying again", one_line(&error.to_string())),
             }
         };
     }
@@ -71,8 +73,10 @@ fn json(event: &Event) -> Value {
 /// For people: time, what happened, to whom, and the state it is in.
 fn line(event: &Event) -> String {
     let format = format_description!("[hour]:[minute]:[second]");
-    let time = OffsetDateTime::now_utc().format(format).unwrap_or_default();
     let data: Value = serde_json::from_str(&event.data).unwrap_or_default();
+    // An event that was missed meanwhile says when it was.
+    let at = data["at"].as_u64().and_then(|ms| OffsetDateTime::from_unix_timestamp((ms / 1000) as i64).ok());
+    let time = at.unwrap_or_else(OffsetDateTime::now_utc).format(format).unwrap_or_default();
     // Some events are the node itself, others hold it under a name.
     let node = data.get("node").filter(|node| node.is_object()).unwrap_or(&data);
     let text = |key: &str| node.get(key).and_then(Value::as_str);

@@ -166,11 +166,6 @@ impl Membership {
         gone.iter().for_each(|name| self.taken_out(name));
     }
 
-    /// Whether this node renews its lease itself, as far as the store says.
-    pub fn own_lease_is_held(&self) -> bool {
-        matches!(&self.liveness, Liveness::Leased(leases) if leases.held.contains_key(&self.local))
-    }
-
     /// Whether an entry of this node is as it should be, apart from its stamp.
     pub fn is_own(&self, node: &Node) -> bool {
         self.local().is_some_and(|own| {

@@ -51,7 +51,7 @@ pub(super) fn sign(
     json: bool,
 ) -> Result<ExitCode, Failure> {
     let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::File(format!("cannot read {}: {error}", file.display())))?;
+        .map_err(|error| Failure::Said(format!("cannot read {}: {error}", file.display())))?;
     let request = SigningRequest::from_pem(&text).map_err(mesh_ca::CaError::from)?;
     let identity = request.identity().clone();
     let before = match names.is_empty() || agents.is_none() {

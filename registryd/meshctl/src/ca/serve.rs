@@ -54,7 +54,7 @@ pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<E
     let _log = logging::init(args.log_format)?;
     match confined {
         Ok(confined) => tracing::info!(target: "Enrolment", "{confined}"),
-        Err(error) => return Err(Failure::Serve(format!("cannot be confined by Landlock: {error}"))),
+        Err(error) => return Err(Failure::Said(format!("cannot be confined by Landlock: {error}"))),
     }
     let addresses = addresses(&args)?;
     let host = addresses.first().map(|address| address.host.clone()).unwrap_or_default();
@@ -145,7 +145,7 @@ fn addresses(args: &ServeArgs) -> Result<Vec<Address>, Failure> {
     }
     match addresses.len() {
         // It may get one: an interface may come up later than this.
-        0 => Err(Failure::Serve(
+        0 => Err(Failure::Said(
             "this host has no address by which others could find it; name one with --address".into(),
         )),
         1..=MAX_ADDRESSES => Ok(addresses),

@@ -79,7 +79,7 @@ pub fn existing(path: &Path, wanted: &Wanted) -> Result<Option<Config>, Failure>
     }
     match changes.is_empty() {
         true => Ok(Some(config)),
-        false => Err(Failure::Join(format!(
+        false => Err(Failure::Said(format!(
             "{} is there and is kept, but says otherwise than this join; change these keys in it (or move it away) and run \
              the command again, the token is still good:\n{}",
             path.display(),

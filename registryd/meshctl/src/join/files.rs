@@ -48,7 +48,7 @@ impl Owner {
             return Ok(None);
         }
         let missing = |what: &str, name: &str| {
-            Failure::Join(format!(
+            Failure::Said(format!(
                 "there is no {what} {name} on this host; install the programs with their users first (deploy/install.sh or \
                  the package), or name another --{what}"
             ))
@@ -190,7 +190,7 @@ impl Tls {
         write(&folder.join("node.crt"), answer.certificate.as_bytes(), 0o640, self.owner)?;
         self.point_to(&generation)?;
         let joined = Joined { token: digest_of(token), answer: answer.clone() };
-        let joined = serde_json::to_vec(&joined).map_err(|error| Failure::Join(error.to_string()))?;
+        let joined = serde_json::to_vec(&joined).map_err(|error| Failure::Said(error.to_string()))?;
         write(&self.joined_path(), &joined, 0o600, self.owner)
     }
 
@@ -206,7 +206,7 @@ impl Tls {
     fn generation(&self) -> Result<String, Failure> {
         let form = format_description!("[year][month][day]T[hour][minute][second]Z");
         let time =
-            OffsetDateTime::now_utc().format(&form).map_err(|error| Failure::Join(error.to_string()))?;
+            OffsetDateTime::now_utc().format(&form).map_err(|error| Failure::Said(error.to_string()))?;
         let mut names = (1u32..).map(|number| format!("{time}-{number}"));
         let free = names.find(|name| fs::symlink_metadata(self.folder.join(name)).is_err());
         Ok(free.unwrap_or(time))
@@ -256,7 +256,7 @@ fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Failu
     };
     make().map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => {
-            Failure::Join(format!("cannot make the folder {}: {error}; run this with sudo", path.display()))
+            Failure::Said(format!("cannot make the folder {}: {error}; run this with sudo", path.display()))
         }
         _ => cannot("make the folder", path)(error),
     })
@@ -276,5 +276,5 @@ pub fn remove_folder(path: &Path) -> Result<(), Failure> {
 /// What failed with which file.
 pub fn cannot(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Failure {
     let path = path.to_owned();
-    move |error| Failure::Join(format!("cannot {what} {}: {error}", path.display()))
+    move |error| Failure::Said(format!("cannot {what} {}: {error}", path.display()))
 }

@@ -64,14 +64,14 @@ pub async fn start(config: &Path, seed: Option<&NodeName>, timeout: u64) -> Resu
     match started {
         Ok(status) if status.success() => {}
         Ok(status) => {
-            return Err(Failure::Join(format!(
+            return Err(Failure::Said(format!(
                 "the certificate is there, but `systemctl enable --now {}` failed ({status}); see journalctl -u registryd -u \
                  mesh-proxy, and run the same command again",
                 UNITS.join(" ")
             )));
         }
         Err(error) => {
-            return Err(Failure::Join(format!(
+            return Err(Failure::Said(format!(
                 "the certificate is there, but systemctl cannot be run ({error}); {by_hand}"
             )));
         }
@@ -83,7 +83,7 @@ pub async fn start(config: &Path, seed: Option<&NodeName>, timeout: u64) -> Resu
             Err(missing) => missing,
         };
         if Instant::now() >= deadline {
-            return Err(Failure::Join(format!(
+            return Err(Failure::Said(format!(
                 "the certificate is there and the daemons were started, but after {timeout} s {missing}; see `meshctl status` \
                  and journalctl -u registryd -u mesh-proxy. The same command can be given again"
             )));
