@@ -397,7 +397,7 @@ async fn a_token_that_was_cut_asks_nobody() {
     let token = office.invite(&["ct112", "--address", "192.0.2.1"]);
     for bad in [&token[..token.len() - 1], &token[1..], &token.replacen('A', "B", 1), "x"] {
         let told = refused(office.join_node(bad, "ct112", office.address.ip())).await;
-        assert!(told.contains("the token is not whole"), "{told}");
+        assert!(told.contains("the token is incomplete"), "{told}");
     }
     let told =
         text(&run(command("meshctl").arg("invite").arg("ct112").arg("--dir").arg(office.path("ca"))).stderr);

@@ -106,7 +106,7 @@ impl Address {
 #[allow(missing_docs)] // each variant's text says it
 pub enum TokenError {
     #[error(
-        "the token is not whole: characters are missing or changed. Copy the command that `meshctl invite` printed once \
+        "the token is incomplete: characters are missing or changed. Copy the command that `meshctl invite` printed once \
          more, in one line"
     )]
     Mangled,
