@@ -123,6 +123,14 @@ pub struct Slot {
     request: RequestSlot,
 }
 
+impl Slot {
+    /// Only the place on the connection, for what is read for long without being work for the node: it is not to count as
+    /// the node's load.
+    pub fn of_stream(self) -> impl Send + 'static {
+        self.stream
+    }
+}
+
 /// What all threads know together of the nodes.
 pub struct Nodes {
     credentials: Arc<CredentialStore>,
@@ -244,8 +252,6 @@ impl Upstream {
         let message = Message { parts: &parts, source: &source, target: &target };
         let mut tried: SmallVec<[Arc<Endpoint>; 2]> = SmallVec::new();
         let mut last = None;
-        // What a node said whose agent is away, in case nobody else can be asked.
-        let mut refused = None;
         // Nodes whose certificates do not name the agent: for this request they do not host it.
         let (mut uncertified, mut renewals): (SmallVec<[NodeName; 1]>, _) = (SmallVec::new(), 0);
         loop {
@@ -255,9 +261,6 @@ impl Upstream {
             }
             let picked = self.pick(&ways, &target, issued.as_ref(), &tried);
             let Some(Picked { way, others, at_home }) = picked else {
-                if let Some(delivered) = refused {
-                    return Ok(delivered);
-                }
                 return Err(last.unwrap_or_else(|| self.nobody(&target, &ways, &uncertified)));
             };
             tried.push(way.endpoint.clone());
@@ -277,7 +280,6 @@ impl Upstream {
                             None => {
                                 METRICS.retried(RetryReason::AgentAway);
                                 told(Attempt::AgentAway);
-                                refused = Some(delivered);
                                 continue;
                             }
                         }
@@ -331,6 +333,9 @@ impl Upstream {
             Some(RetryRefusal::Body)
         } else if !self.nodes.budget.lock().withdraw(Instant::now()) {
             Some(RetryRefusal::Budget)
+        } else if !source.take_back() {
+            // More has gone out meanwhile.
+            Some(RetryRefusal::Body)
         } else {
             None
         }

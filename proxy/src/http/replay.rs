@@ -56,16 +56,28 @@ impl<B: Body<Data = Bytes>> Source<B> {
         self.0.lock().keeping
     }
 
-    /// The whole body for another attempt, on the connection of `link`. The attempt before gets no more of it.
+    /// Takes the body back from the attempt that reads it, if all that has gone out is still there. That attempt gets no more
+    /// of it, so that all of it is there for the next one, however long that takes to begin.
+    pub fn take_back(&self) -> bool {
+        let shared = &mut *self.0.lock();
+        if shared.keeping {
+            shared.attempt += 1;
+        }
+        shared.keeping
+    }
+
+    /// The whole body for another attempt, on the connection of `link`. The attempt before gets no more of it. Where its
+    /// beginning is gone, the attempt fails: what is left is never sent as if it were all.
     pub fn attempt(&self, link: &Arc<Link>) -> Replay<B> {
         let shared = &mut *self.0.lock();
+        let is_whole = shared.keeping || shared.attempt == 0;
         shared.attempt += 1;
         Replay {
             shared: self.0.clone(),
             attempt: shared.attempt,
             next: 0,
             link: link.clone(),
-            failed: None,
+            failed: (!is_whole).then(|| GivenUp.into()),
             patience: None,
             waits: None,
         }
@@ -277,6 +289,26 @@ mod tests {
         assert_eq!(second.collect().await.unwrap().to_bytes(), "onetwothree");
         assert!(source.can_repeat());
         assert_eq!(source.attempt(&link).collect().await.unwrap().to_bytes(), "onetwothree");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_body_is_never_sent_as_if_it_were_all() {
+        static LARGE: [u8; KEPT_BYTES] = [b'x'; KEPT_BYTES];
+        // Taken back, it stays whole while the next attempt waits for its connection.
+        let source = Source::new(body(&[b"one", &LARGE, b"two"]));
+        let mut first = source.attempt(&Arc::default());
+        assert_eq!(next(&mut first).await.unwrap(), "one");
+        assert!(source.take_back());
+        assert!(first.frame().await.unwrap().is_err());
+        assert_eq!(source.attempt(&Arc::default()).collect().await.unwrap().to_bytes().len(), KEPT_BYTES + 6);
+
+        // Not taken back, it goes on to the first one only.
+        let source = Source::new(body(&[b"one", &LARGE, b"two", b"end"]));
+        let mut first = source.attempt(&Arc::default());
+        while next(&mut first).await.unwrap() != "two" {}
+        assert!(!source.take_back());
+        assert_eq!(next(&mut first).await.unwrap(), "end");
+        assert!(source.attempt(&Arc::default()).frame().await.unwrap().is_err());
     }
 
     #[tokio::test]

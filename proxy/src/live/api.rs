@@ -93,7 +93,8 @@ impl OwnSocket {
             return Err(ProxyError::LiveUnknown(node));
         }
         let body = ResponseBody::passing(body);
-        let mut response = Response::new(body.watched(Arc::default(), Box::new(delivered.slot), None, None));
+        let mut response =
+            Response::new(body.watched(Arc::default(), Box::new(delivered.slot.of_stream()), None, None));
         *response.status_mut() = far.status;
         for name in [CONTENT_TYPE, MESH_ERROR, RETRYABLE] {
             if let Some(value) = far.headers.get(&name) {
