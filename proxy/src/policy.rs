@@ -48,11 +48,9 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, policies: Arc<Polic
         match tokio::task::spawn_blocking(move || Config::load(&path)).await {
             Err(_) => {}
             Ok(Ok(fresh)) => {
-                let before = policies.swap(Arc::new(Policies::new(&fresh.proxy)));
-                if before.live_peers != fresh.proxy.live_peers {
-                    // Those that still may look come again.
-                    feed::end_inbound();
-                }
+                policies.store(Arc::new(Policies::new(&fresh.proxy)));
+                // Those peers that still may look come again.
+                feed::end_inbound();
                 tracing::info!(target: "Mesh", "policy reloaded");
             }
             Ok(Err(error)) => {

@@ -31,6 +31,8 @@ pub const UNSUPPORTED: &str = "live_unsupported";
 
 /// Readers of one sidecar at once.
 pub const MAX_READERS: usize = 16;
+/// How many of them may be on other nodes, so that its own operators always find a place.
+pub const MAX_PEERS_READERS: usize = 12;
 /// Connections to the sidecar's own socket at once: its readers, and those whom it passes on to other nodes.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Exchanges in flight that one line shows.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use mesh_shared::live::{Direction, MAX_READERS};
+use mesh_shared::live::{Direction, MAX_PEERS_READERS, MAX_READERS};
 use mesh_tests::eventually;
 use mesh_tests::live::{self, Reader};
 use mesh_tests::loopback::Loopback;
@@ -369,6 +369,44 @@ async fn who_is_no_longer_named_loses_the_view_with_a_reload() {
     mesh_tests::within("the peer's answer ends", async { while reader.next().await.is_some() {} }).await;
     let refused = Reader::of_peer(&mesh, "ct110", &far).await.err().unwrap();
     refused.problem(403, "live_not_permitted");
-    Reader::of_peer(&mesh, "ct113", &far).await.unwrap().next().await.unwrap();
+    let mut other = Reader::of_peer(&mesh, "ct113", &far).await.unwrap();
+    other.next().await.unwrap();
     own.next().await.unwrap();
+
+    // So does one that may not call any more.
+    config["proxy"]["policy"] = json!({"deny": ["ct113"]});
+    fs::write(&far.config_path, config.to_string()).unwrap();
+    far.proxy().signal(libc::SIGHUP);
+    mesh_tests::within("the other peer's answer ends", async { while other.next().await.is_some() {} }).await;
+    own.next().await.unwrap();
+}
+
+#[tokio::test]
+async fn readers_on_other_nodes_leave_places_for_those_here() {
+    let mesh = Mesh::new();
+    let (near, far) = pair(&mesh).await;
+    let mut readers = Vec::new();
+    for _ in 0..MAX_PEERS_READERS {
+        readers.push(Reader::of_peer(&mesh, "ct110", &far).await.unwrap());
+    }
+    let refused = Reader::open(&near, "/v1/live?node=ct111").await.err().unwrap();
+    refused.problem(503, "live_too_many_readers");
+    Reader::open(&far, "/v1/live").await.unwrap().next().await.unwrap();
+}
+
+#[tokio::test]
+async fn looking_at_a_node_moves_no_task_away_from_it() {
+    let mesh = Mesh::new();
+    let (near, far) = pair(&mesh).await;
+    let other = mesh.start("ct112", "grok").await;
+    near.reaches("ct112").await;
+    let mut reader = Reader::open(&near, "/v1/live?node=ct111").await.unwrap();
+    reader.next().await.unwrap();
+    for _ in 0..40 {
+        assert_eq!(near.get("/agents/grok/x").await.status, 200);
+    }
+    for node in [&far, &other] {
+        let got = node.agent().requests().iter().filter(|request| request.target == "/x").count();
+        assert!(got > 0, "{} got none", node.name);
+    }
 }

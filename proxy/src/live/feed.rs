@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use mesh_shared::live::MAX_READERS;
+use mesh_shared::live::{MAX_PEERS_READERS, MAX_READERS};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -67,8 +67,10 @@ impl Feeds {
 pub fn open(side: Direction) -> Result<(mpsc::Receiver<Bytes>, Reading), ProxyError> {
     let (sender, lines) = mpsc::channel(WAITING);
     let mut open = LIVE.feeds.open.lock();
-    if open.feeds.len() >= MAX_READERS {
-        return Err(ProxyError::LiveFull { most: MAX_READERS });
+    let of_side = open.feeds.iter().filter(|feed| feed.side == side).count();
+    let most = if side == Direction::Inbound { MAX_PEERS_READERS } else { MAX_READERS };
+    if of_side >= most || open.feeds.len() >= MAX_READERS {
+        return Err(ProxyError::LiveFull { most });
     }
     open.opened += 1;
     let number = open.opened;
