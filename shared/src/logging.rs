@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use journal::Journal;
 use line::Line;
-pub use outside_text::{Excerpt, Quoted};
+pub use outside_text::{Excerpt, Quoted, is_hidden};
 pub use record::Record;
 pub use repeats::{Repeats, Summary};
 use writer::{Queue, STARTED};

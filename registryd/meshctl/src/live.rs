@@ -93,7 +93,7 @@ impl Feed {
             match self.next().await {
                 Ok(Some(update)) => return update,
                 // A newer process serves, or soon will.
-                Ok(None) => {}
+                Ok(None) => sleep(RECONNECT).await,
                 Err(error) => eprintln!("meshctl: {}; trying again", one_line(&error.to_string())),
             }
             loop {

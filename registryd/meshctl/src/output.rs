@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use mesh_ca::day;
-use mesh_shared::logging::Excerpt;
+use mesh_shared::logging::{Excerpt, is_hidden};
 use mesh_shared::registry::Status;
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ pub fn print(text: &str) -> io::Result<()> {
 /// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
-    print(&format!("{json}\n"))
+    print(&format!("{}\n", visible(json)))
 }
 
 /// Writes `value` as JSON on a line of its own.
@@ -38,7 +38,23 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
 /// As [`print()`].
 pub fn print_json_line(value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string(value).map_err(io::Error::other)?;
-    print(&format!("{json}\n"))
+    print(&format!("{}\n", visible(json)))
+}
+
+/// The same JSON, with characters escaped that could steer a terminal.
+fn visible(json: String) -> String {
+    let steers = |c: char| c != '\n' && is_hidden(c);
+    if !json.contains(steers) {
+        return json;
+    }
+    // All of them stand in texts, and have four digits.
+    json.chars().fold(String::with_capacity(json.len()), |mut shown, c| {
+        match steers(c) {
+            true => shown.push_str(&format!("\\u{:04x}", c as u32)),
+            false => shown.push(c),
+        }
+        shown
+    })
 }
 
 /// Text of other hosts as one line that steers no terminal.

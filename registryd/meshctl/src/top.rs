@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
 
 use clap::Args;
-use mesh_shared::live::{EndedExchange, LiveExchange, LiveUpdate};
+use mesh_shared::live::{EndedExchange, LiveExchange, LiveUpdate, MAX_ENDED};
 use mesh_shared::name::NodeName;
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ use crate::{Failure, Global, node_name};
 
 /// What rates and times are of.
 const WINDOW_MS: u64 = 60_000;
+/// Exchanges that are kept of it, at most: what sidecars tell in that time.
+const MAX_PAST: usize = 60 * MAX_ENDED;
 /// Lines of the screen that are not rows of the table.
 const FRAME_LINES: usize = 4;
 
@@ -146,7 +148,7 @@ impl Minute {
 
     fn note(&mut self, update: &LiveUpdate) {
         self.since_ms.get_or_insert(update.at_ms);
-        self.omitted += update.ended_omitted;
+        self.omitted = self.omitted.saturating_add(update.ended_omitted);
         let shown = update.ended.iter().filter(|ended| self.all || !ended.exchange.routine);
         self.ended.extend(shown.map(|ended| Past {
             at_ms: update.at_ms,
@@ -155,7 +157,8 @@ impl Minute {
             took_ms: ended.duration_ms,
         }));
         let begin = update.at_ms.saturating_sub(WINDOW_MS);
-        while self.ended.front().is_some_and(|past| past.at_ms < begin) {
+        // However the far clock goes.
+        while self.ended.front().is_some_and(|past| past.at_ms < begin) || self.ended.len() > MAX_PAST {
             self.ended.pop_front();
         }
     }

@@ -191,6 +191,8 @@
     const kept = new Map();
     let place = list.firstElementChild;
     for (const item of items) {
+      // One of two that pass for the same.
+      if (kept.has(item.key)) continue;
       let entry = known.get(item.key);
       if (!entry) {
         const row = item.still ? make("div", { class: "row" }) : make("button", { class: "row", type: "button", tabindex: "-1" });
