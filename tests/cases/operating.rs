@@ -83,6 +83,7 @@ async fn tap_shows_what_ends_as_far_as_it_is_asked_for() {
 async fn what_cannot_be_looked_at_is_told_with_what_to_do() {
     let mesh = Mesh::new();
     let (mut near, far) = pair(&mesh).await;
+    far.reaches("ct110").await;
     let told = fails(&far, "tap --node ct110").await;
     assert!(told.contains("peer ct111") && told.contains("proxy.live.peers"), "{told}");
     let told = fails(&near, "top --once --node ct119").await;
