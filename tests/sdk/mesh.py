@@ -3,8 +3,10 @@ the agent grok."""
 
 import ctypes
 import http.client
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,10 +23,23 @@ class Failed(Exception):
     """Something that a cell needs did not come up; the text says what."""
 
 
+# Below those that the system gives to connections: one of them would otherwise take a port before its server does.
+PORTS = itertools.cycle(range(10_000, 30_000))
+PORTS_LOCK = threading.Lock()
+for _ in range(random.randrange(20_000)):
+    next(PORTS)
+
+
 def free_port(host="127.0.0.1"):
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    while True:
+        with PORTS_LOCK:
+            port = next(PORTS)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+                return port
+            except OSError:
+                continue
 
 
 LIBC = ctypes.CDLL(None)
