@@ -26,12 +26,12 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use mesh_shared::certificate::Leaf;
 use mesh_shared::config::{Config, Proxy};
 use mesh_shared::registry::Status;
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::{AgentName, NodeName, root_cause};
 use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::time::timeout;
 
-use crate::error::{BoxError, ProxyError, Sent, root_cause};
+use crate::error::{BoxError, ProxyError, Sent};
 use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::h2::shared::Taken;

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod atomic_file;
+pub mod cause;
 pub mod certificate;
 pub mod check;
 pub mod config;
@@ -30,5 +31,6 @@ pub mod spiffe;
 pub mod unix_socket;
 
 pub use address::{BackendAddr, LocalAddr, LoopbackAddr};
+pub use cause::root_cause;
 pub use identity::Identity;
 pub use name::{AgentName, NodeName};

@@ -15,11 +15,12 @@ use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use mesh_shared::root_cause;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
-use crate::error::{BoxError, root_cause};
+use crate::error::BoxError;
 use crate::http::headers;
 use crate::http::incoming::{self, Incoming};
 use crate::http::interim::{Gate, Interim, UNASKED};

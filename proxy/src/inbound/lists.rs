@@ -13,12 +13,13 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use mesh_shared::root_cause;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, root_cause};
+use crate::error::ProxyError;
 use crate::http::body::{RequestBody, ResponseBody};
 use crate::metrics::{ListVerdict, ListWay, METRICS};
 use crate::rate::Rate;

@@ -12,9 +12,10 @@ use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use mesh_shared::config::Config;
 use mesh_shared::local_api::{JOIN, SIDECAR, SidecarReport};
+use mesh_shared::root_cause;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{BoxError, ProxyError, root_cause};
+use crate::error::{BoxError, ProxyError};
 use crate::http::body::RequestBody;
 use crate::http::incoming;
 use crate::local_socket;

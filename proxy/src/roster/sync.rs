@@ -7,10 +7,11 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use http_body_util::BodyExt;
 use mesh_shared::local_api::{ROSTER_WATCH, RosterUpdate};
+use mesh_shared::root_cause;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::error::{BoxError, root_cause};
+use crate::error::BoxError;
 use crate::metrics::METRICS;
 use crate::roster::hosts::Hosts;
 use crate::roster::registryd::{ANSWER, RegistryLink, request};

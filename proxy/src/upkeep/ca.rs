@@ -9,9 +9,9 @@ use mesh_shared::NodeName;
 use mesh_shared::config::Config;
 use mesh_shared::enrolment::MAX_BODY_BYTES;
 use mesh_shared::local_api::PEER_CN;
+use mesh_shared::root_cause;
 
 use crate::ca_link::CaLink;
-use crate::error::root_cause;
 use crate::upkeep::requests::{Answer, AskError, Requests};
 
 /// The way to the CA.

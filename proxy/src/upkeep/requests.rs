@@ -7,9 +7,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use mesh_shared::NodeName;
+use mesh_shared::root_cause;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, root_cause};
+use crate::error::ProxyError;
 use crate::http::body::RequestBody;
 use crate::upstream::{Recipient, Target, Upstream};
 

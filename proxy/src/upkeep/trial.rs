@@ -11,11 +11,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use crate::error::root_cause;
 use crate::roster::table::Route;
 use crate::tls::credentials::{CredentialStore, Credentials};
 use crate::upstream::connect::{Protocols, dial};
 use mesh_shared::local_api::PING;
+use mesh_shared::root_cause;
 
 const LIMIT: Duration = Duration::from_secs(15);
 

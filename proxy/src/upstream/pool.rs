@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_shared::config::{Limits, Timeouts};
-use mesh_shared::{AgentName, NodeName};
+use mesh_shared::{AgentName, NodeName, root_cause};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout};
 
-use crate::error::{ProxyError, Sent, root_cause};
+use crate::error::{ProxyError, Sent};
 use crate::http::h2::client::{self, Unsettled};
 use crate::http::h2::shared::{CONNECTIONS, DIALS, Dial, Dialled, STREAMS, Shared, StreamSlot, Taken};
 use crate::http::idle::Idle;

@@ -123,6 +123,20 @@ impl Daemon {
         self.in_time(limit, self.request(method, path, headers, body)).await
     }
 
+    /// Asks for what has no end; the body of the answer is left to the caller.
+    ///
+    /// # Errors
+    /// As [`Daemon::open`], and what the daemon refuses.
+    pub async fn follow(&self, path: &str, headers: HeaderMap) -> Result<Incoming, ClientError> {
+        let answer = self.open(Method::GET, path, headers, Bytes::new()).await?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer.into_body());
+        }
+        let refused = self.in_time(ANSWER_TIMEOUT, self.whole(path, answer, MAX_ANSWER_BYTES)).await?;
+        self.accepted(path, refused).and(Err(self.unexpected(path, status.to_string())))
+    }
+
     fn patience(&self, method: &Method) -> Duration {
         match (self, method) {
             (Self::Registryd(_), &Method::GET) => QUESTION_TIMEOUT,
@@ -207,17 +221,27 @@ impl Daemon {
         body: Bytes,
     ) -> Result<Answer, ClientError> {
         let whole = async {
-            let (head, body) = self.request(method, path, headers, body).await?.into_parts();
-            let body = Limited::new(body, max_bytes).collect().await.map_err(|error| {
-                let (daemon, path) = (self.clone(), path.to_owned());
-                match error.is::<LengthLimitError>() {
-                    true => ClientError::TooLarge { daemon, path, max_bytes },
-                    false => ClientError::Cut { daemon, path, reason: error.to_string() },
-                }
-            })?;
-            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+            let answer = self.request(method, path, headers, body).await?;
+            self.whole(path, answer, max_bytes).await
         };
         self.in_time(limit, whole).await
+    }
+
+    async fn whole(
+        &self,
+        path: &str,
+        answer: Response<Incoming>,
+        max_bytes: usize,
+    ) -> Result<Answer, ClientError> {
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, max_bytes).collect().await.map_err(|error| {
+            let (daemon, path) = (self.clone(), path.to_owned());
+            match error.is::<LengthLimitError>() {
+                true => ClientError::TooLarge { daemon, path, max_bytes },
+                false => ClientError::Cut { daemon, path, reason: error.to_string() },
+            }
+        })?;
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
     }
 
     /// Reads a JSON document.

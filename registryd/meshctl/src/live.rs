@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_shared::live::{EndedExchange, LIVE, LiveExchange, LiveUpdate};
@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::output::one_line;
 use crate::{Failure, Global};
-use mesh_client::{Answer, ClientError, Daemon};
+use mesh_client::{ClientError, Daemon};
 
 /// Where mesh-proxy's socket is unless the configuration says otherwise.
 const DEFAULT_SOCKET: &str = "/var/lib/mesh-proxy/admin.sock";
@@ -53,7 +53,7 @@ impl Feed {
             Some(node) => format!("{LIVE}?node={node}"),
             None => LIVE.into(),
         };
-        let body = connect(&daemon, &path).await?;
+        let body = daemon.follow(&path, HeaderMap::new()).await?;
         Ok(Self { daemon, path, body, unread: Vec::new() })
     }
 
@@ -97,7 +97,7 @@ impl Feed {
                 Err(error) => eprintln!("meshctl: {}; trying again", one_line(&error.to_string())),
             }
             loop {
-                match connect(&self.daemon, &self.path).await {
+                match self.daemon.follow(&self.path, HeaderMap::new()).await {
                     Ok(body) => {
                         self.body = body;
                         self.unread.clear();
@@ -115,17 +115,6 @@ impl Feed {
     fn unexpected(&self, what: String) -> ClientError {
         self.daemon.unexpected(&self.path, what)
     }
-}
-
-async fn connect(daemon: &Daemon, path: &str) -> Result<Incoming, ClientError> {
-    let (head, body) = daemon.open(Method::GET, path, HeaderMap::new(), Bytes::new()).await?.into_parts();
-    if head.status.is_success() {
-        return Ok(body);
-    }
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let status = head.status.to_string();
-    let refused = Answer { status: head.status, headers: head.headers, body };
-    daemon.accepted(path, refused).and(Err(daemon.unexpected(path, status)))
 }
 
 /// Names have their types; everything else may be any text.

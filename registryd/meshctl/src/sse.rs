@@ -1,11 +1,9 @@
 //! Server-sent events, as registryd tells of changes in the mesh (HTML living standard, section 9.2).
 
-use bytes::Bytes;
 use http::header::ACCEPT;
-use http::{HeaderMap, HeaderValue, Method};
-use http_body_util::BodyExt;
+use http::{HeaderMap, HeaderValue};
 use hyper::body::Incoming;
-use mesh_client::{Answer, ClientError, Daemon};
+use mesh_client::{ClientError, Daemon};
 use mesh_shared::local_api::EVENTS;
 
 /// A line longer than this is no event of ours.
@@ -22,14 +20,7 @@ pub async fn connect(daemon: &Daemon, events: &mut Events) -> Result<Incoming, C
     if let Some(id) = events.last_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()) {
         headers.insert("last-event-id", id);
     }
-    let (head, body) = daemon.open(Method::GET, EVENTS, headers, Bytes::new()).await?.into_parts();
-    if head.status.is_success() {
-        return Ok(body);
-    }
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let status = head.status.to_string();
-    let refused = Answer { status: head.status, headers: head.headers, body };
-    daemon.accepted(EVENTS, refused).and(Err(daemon.unexpected(EVENTS, status)))
+    daemon.follow(EVENTS, headers).await
 }
 
 /// A parser of their stream, whose lines come in any pieces.

@@ -15,10 +15,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ur
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use mesh_shared::certificate::{MaterialError, provider, read_certificates};
 use mesh_shared::config::{Collector, Otlp};
+use mesh_shared::root_cause;
 use opentelemetry_http::{HttpClient, HttpError};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -37,10 +38,12 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it
 pub(crate) enum ClientError {
-    #[error("telemetry.otlp.{key}: cannot read {}: {reason}", path.display())]
-    Unreadable { key: &'static str, path: PathBuf, reason: String },
+    #[error("telemetry.otlp.headers_file: cannot read {}: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
     #[error("telemetry.otlp.headers_file: line {line} of {} is not a header such as \"Authorization: Bearer …\"", path.display())]
     Header { path: PathBuf, line: usize },
+    #[error("telemetry.otlp.ca_path: {0}")]
+    Ca(#[from] MaterialError),
     #[error("telemetry.otlp.ca_path: {} holds no certificate that can be used", .0.display())]
     NoCertificate(PathBuf),
     #[error("TLS cannot be used: {0}")]
@@ -168,7 +171,7 @@ impl HttpClient for Client {
                     return Ok(answer);
                 }
                 Ok(Err(error)) => {
-                    self.is_away(&root_cause(&*error));
+                    self.is_away(&root_cause(&*error).to_string());
                     None
                 }
                 Err(_) => {
@@ -200,27 +203,12 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// The innermost error, which says what happened.
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, ClientError> {
-    fs::read(path).map_err(|error| ClientError::Unreadable {
-        key,
-        path: path.into(),
-        reason: error.to_string(),
-    })
-}
-
 /// `Name: value`, one a line; empty lines and those that begin with `#` say nothing.
 fn read_headers(path: &Path) -> Result<HeaderMap, ClientError> {
+    let unreadable =
+        |error: std::io::Error| ClientError::Unreadable { path: path.into(), reason: error.to_string() };
     let mut headers = HeaderMap::new();
-    for (index, line) in read("headers_file", path)?.split(|byte| *byte == b'\n').enumerate() {
+    for (index, line) in fs::read(path).map_err(unreadable)?.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
@@ -240,13 +228,11 @@ fn read_headers(path: &Path) -> Result<HeaderMap, ClientError> {
 
 fn connector(ca_path: &Path) -> Result<TlsConnector, ClientError> {
     let mut roots = RootCertStore::empty();
-    let pem = read("ca_path", ca_path)?;
-    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
+    roots.add_parsable_certificates(read_certificates("CA of the collector", ca_path)?);
     if roots.is_empty() {
         return Err(ClientError::NoCertificate(ca_path.into()));
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();

@@ -12,8 +12,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::Either;
 use mesh_shared::config::{self, AgentServer, Limits, Protocol};
+use mesh_shared::root_cause;
 
-use crate::error::{BoxError, ProxyError, root_cause};
+use crate::error::{BoxError, ProxyError};
 use crate::http::body::RequestBody;
 use crate::http::h2::in_flight::{InFlight, SendError};
 use crate::http::headers::{absolute, is_grpc};

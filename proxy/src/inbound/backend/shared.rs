@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mesh_shared::config::{self, Limits};
+use mesh_shared::root_cause;
 use tokio::time::timeout;
 
-use crate::error::{ProxyError, root_cause};
+use crate::error::ProxyError;
 use crate::http::h2::client::{self, Sender, Unsettled};
 use crate::http::h2::shared::{self, Dial, Dialled, Shared, Taken};
 use crate::inbound::backend::dial::{CONNECT, Dialer, LocalStream};
