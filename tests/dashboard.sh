@@ -9,22 +9,14 @@ cd "$(dirname "$0")/.."
 
 DOWNLOADED_WITHIN=300
 RUN_WITHIN=${DASHBOARD_WITHIN:-120}
-EX_UNAVAILABLE=69
 
 unavailable() {
   echo "tests/dashboard.sh: Chromium or playwright-core cannot be installed from here" >&2
   exit "$EX_UNAVAILABLE"
 }
 
-MESH_BIN="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
-for each in mesh-proxy registryd meshctl; do
-  [ -x "$MESH_BIN/$each" ] || {
-    echo "$MESH_BIN/$each is missing: cargo build --no-default-features --locked --bins" >&2
-    exit 1
-  }
-done
+. tests/programs.sh dashboard
 
-tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/dashboard"
 mkdir -p "$tools"
 deploy/prerequisites.sh dashboard || unavailable
 sum=$(cat tests/dashboard/package-lock.json | sha256sum)

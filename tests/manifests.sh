@@ -6,16 +6,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-EX_UNAVAILABLE=69
 # The oldest and the newest of which kubernetes-validate has the schemas.
 KUBERNETES="1.33.0 1.37.0"
 
-bin="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
-tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/manifests"
-[ -x "$bin/mesh-proxy" ] || {
-  echo "$bin/mesh-proxy is missing: cargo build --no-default-features --locked --bins" >&2
-  exit 1
-}
+. tests/programs.sh manifests
 deploy/prerequisites.sh manifests || exit "$EX_UNAVAILABLE"
 
 pip() { timeout 300 "$tools/python/bin/pip" --quiet --disable-pip-version-check "$@" || exit "$EX_UNAVAILABLE"; }
@@ -38,5 +32,5 @@ for version in $KUBERNETES; do
   "$tools/python/bin/kubernetes-validate" --strict --quiet --kubernetes-version "$version" "$rendered" deploy/kubernetes/*.yaml
 done
 "$tools/python/bin/python" -B tests/manifests/check.py \
-  deploy/container/compose.yaml deploy/kubernetes/agent.yaml "$rendered" "$bin/mesh-proxy"
+  deploy/container/compose.yaml deploy/kubernetes/agent.yaml "$rendered" "$MESH_BIN/mesh-proxy"
 echo "the compose file, the chart and the Kubernetes manifest fit their schemas, and mesh-proxy loads their configuration"

@@ -5,17 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-EX_UNAVAILABLE=69
 SUITE=bookworm
 
-bin="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
-tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/packages"
-for each in mesh-proxy registryd meshctl; do
-  [ -x "$bin/$each" ] || {
-    echo "$bin/$each is missing: cargo build --no-default-features --locked --bins" >&2
-    exit 1
-  }
-done
+. tests/programs.sh packages
 if [ "$(id -u)" -ne 0 ]; then
   echo "run this as root: it makes a Debian of its own and boots it" >&2
   exit 1
@@ -48,7 +40,7 @@ trap cleanup EXIT
 
 step "packages, in two revisions"
 for revision in 1 2; do
-  deploy/packages.sh --quick --from "$bin" --revision "$revision" --output "$work/debs$revision" >"$work/packages.log" 2>&1 || {
+  deploy/packages.sh --quick --from "$MESH_BIN" --revision "$revision" --output "$work/debs$revision" >"$work/packages.log" 2>&1 || {
     cat "$work/packages.log" >&2
     exit 1
   }

@@ -10,7 +10,6 @@ cd "$(dirname "$0")/.."
 # Since this script began.
 DOWNLOADED_WITHIN=300
 ALL_WITHIN=480
-EX_UNAVAILABLE=69
 until_second() { echo $(($1 > SECONDS ? $1 - SECONDS : 1)); }
 
 unavailable() {
@@ -18,15 +17,8 @@ unavailable() {
   exit "$EX_UNAVAILABLE"
 }
 
-export MESH_BIN="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
-for each in mesh-proxy registryd meshctl; do
-  [ -x "$MESH_BIN/$each" ] || {
-    echo "$MESH_BIN/$each is missing: cargo build --no-default-features --locked --bins" >&2
-    exit 1
-  }
-done
+. tests/programs.sh sdk
 
-tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/sdk"
 mkdir -p "$tools/node"
 deploy/prerequisites.sh sdk || unavailable
 PATH="$PATH:/usr/sbin:$tools/nginx/usr/sbin"

@@ -5,16 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-EX_UNAVAILABLE=69
-
-export MESH_BIN="${MESH_BIN:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug}"
-tools="$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-tools/telemetry"
-for each in mesh-proxy registryd meshctl; do
-  [ -x "$MESH_BIN/$each" ] || {
-    echo "$MESH_BIN/$each is missing: cargo build --no-default-features --locked --bins" >&2
-    exit 1
-  }
-done
+. tests/programs.sh telemetry
 deploy/prerequisites.sh telemetry || exit "$EX_UNAVAILABLE"
 PATH="$PATH:$tools/prometheus/usr/bin"
 
