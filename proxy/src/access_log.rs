@@ -198,11 +198,8 @@ impl Account {
         let ms = |time: Duration| time.as_millis() as u64;
         let Ended { status, outcome, took, first_byte, bytes_in, bytes_out, .. } = end.figures;
         let (duration_ms, first_byte_ms, connect_ms) = (ms(took), first_byte.map(ms), self.connect.map(ms));
-        let target = match self.uri.authority() {
-            Some(tunnel) if self.method == Method::CONNECT => tunnel.as_str(),
-            _ => self.uri.path(),
-        };
-        let (path, method) = (Path(target), Excerpt { text: self.method.as_str(), max_chars: 32 });
+        let path = Path(shown_target(&self.method, &self.uri));
+        let method = Excerpt { text: self.method.as_str(), max_chars: 32 };
         if self.routine && !tracing::enabled!(target: INBOUND, Level::DEBUG) {
             return;
         }
@@ -295,6 +292,14 @@ pub fn write_refusal(caller: &Caller, error: &ProxyError) {
         line.text("as_agent", program.acts_as.as_ref().map(|agent| agent.identity.as_str()));
     }
     line.end();
+}
+
+/// What is shown of a request's target: where a tunnel leads, else the path without the query.
+pub fn shown_target<'u>(method: &Method, uri: &'u Uri) -> &'u str {
+    match uri.authority() {
+        Some(tunnel) if method == Method::CONNECT => tunnel.as_str(),
+        _ => uri.path(),
+    }
 }
 
 /// A path in which nothing can pass for another part of the line.

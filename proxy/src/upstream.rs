@@ -84,6 +84,13 @@ pub struct Target {
     pub upgrade: bool,
 }
 
+impl Target {
+    /// One of the mesh's own paths at this node.
+    pub fn own_path(node: NodeName) -> Self {
+        Self { to: Recipient::Node(node), session: None, certified: None, own_path: true, upgrade: false }
+    }
+}
+
 /// Who gets a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recipient {

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 /// Two nodes, of which ct111 tells ct110 what it carries.
-async fn pair(mesh: &Mesh) -> (Node, Node) {
+pub async fn pair(mesh: &Mesh) -> (Node, Node) {
     let far = mesh.node("ct111").agent("grok");
     let far = far.with(|config| config["proxy"]["live"] = json!({"peers": ["ct110"]}));
     let (near, far) = tokio::join!(mesh.start("ct110", "opus"), far.start());

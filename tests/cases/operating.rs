@@ -9,16 +9,8 @@ use mesh_tests::web;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
+use crate::live::pair;
 use crate::meshctl::{on_terminal, shown};
-
-/// Two nodes, of which ct111 tells ct110 what it carries.
-async fn pair(mesh: &Mesh) -> (Node, Node) {
-    let far = mesh.node("ct111").agent("grok");
-    let far = far.with(|config| config["proxy"]["live"] = json!({"peers": ["ct110"]}));
-    let (near, far) = tokio::join!(mesh.start("ct110", "opus"), far.start());
-    near.reaches("ct111").await;
-    (near, far)
-}
 
 fn meshctl(node: &Node, arguments: &str) -> Command {
     let mut command = node.command("meshctl");

@@ -27,7 +27,7 @@ use crate::http::problem::{self, Form, RETRYABLE};
 use crate::listener::run_to_end;
 use crate::live::feed;
 use crate::metrics::{Direction, METRICS};
-use crate::upstream::{Recipient, Target, Upstream};
+use crate::upstream::{Target, Upstream};
 
 /// Until a request's header block is complete.
 const HEADER_LIMIT: Duration = Duration::from_secs(30);
@@ -76,8 +76,6 @@ impl OwnSocket {
 
     /// What another node carries, as its sidecar tells it, or that one's refusal.
     async fn far(&self, node: NodeName) -> Result<Response<ResponseBody>, ProxyError> {
-        let to = Recipient::Node(node.clone());
-        let target = Target { to, session: None, certified: None, own_path: true, upgrade: false };
         let mut request = Request::new(RequestBody::own(Bytes::new()));
         *request.uri_mut() = Uri::from_static(MESH_LIVE);
         let late = || ProxyError::PeerTimeout {
@@ -85,7 +83,8 @@ impl OwnSocket {
             limit_ms: FAR_LIMIT.as_millis(),
             addresses: "its inbound port".into(),
         };
-        let sent = timeout(FAR_LIMIT, self.upstream.send(target, request, |_| {})).await;
+        let sent =
+            timeout(FAR_LIMIT, self.upstream.send(Target::own_path(node.clone()), request, |_| {})).await;
         let delivered = sent.map_err(|_| late())??;
         let (far, body) = delivered.response.into_parts();
         let told = far.status == StatusCode::OK && is(&far.headers, NDJSON);

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::Method;
 use mesh_shared::NodeName;
 use mesh_shared::live::{
     Direction, EndedExchange, LiveExchange, LiveUpdate, MAX_METHOD_CHARS, MAX_PATH_CHARS, MAX_REASON_CHARS,
@@ -14,6 +13,7 @@ use mesh_shared::local_api::{CERTIFICATES, EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::logging::Excerpt;
 use tokio::time::{MissedTickBehavior, interval_at};
 
+use crate::access_log::shown_target;
 use crate::live::{Ended, Facts, LIVE, Who};
 use crate::mesh_api;
 
@@ -104,10 +104,7 @@ fn exchange(facts: &Facts, clock: &Clock) -> LiveExchange {
             (Direction::Outbound, None, agent.as_ref().map(|agent| agent.identity.clone()))
         }
     };
-    let target = match facts.uri.authority() {
-        Some(tunnel) if facts.method == Method::CONNECT => tunnel.as_str(),
-        _ => facts.uri.path(),
-    };
+    let target = shown_target(&facts.method, &facts.uri);
     LiveExchange {
         id: facts.id,
         direction,

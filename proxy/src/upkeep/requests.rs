@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::error::ProxyError;
 use crate::http::body::RequestBody;
-use crate::upstream::{Recipient, Target, Upstream};
+use crate::upstream::{Target, Upstream};
 
 /// How long a peer may take for a whole answer.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -76,8 +76,7 @@ impl Requests {
         request: Request<Bytes>,
         most: usize,
     ) -> Result<Answer, AskError> {
-        let to = Recipient::Node(node.clone());
-        let target = Target { to, session: None, certified: None, own_path: true, upgrade: false };
+        let target = Target::own_path(node.clone());
         let exchange = async {
             let sent = self.upstream.send(target, request.map(RequestBody::own), |_| {}).await;
             let delivered = sent.map_err(AskError::Unsent)?;

@@ -8,10 +8,11 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_shared::live::{EndedExchange, LIVE, LiveExchange, LiveUpdate};
+use mesh_shared::logging::Excerpt;
 use mesh_shared::name::NodeName;
 use tokio::time::{sleep, timeout};
 
-use crate::output::one_line;
+use crate::output::{LINE_CHARS, one_line};
 use crate::{Failure, Global};
 use mesh_client::{ClientError, Daemon};
 
@@ -68,8 +69,9 @@ impl Feed {
             if let Some(end) = end.map(|end| searched + end) {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 let update = serde_json::from_slice::<LiveUpdate>(&line);
-                let update = update.map_err(|error| self.unexpected(format!("other JSON ({error})")))?;
-                return Ok(Some(tame(update)));
+                let mut update = update.map_err(|error| self.unexpected(format!("other JSON ({error})")))?;
+                tame(&mut update, LINE_CHARS);
+                return Ok(Some(update));
             }
             searched = self.unread.len();
             if searched > MAX_LINE_BYTES {
@@ -117,27 +119,23 @@ impl Feed {
     }
 }
 
-/// Names have their types; everything else may be any text.
-fn tame(mut update: LiveUpdate) -> LiveUpdate {
-    update.version = one_line(&update.version);
+/// Makes each text that other hosts chose one line that steers no terminal, of at most so many characters. Names have their
+/// types.
+pub fn tame(update: &mut LiveUpdate, max_chars: usize) {
+    let tame = |text: &mut String| *text = Excerpt { text, max_chars }.to_string();
+    let tame_exchange = |exchange: &mut LiveExchange| {
+        let LiveExchange { peer, as_agent, method, path, trace_id, .. } = exchange;
+        let optional = [peer, as_agent, trace_id].into_iter().filter_map(Option::as_mut);
+        optional.chain([method, path]).for_each(tame);
+    };
+    tame(&mut update.version);
     update.in_flight.iter_mut().for_each(tame_exchange);
     for ended in &mut update.ended {
         let EndedExchange { exchange, outcome, code, reason, tries, .. } = ended;
         tame_exchange(exchange);
-        *outcome = one_line(outcome);
+        tame(outcome);
         let errors = tries.iter_mut().filter_map(|tried| tried.error.as_mut());
-        for text in code.iter_mut().chain(reason).chain(errors) {
-            *text = one_line(text);
-        }
-    }
-    update
-}
-
-fn tame_exchange(exchange: &mut LiveExchange) {
-    let LiveExchange { peer, as_agent, method, path, trace_id, .. } = exchange;
-    let optional = [peer, as_agent, trace_id].into_iter().filter_map(Option::as_mut);
-    for text in optional.chain([method, path]) {
-        *text = one_line(text);
+        code.iter_mut().chain(reason).chain(errors).for_each(tame);
     }
 }
 
@@ -175,7 +173,9 @@ mod tests {
             "atMs": 1, "node": "ct110", "version": bad, "inFlight": [exchange], "inFlightTotal": 1, "ended": [ended],
             "endedOmitted": 0,
         });
-        let told = serde_json::to_string(&tame(serde_json::from_value(update).unwrap())).unwrap();
+        let mut update = serde_json::from_value(update).unwrap();
+        tame(&mut update, LINE_CHARS);
+        let told = serde_json::to_string(&update).unwrap();
         assert_eq!(told.matches("x [2J 31m  y").count(), 15, "{told}");
         assert!(told.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{told}");
     }

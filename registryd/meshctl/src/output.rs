@@ -9,7 +9,7 @@ use mesh_shared::registry::Status;
 use serde::Serialize;
 
 /// Longest line of other hosts' text, in characters.
-const LINE_CHARS: usize = 1_000;
+pub const LINE_CHARS: usize = 1_000;
 /// Longest cell of a table, in characters.
 const CELL_CHARS: usize = 60;
 

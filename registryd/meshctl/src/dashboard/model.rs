@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::dashboard::history::{History, STEP_MS, STEPS};
+use crate::live::tame;
 
 /// Pairs of nodes with traffic between them; the one that has been silent for longest makes room.
 const MAX_EDGES: usize = 2_000;
@@ -268,7 +269,7 @@ impl Model {
             Teller::Peer(_) => {}
         }
         update.in_flight.retain(|exchange| !exchange.routine);
-        update.in_flight.iter_mut().for_each(bound);
+        tame(&mut update, MAX_CHARS);
         let name = update.node.as_str();
         for ended in update.ended.into_iter().filter(|ended| !ended.exchange.routine) {
             self.ended(name, ended, now);
@@ -281,14 +282,7 @@ impl Model {
     }
 
     fn ended(&mut self, teller: &str, mut ended: EndedExchange, now: Now) {
-        bound(&mut ended.exchange);
-        ended.outcome = bounded(&ended.outcome);
-        (ended.code, ended.reason) =
-            (ended.code.as_deref().map(bounded), ended.reason.as_deref().map(bounded));
         ended.tries.truncate(mesh_shared::live::MAX_TRIES);
-        for attempt in &mut ended.tries {
-            attempt.error = attempt.error.as_deref().map(bounded);
-        }
         let (from, to) = ends(teller, &ended.exchange);
         let failed = failed(&ended);
         // Where both sidecars tell of an exchange, the caller's counts: it knows how long the caller waited.
@@ -539,14 +533,6 @@ fn failed(ended: &EndedExchange) -> bool {
 /// Two sidecars count alike, and one anew after a restart.
 fn key(teller: &str, exchange: &LiveExchange) -> String {
     format!("{teller}/{}/{}", exchange.began_ms, exchange.id)
-}
-
-fn bound(exchange: &mut LiveExchange) {
-    exchange.method = bounded(&exchange.method);
-    exchange.path = bounded(&exchange.path);
-    for text in [&mut exchange.peer, &mut exchange.as_agent, &mut exchange.trace_id].into_iter().flatten() {
-        *text = bounded(text);
-    }
 }
 
 /// What another host chose: not too long, and without characters that cannot be seen or change the direction of writing.
