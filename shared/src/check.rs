@@ -10,8 +10,9 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
+use crate::certificate::{self, Leaf, MaterialError, TrustBundle};
 use crate::config::{Config, TlsFiles};
+use crate::material::{Coverage, Material};
 use crate::revocation::{self, InForce, RevocationList};
 
 /// A certificate that ends within so many seconds deserves a warning, unless its whole life is short.

@@ -20,6 +20,7 @@ pub mod json;
 pub mod live;
 pub mod local_api;
 pub mod logging;
+pub mod material;
 pub mod message;
 pub mod name;
 pub mod pem;

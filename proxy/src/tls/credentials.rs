@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_shared::certificate::{Coverage, Leaf, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{Leaf, MaterialError, TrustBundle};
 use mesh_shared::config::{Config, Group, Tls, TlsVersion};
+use mesh_shared::material::{Coverage, Material};
 use mesh_shared::spiffe::TrustDomain;
 use mesh_shared::{AgentName, NodeName};
 use rustls::crypto::CryptoProvider;

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mesh_shared::certificate::{Material, MaterialError, join_key};
+use mesh_shared::certificate::{MaterialError, join_key};
 use mesh_shared::config::Config;
+use mesh_shared::material::Material;
 use mesh_shared::{AgentName, Identity};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh_shared::certificate::{self, Coverage, Leaf, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Leaf, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
+use mesh_shared::material::{Coverage, Material};
 use mesh_shared::name::AgentName;
 use rustls::pki_types::UnixTime;
 use serde::Serialize;

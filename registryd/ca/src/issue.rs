@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use mesh_shared::certificate::{self, Coverage, Leaf, LeafError, Material, MaterialError, TrustBundle};
+use mesh_shared::certificate::{self, Leaf, LeafError, MaterialError, TrustBundle};
 use mesh_shared::identity::Identity;
+use mesh_shared::material::{Coverage, Material};
 use mesh_shared::name::NodeName;
 use mesh_shared::revocation;
 use mesh_shared::spiffe::SpiffeId;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mesh_shared::NodeName;
-use mesh_shared::certificate::Coverage;
 use mesh_shared::config::Config;
 use mesh_shared::local_api::{DaemonStatus, NodeView, SeenCertificates};
+use mesh_shared::material::Coverage;
 use mesh_shared::registry::Status;
 use rustls::pki_types::UnixTime;
 
