@@ -15,11 +15,12 @@ use crate::authority::Authority;
 use crate::certificate::Certificate;
 use crate::error::CaError;
 use crate::files::{self, replace, write_new};
-use crate::index::{Event, Index};
+use crate::index::Index;
 use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::lock::Lock;
 use crate::model::Ca;
+use crate::record::Event;
 
 /// How long copies of certificates that have ended are kept: 30 days.
 const KEPT_SECONDS: i64 = 30 * 86_400;

@@ -15,11 +15,12 @@ use serde::Serialize;
 use crate::authority::Authority;
 use crate::certificate::{Certificate, day, days_until, ends};
 use crate::error::CaError;
-use crate::index::{Index, Origin};
+use crate::index::Index;
 use crate::key::read_pair;
 use crate::lists::Lists;
 use crate::model::{Ca, LEAF_DAYS};
-use crate::revoke::Reason;
+use crate::reason::Reason;
+use crate::record::Origin;
 
 /// A certificate that ends within so many days deserves a word.
 const SOON_DAYS: i64 = 14;

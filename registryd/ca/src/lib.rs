@@ -33,6 +33,9 @@ mod lists;
 mod lock;
 mod make;
 mod model;
+mod new_request;
+mod reason;
+mod record;
 mod request;
 mod revoke;
 mod rivetos;
@@ -42,7 +45,7 @@ mod serving;
 pub use certificate::{day, ends};
 pub use digest::{Digest, hex, sha256};
 pub use error::CaError;
-pub use index::{Entry, Issuance, Origin, Revocation};
+pub use index::Entry;
 pub use inspect::{Examined, Kind, RevokedSince, State};
 pub use key::KeyType;
 pub use list::Listed;
@@ -51,8 +54,11 @@ pub use model::{
     Bundle, CRL_DAYS, Ca, DEFAULT_DIR, DEFAULT_ROOT_DIR, Issued, LEAF_DAYS, Order, RENEW_WITHIN_DAYS,
     Renewal, Signed,
 };
-pub use request::{NewRequest, RequestError, SigningRequest};
-pub use revoke::{Reason, Refreshed, Revoked, Which};
+pub use new_request::NewRequest;
+pub use reason::Reason;
+pub use record::{Issuance, Origin, Revocation};
+pub use request::{RequestError, SigningRequest};
+pub use revoke::{Refreshed, Revoked, Which};
 pub use root::{NewRoot, Retired};
 pub use serving::{ENROLMENT_NAME, Serving};
 

@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use crate::certificate::days_until;
 use crate::error::CaError;
-use crate::index::{Entry, Origin};
+use crate::index::Entry;
 use crate::inspect::{Examined, Kind, RevokedSince, State};
 use crate::model::Ca;
+use crate::record::Origin;
 
 /// A certificate, whether it lies in the folder or not.
 #[derive(Debug, Clone, Serialize)]

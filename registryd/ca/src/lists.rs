@@ -20,7 +20,7 @@ use crate::certificate::unpadded;
 use crate::error::{CaError, make};
 use crate::files::replace;
 use crate::model::Ca;
-use crate::revoke::Reason;
+use crate::reason::Reason;
 use crate::rivetos;
 
 /// A clock that is behind by so much makes lists that are newer than the one before all the same.

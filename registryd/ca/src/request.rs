@@ -1,24 +1,18 @@
-//! Signing requests (PKCS#10, RFC 2986): how a host asks for a certificate without giving its key away.
+//! Signing requests (PKCS#10, RFC 2986) as the CA reads them: a host asks for a certificate without giving its key away.
 //!
 //! Of a request only two things count: its public key, whose holder signed it, and the identity that its CN names.
 //! Everything else that it asks for is ignored.
 
-use std::path::Path;
-
 use mesh_shared::identity::{Identity, IdentityError};
 use mesh_shared::pem::{self, Mistake};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
-    PKCS_ED25519, PublicKeyData, SubjectPublicKeyInfo,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SubjectPublicKeyInfo,
 };
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
-use zeroize::Zeroizing;
 
 use crate::digest::sha256;
-use crate::error::{CaError, make};
-use crate::key::{KeyType, read_pair};
 
 /// The longest text that is looked at, in bytes; the longest key's request takes a third of it.
 const LONGEST: usize = 16 * 1024;
@@ -121,41 +115,4 @@ impl SigningRequest {
     pub(crate) fn spki(&self) -> &[u8] {
         &self.spki
     }
-}
-
-/// A new key and the request for a certificate of it.
-pub struct NewRequest {
-    /// The private key, PKCS#8 in PEM; zeroed when dropped.
-    pub key_pem: Zeroizing<String>,
-    /// The request in PEM.
-    pub request_pem: String,
-}
-
-impl NewRequest {
-    /// Makes a key and asks for a certificate of `identity` with it.
-    ///
-    /// # Errors
-    /// The key cannot be made.
-    pub fn make(identity: &Identity, key_type: KeyType) -> Result<Self, CaError> {
-        let pair = key_type.generate()?;
-        let request_pem = request(identity, &pair)?;
-        Ok(Self { key_pem: Zeroizing::new(pair.serialize_pem()), request_pem })
-    }
-
-    /// Asks for a certificate of `identity` with the key in a file.
-    ///
-    /// # Errors
-    /// The key cannot be read or used.
-    pub fn of_key(identity: &Identity, key: &Path) -> Result<String, CaError> {
-        request(identity, &read_pair(key)?)
-    }
-}
-
-fn request(identity: &Identity, pair: &KeyPair) -> Result<String, CaError> {
-    let mut params = CertificateParams::default();
-    let mut subject = DistinguishedName::new();
-    subject.push(DnType::CommonName, identity.to_string());
-    params.distinguished_name = subject;
-    let request = params.serialize_request(pair).map_err(make("the signing request"))?;
-    request.pem().map_err(make("the signing request"))
 }

@@ -9,8 +9,8 @@ use time::macros::format_description;
 
 use crate::error::CaError;
 use crate::files::{read, replace};
-use crate::index::Issuance;
-use crate::revoke::Reason;
+use crate::reason::Reason;
+use crate::record::Issuance;
 
 /// Marks certificates as revoked in `index.txt`; nothing where there are no such books.
 ///
