@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::address::LocalAddr;
+use crate::policy::Hosted;
 
 pub use mesh::{Discovery, Hosting, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
@@ -104,6 +105,12 @@ impl Config {
             }
             _ => self.mesh.registry_path().display().to_string(),
         }
+    }
+
+    /// The agents of this node that a policy can tell apart.
+    pub fn hosted(&self) -> Hosted {
+        let registered = self.registryd.agents.iter().filter_map(|agent| agent.name.parse().ok());
+        Hosted::of(registered.chain(self.proxy.backend.agents.keys().cloned()).collect())
     }
 
     /// Reads and checks a file.

@@ -11,8 +11,6 @@ use std::str::FromStr;
 
 pub use path::PathPattern;
 
-use crate::config::Config;
-
 use crate::identity::{Identity, IdentityError};
 use crate::local_api::OF_MESH;
 use crate::name::AgentName;
@@ -302,13 +300,11 @@ pub const OVERRIDES: [&str; 5] =
 pub struct Hosted(Vec<AgentName>);
 
 impl Hosted {
-    /// The agents of this node.
-    pub fn new(config: &Config) -> Self {
-        let registered = config.registryd.agents.iter().filter_map(|agent| agent.name.parse().ok());
-        let mut all: Vec<AgentName> = registered.chain(config.proxy.backend.agents.keys().cloned()).collect();
-        all.sort();
-        all.dedup();
-        Self(all)
+    /// These agents, however often each is named.
+    pub fn of(mut agents: Vec<AgentName>) -> Self {
+        agents.sort();
+        agents.dedup();
+        Self(agents)
     }
 
     /// The agent that gets a request which names this one, as far as that is certain: a name that nobody has here goes

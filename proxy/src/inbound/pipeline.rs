@@ -68,7 +68,7 @@ impl Pipeline {
             ca: CaLink::new(config),
             lists,
             policies,
-            hosted: Hosted::new(config),
+            hosted: config.hosted(),
             rules: Rules::new(proxy),
             node,
             agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),

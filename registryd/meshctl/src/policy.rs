@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use mesh_shared::config::{self, Config};
-use mesh_shared::policy::{Action, Asked, By, Decision, Hosted, Mode, Rules, covers, is_of_mesh};
+use mesh_shared::policy::{Action, Asked, By, Decision, Mode, Rules, covers, is_of_mesh};
 use mesh_shared::{AgentName, Identity, NodeName};
 use serde_json::json;
 
@@ -99,7 +99,7 @@ fn explain(config: &Config, args: &ExplainArgs) -> (Action, String) {
             return (Action::Deny, "proxy.policy.allow, which does not name it".into());
         }
     }
-    let hosted = Hosted::new(config);
+    let hosted = config.hosted();
     let agent = match args.outbound {
         true => args.agent.as_ref(),
         false => hosted.called(args.agent.as_ref()),
