@@ -38,8 +38,8 @@ use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
-use crate::tls::trust;
 use crate::tls::verify::PeerIdentity;
+use crate::tls::{failure, trust};
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
 const DENIED: Duration = Duration::from_secs(2);
@@ -176,9 +176,9 @@ impl Inbound {
                     METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));
                 }
-                Err(error) => (HandshakeFailure::of_tls(&error), describe(&error, Role::Client)),
+                Err(error) => (failure::of_tls(&error), describe(&error, Role::Client)),
             },
-            Ok(Err(error)) => (HandshakeFailure::of(&error), handshake_reason(&error)),
+            Ok(Err(error)) => (failure::of(&error), handshake_reason(&error)),
             Err(_) => (HandshakeFailure::Timeout, format!("timed out after {} ms", limit.as_millis())),
         };
         handshake_failed(address, why, &reason);

@@ -1,9 +1,5 @@
 //! The values of the labels whose values are fixed.
 
-use std::io;
-
-use rustls::CertificateError;
-
 /// Defines a label's values: their names in the text, and their number.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -218,51 +214,6 @@ label! {
     }
 }
 
-impl HandshakeFailure {
-    /// What an error of a handshake counts as.
-    pub fn of(error: &io::Error) -> Self {
-        match error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) {
-            Some(cause) => Self::of_tls(cause),
-            None => match error.kind() {
-                io::ErrorKind::UnexpectedEof
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe => Self::Closed,
-                io::ErrorKind::TimedOut => Self::Timeout,
-                _ => Self::Other,
-            },
-        }
-    }
-
-    /// What an error of TLS counts as.
-    pub fn of_tls(error: &rustls::Error) -> Self {
-        use CertificateError as C;
-        use rustls::Error as E;
-        match error {
-            E::NoCertificatesPresented => Self::NoCertificate,
-            E::InvalidMessage(_)
-            | E::InappropriateMessage { .. }
-            | E::InappropriateHandshakeMessage { .. } => Self::NotTls,
-            E::PeerIncompatible(_) | E::NoApplicationProtocol => Self::Incompatible,
-            E::AlertReceived(_) => Self::RefusedByPeer,
-            E::InvalidCertificate(cause) => match cause {
-                C::UnknownIssuer => Self::UnknownIssuer,
-                C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {
-                    Self::OutsideValidity
-                }
-                C::Revoked => Self::Revoked,
-                C::UnknownRevocationStatus
-                | C::ExpiredRevocationList
-                | C::ExpiredRevocationListContext { .. } => Self::RevocationList,
-                C::NotValidForName | C::NotValidForNameContext { .. } => Self::WrongName,
-                C::Other(other) if other.0.is::<crate::tls::verify::WrongPeer>() => Self::WrongName,
-                _ => Self::BadCertificate,
-            },
-            _ => Self::Other,
-        }
-    }
-}
-
 label! {
     /// What bounds something that others can use up; named by its configuration key below `proxy`.
     Limit {
@@ -355,16 +306,5 @@ mod tests {
         for (index, limit) in Limit::ALL.iter().enumerate() {
             assert_eq!(limit.index(), index);
         }
-    }
-
-    #[test]
-    fn a_failed_handshake_has_one_reason() {
-        let tls =
-            |error: rustls::Error| HandshakeFailure::of(&io::Error::new(io::ErrorKind::InvalidData, error));
-        assert_eq!(tls(rustls::Error::NoCertificatesPresented), HandshakeFailure::NoCertificate);
-        assert_eq!(tls(CertificateError::Revoked.into()), HandshakeFailure::Revoked);
-        assert_eq!(tls(CertificateError::BadSignature.into()), HandshakeFailure::BadCertificate);
-        let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
-        assert_eq!(HandshakeFailure::of(&closed), HandshakeFailure::Closed);
     }
 }
