@@ -13,7 +13,7 @@ use tracing::Level;
 
 use crate::access_log::delegation::DelegationScanner;
 use crate::caller::Caller;
-use crate::error::ProxyError;
+use crate::error::{Kind, ProxyError};
 use crate::http::body::{Ending, Tap, Traffic};
 use crate::metrics::{Ended, Outcome};
 
@@ -146,7 +146,7 @@ impl Account {
 
     /// The code of the error that is the answer, where a sidecar made it.
     pub fn code(&self) -> Option<&str> {
-        self.failure.as_ref().map(|error| error.parts().1).or_else(|| self.far_code())
+        self.failure.as_ref().map(|error| error.kind().code).or_else(|| self.far_code())
     }
 
     fn far_code(&self) -> Option<&str> {
@@ -242,7 +242,7 @@ impl Account {
         match caller {
             Caller::Peer(_) => {
                 if let Some(error) = &self.failure {
-                    line.text("error", &*format!("{}: {error}", error.parts().1));
+                    line.text("error", &*format!("{}: {error}", error.kind().code));
                 }
                 line.text("agent", self.agent.as_ref().map(AgentName::as_str));
                 line.number("bytes_in", bytes_in);
@@ -270,7 +270,7 @@ impl Account {
 
 /// Writes a line for what is not a request, and was refused with `error` before there was an exchange.
 pub fn write_refusal(caller: &Caller, error: &ProxyError) {
-    let (status, code, _) = error.parts();
+    let &Kind { status, code, .. } = error.kind();
     let line = match caller {
         Caller::Peer(peer) if tracing::enabled!(target: INBOUND, Level::INFO) => {
             Record::begin(INBOUND, format_args!("Refused a malformed request peer.cn={}", peer.name()))

@@ -183,7 +183,7 @@ impl Exchange {
             }
             Attempt::AgentAway => self.tries.failed("backend_unreachable"),
             Attempt::Failed(error) => {
-                self.tries.failed(error.parts().1);
+                self.tries.failed(error.kind().code);
                 if !matches!(error, ProxyError::AgentNotCertified { .. }) {
                     return;
                 }
@@ -340,7 +340,7 @@ impl Exchange {
 
     /// An error as the caller sees it.
     fn problem(&mut self, error: ProxyError) -> Response<ResponseBody> {
-        METRICS.error(error.parts().1);
+        METRICS.error(error.kind().code);
         let response = problem::answer(&error, self.form).map(ResponseBody::full);
         self.account.failed(error);
         response

@@ -74,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Refusing<S> {
             return false;
         }
         let Some(error) = own_refusal(bytes) else { return false };
-        METRICS.error(error.parts().1);
+        METRICS.error(error.kind().code);
         access_log::write_refusal(&self.connection.caller, &error);
         self.refusal = Some(Refusal { rest: head_and_body(&error), linger: None });
         true

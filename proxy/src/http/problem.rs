@@ -9,7 +9,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use mesh_shared::local_api::Problem;
 
-use crate::error::ProxyError;
+use crate::error::{Kind, ProxyError};
 use crate::http::headers::{MESH_ERROR, is_grpc};
 
 /// Whether the same request can be sent again without the work being done twice.
@@ -38,7 +38,7 @@ impl Form {
 
 /// The answer that tells of `error`.
 pub fn answer(error: &ProxyError, form: Form) -> Response<Vec<u8>> {
-    let (status, code, title) = error.parts();
+    let &Kind { status, code, title, .. } = error.kind();
     let detail = error.to_string();
     let mut response = Response::new(Vec::new());
     match form {

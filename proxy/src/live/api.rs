@@ -69,7 +69,7 @@ impl OwnSocket {
             Err(error) => Err(error),
         };
         answer.unwrap_or_else(|error| {
-            METRICS.error(error.parts().1);
+            METRICS.error(error.kind().code);
             problem::answer(&error, Form::Problem).map(ResponseBody::full)
         })
     }

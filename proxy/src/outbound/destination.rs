@@ -247,8 +247,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        check_request(&parts, false).map_err(|error| error.parts().1)?;
-        let wanted = read(&mut parts, None, false, mesh_port).map_err(|error| error.parts().1)?;
+        check_request(&parts, false).map_err(|error| error.kind().code)?;
+        let wanted = read(&mut parts, None, false, mesh_port).map_err(|error| error.kind().code)?;
         let text = match wanted.to {
             Destination::Node(node) => node.to_string(),
             Destination::Agent(agent) => format!("@{agent}"),
@@ -320,7 +320,8 @@ mod tests {
         let node = Destination::Node("ct111".parse().unwrap());
         let parts = |host: &str| {
             let request = Request::builder().uri("/nodes/x/a").header("host", host).body(()).unwrap();
-            read(&mut request.into_parts().0, Some(&node), false, mesh_port).map_err(|error| error.parts().1)
+            read(&mut request.into_parts().0, Some(&node), false, mesh_port)
+                .map_err(|error| error.kind().code)
         };
         assert_eq!(parts("127.0.0.1:3111"), Ok(node.clone().into()));
         assert_eq!(parts("ct111.mesh"), Ok(node.clone().into()));
@@ -340,7 +341,7 @@ mod tests {
     fn a_tunnel_leads_to_the_mesh_and_nowhere_else() {
         let to = |target: &str, only: Option<&Destination>| {
             let request = Request::connect(target).header("host", target).body(()).unwrap();
-            read_connect(&request.into_parts().0, only, mesh_port).map_err(|error| error.parts().1)
+            read_connect(&request.into_parts().0, only, mesh_port).map_err(|error| error.kind().code)
         };
         let node = Destination::Node("ct111".parse().unwrap());
         assert_eq!(to("ct111.mesh:80", None), Ok(node.clone()));

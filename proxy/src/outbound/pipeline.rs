@@ -16,7 +16,7 @@ use mesh_shared::{AgentName, Identity, NodeName};
 
 use crate::access_log::Subject;
 use crate::caller::{ActingAgent, Caller, Connection};
-use crate::error::{Fault, ProxyError, Sent};
+use crate::error::{Fault, Kind, ProxyError, Sent};
 use crate::exchange::{Exchange, Rules, finish, within_deadline};
 use crate::http::body::ResponseBody;
 use crate::http::headers::{self, Writer};
@@ -296,10 +296,10 @@ fn named(headers: &HeaderMap) -> Option<AgentName> {
 
 /// Says in the log what kept a request from being answered by who it is for.
 fn tell(error: &ProxyError) {
-    let (_, code, _) = error.parts();
+    let &Kind { code, fault, .. } = error.kind();
     let text = error.to_string();
     let text = Excerpt { text: &text, max_chars: 500 };
-    match error.fault() {
+    match fault {
         // Its answer tells it.
         Fault::Caller => tracing::info!(target: "Outbound", "{code}: {text}"),
         Fault::Here | Fault::Peer | Fault::Agent => tracing::warn!(target: "Outbound", "{code}: {text}"),

@@ -274,12 +274,12 @@ mod tests {
 
     /// The code of the error, or where the first node is dialled.
     fn agent(store: &RosterStore, name: &str) -> Result<String, &'static str> {
-        let routes = store.agent(&name.parse().unwrap()).map_err(|error| error.parts().1)?;
+        let routes = store.agent(&name.parse().unwrap()).map_err(|error| error.kind().code)?;
         Ok(routes[0].addresses[0].to_string())
     }
 
     fn node_code(store: &RosterStore, name: &str) -> Option<&'static str> {
-        store.node(&name.parse().unwrap()).err().map(|error| error.parts().1)
+        store.node(&name.parse().unwrap()).err().map(|error| error.kind().code)
     }
 
     #[test]
