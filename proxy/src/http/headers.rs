@@ -45,6 +45,11 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// The agent that a request names in [`MESH_AGENT`]; `None` also for what is not the name of any.
+pub fn named_agent(headers: &HeaderMap) -> Option<AgentName> {
+    headers.get(MESH_AGENT)?.to_str().ok()?.parse().ok()
+}
+
 /// What concerns one connection only, apart from what `Connection` names.
 static HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,

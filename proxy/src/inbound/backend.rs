@@ -14,14 +14,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use mesh_shared::config::{self, AgentServer, HostHeader, Limits};
 use mesh_shared::{AgentName, BackendAddr};
 
 use crate::error::ProxyError;
 use crate::http::body::RequestBody;
-use crate::http::headers::{MESH_AGENT, to_origin_form};
+use crate::http::headers::to_origin_form;
 use crate::http::incoming::Incoming;
 use crate::http::redirect;
 use crate::inbound::admission::Peer;
@@ -67,7 +67,7 @@ impl Backend {
         Self { default: server(&backend.server), host: backend.host, agents: agents.collect() }
     }
 
-    /// Sends a request of `peer` whose headers are as the backend should see them, once there is a slot for it. Its `Host` is
+    /// Sends a request of `peer` for the agent that it names, whose headers are as the backend should see them, once there is a slot for it. Its `Host` is
     /// replaced where servers are told their own, and places of their own in the answer become paths. What it occupies is to be kept until the answer has passed.
     ///
     /// # Errors
@@ -75,9 +75,10 @@ impl Backend {
     pub async fn send(
         &self,
         peer: &Peer,
+        agent: Option<&AgentName>,
         mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Occupied), ProxyError> {
-        let server = self.server(request.headers());
+        let server = agent.and_then(|agent| self.agents.get(agent)).map_or(&self.default, |server| &**server);
         let mut slot = server.slots.enter(peer).await?;
         request.body().sent(true);
         to_origin_form(request.uri_mut());
@@ -100,15 +101,6 @@ impl Backend {
             slot.becomes_stream()?;
         }
         Ok((response, Occupied { _carrier: carrier, _slot: slot, address: server.address().clone() }))
-    }
-
-    /// The server of the agent that a request names.
-    fn server(&self, headers: &HeaderMap) -> &Server {
-        if self.agents.is_empty() {
-            return &self.default;
-        }
-        let named = headers.get(MESH_AGENT).and_then(|agent| agent.to_str().ok());
-        named.and_then(|agent| self.agents.get(agent)).map_or(&self.default, |server| &**server)
     }
 }
 

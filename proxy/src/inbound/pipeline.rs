@@ -91,12 +91,13 @@ impl Pipeline {
         mut request: Request<Incoming>,
         interim: Arc<Interim>,
     ) -> Response<ResponseBody> {
-        let mut exchange = self.begin(connection, &request, interim);
+        let named = headers::named_agent(request.headers());
+        let mut exchange = self.begin(connection, &request, named.as_ref(), interim);
         let upgrade = Upgrade::wanted(&mut request);
         let outcome = match exchange.read_deadline(&request) {
             Ok(()) => {
                 let answer = async |exchange: &mut Exchange| {
-                    self.answer(exchange, peer, share, request, upgrade.as_ref()).await
+                    self.answer(exchange, peer, share, request, named.as_ref(), upgrade.as_ref()).await
                 };
                 within_deadline(&mut exchange, answer).await
             }
@@ -109,30 +110,32 @@ impl Pipeline {
         &self,
         connection: &Arc<Connection>,
         request: &Request<Incoming>,
+        named: Option<&AgentName>,
         interim: Arc<Interim>,
     ) -> Box<Exchange> {
-        let named = request.headers().get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
-        let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
         let subject = match mesh_api::is_delegation(request) {
             true => {
-                let to = named.as_ref().map_or(self.default_agent.as_str(), AgentName::as_str);
+                let to = named.map_or(self.default_agent.as_str(), AgentName::as_str);
                 Subject::delegation(to.into(), self.preview_chars)
             }
             false => Subject::Request,
         };
         let mut exchange = Box::new(Exchange::begin(connection, request, interim, subject, self.rules));
-        exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str()));
+        exchange.account().agent = named.filter(|agent| self.agents.contains(agent.as_str())).cloned();
         exchange.show();
         exchange
     }
 
-    fn check_rules(&self, peer: &PeerIdentity, parts: &Parts) -> Result<(), ProxyError> {
-        let named = parts.headers.get(headers::MESH_AGENT).and_then(|agent| agent.to_str().ok());
-        let named = named.and_then(|agent| agent.parse::<AgentName>().ok());
+    fn check_rules(
+        &self,
+        peer: &PeerIdentity,
+        parts: &Parts,
+        named: Option<&AgentName>,
+    ) -> Result<(), ProxyError> {
         let asked = Asked {
             peer: Some(peer.identity()),
             caller: None,
-            agent: self.hosted.called(named.as_ref()),
+            agent: self.hosted.called(named),
             method: parts.method.as_str(),
             path: parts.uri.path(),
             of_mesh: mesh_api::is_of_mesh(parts),
@@ -161,6 +164,7 @@ impl Pipeline {
         peer: &PeerIdentity,
         share: &Arc<Peer>,
         request: Request<Incoming>,
+        named: Option<&AgentName>,
         upgrade: Option<&Upgrade>,
     ) -> Result<Response<ResponseBody>, ProxyError> {
         let (mut parts, body) = request.into_parts();
@@ -172,7 +176,7 @@ impl Pipeline {
         if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
-        self.check_rules(peer, &parts)?;
+        self.check_rules(peer, &parts, named)?;
         exchange.hold(share.request()?);
         exchange.check_size(&body)?;
         let body = body.tapped(exchange.account().tap());
@@ -208,7 +212,7 @@ impl Pipeline {
                     upgrade.ask(&mut parts.headers);
                 }
                 let (mut response, occupied) =
-                    self.backend.send(share, Request::from_parts(parts, body)).await?;
+                    self.backend.send(share, named, Request::from_parts(parts, body)).await?;
                 let checked = Upgrade::check(upgrade, &response).map_err(|reason| occupied.failed(reason));
                 exchange.hold(occupied);
                 checked?;

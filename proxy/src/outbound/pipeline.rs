@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use mesh_shared::config::{Config, Hosting, Origin};
 use mesh_shared::local_api::{SeenCertificate, SeenCertificates};
@@ -151,17 +151,22 @@ impl Pipeline {
     }
 
     /// What registryd of this host is asked is for all programs.
-    fn check_rules(&self, to: &Destination, parts: &Parts) -> Result<(), ProxyError> {
-        let (peer, agent) = match to {
+    fn check_rules(
+        &self,
+        to: &Destination,
+        agent: Option<&AgentName>,
+        parts: &Parts,
+    ) -> Result<(), ProxyError> {
+        let peer = match to {
             Destination::Registry | Destination::Certificates => return Ok(()),
-            Destination::Node(node) => (Some(Identity::Node(node.clone())), named(&parts.headers)),
+            Destination::Node(node) => Some(Identity::Node(node.clone())),
             // Which node it will be is not known before one is chosen.
-            Destination::Agent(agent) => (None, Some(agent.clone())),
+            Destination::Agent(_) => None,
         };
         let asked = Asked {
             peer: peer.as_ref(),
             caller: self.acts_as.as_ref().map(|agent| &agent.name),
-            agent: agent.as_ref(),
+            agent,
             method: parts.method.as_str(),
             path: parts.uri.path(),
             of_mesh: mesh_api::is_of_mesh(parts),
@@ -215,7 +220,12 @@ impl Pipeline {
         let Wanted { to: destination, prefix } =
             destination::read(&mut parts, only, on_unix_socket, |to, port| self.is_mesh_port(to, port))?;
         exchange.account().uri = parts.uri.clone();
-        self.check_rules(&destination, &parts)?;
+        let agent = match &destination {
+            Destination::Node(_) => headers::named_agent(&parts.headers),
+            Destination::Agent(agent) => Some(agent.clone()),
+            Destination::Registry | Destination::Certificates => None,
+        };
+        self.check_rules(&destination, agent.as_ref(), &parts)?;
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
@@ -249,11 +259,7 @@ impl Pipeline {
         exchange.show();
         let own_path = mesh_api::is_of_mesh(&parts);
         let session = parts.headers.get(headers::MESH_SESSION).cloned();
-        let certified = match (self.hosting, &to) {
-            (Hosting::Claimed, _) => None,
-            (Hosting::Certified, Recipient::Agent(agent)) => Some(agent.clone()),
-            (Hosting::Certified, Recipient::Node(_)) => named(&parts.headers),
-        };
+        let certified = agent.filter(|_| self.hosting == Hosting::Certified);
         let target = Target { to, session, certified, own_path, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
@@ -287,11 +293,6 @@ impl Pipeline {
         response.headers_mut().insert(headers::MESH_SERVED_BY, delivered.endpoint.name_header());
         Ok(response.map(ResponseBody::passing))
     }
-}
-
-/// The agent that a request to a node names.
-fn named(headers: &HeaderMap) -> Option<AgentName> {
-    headers.get(headers::MESH_AGENT)?.to_str().ok()?.parse().ok()
 }
 
 /// Says in the log what kept a request from being answered by who it is for.
