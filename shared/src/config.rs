@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::address::LocalAddr;
-use crate::policy::Hosted;
+use crate::policy::LocalAgents;
 
 pub use mesh::{Discovery, Hosting, Mesh, Seed, StaticPeer, TlsFiles};
 pub use proxy::{
@@ -108,9 +108,9 @@ impl Config {
     }
 
     /// The agents of this node that a policy can tell apart.
-    pub fn hosted(&self) -> Hosted {
+    pub fn local_agents(&self) -> LocalAgents {
         let registered = self.registryd.agents.iter().filter_map(|agent| agent.name.parse().ok());
-        Hosted::of(registered.chain(self.proxy.backend.agents.keys().cloned()).collect())
+        LocalAgents::of(registered.chain(self.proxy.backend.agents.keys().cloned()).collect())
     }
 
     /// Reads and checks a file.

@@ -2,7 +2,7 @@
 //!
 //! | Method, path | Where | For |
 //! |---|---|---|
-//! | GET [`LIVE`] | the sidecar's own unix socket, `proxy.admin.socket` | whoever may open it; with `?node=<node>`, that node's sidecar is asked over the mesh |
+//! | GET [`LOCAL_LIVE`] | the sidecar's own unix socket, `proxy.admin.socket` | whoever may open it; with `?node=<node>`, that node's sidecar is asked over the mesh |
 //! | GET [`MESH_LIVE`] | inbound | the peers that `proxy.live.peers` names; others get 403 [`NOT_PERMITTED`] |
 //!
 //! Both answer with [`CONTENT_TYPE`]: one [`LiveUpdate`] a line, the first at once, then one each second for as long as the
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::{AgentName, NodeName};
 
 /// On the sidecar's own socket.
-pub const LIVE: &str = "/v1/live";
+pub const LOCAL_LIVE: &str = "/v1/live";
 /// On the mesh.
 pub const MESH_LIVE: &str = "/api/mesh/live";
 /// What both answer with.

@@ -295,11 +295,11 @@ pub fn is_of_mesh(path: &str) -> bool {
 pub const OVERRIDES: [&str; 5] =
     ["x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"];
 
-/// The agents that a node tells apart.
+/// The agents of this node.
 #[derive(Debug, Clone)]
-pub struct Hosted(Vec<AgentName>);
+pub struct LocalAgents(Vec<AgentName>);
 
-impl Hosted {
+impl LocalAgents {
     /// These agents, however often each is named.
     pub fn of(mut agents: Vec<AgentName>) -> Self {
         agents.sort();

@@ -31,7 +31,7 @@ use crate::sockets::{LocalListener, Sockets};
 use crate::tls::credentials::{CredentialStore, Credentials, CredentialsError};
 use crate::tls::revocation::Lists;
 use crate::upkeep::ca::Ca;
-use crate::upkeep::lists::Exchange;
+use crate::upkeep::lists::ListExchange;
 use crate::upkeep::renewal::Renewal;
 use crate::upkeep::requests::Requests;
 use crate::upstream::{Nodes, Upstream};
@@ -104,7 +104,7 @@ impl Shared {
         upstream: Arc<Upstream>,
     ) -> Vec<AbortHandle> {
         let requests = Arc::new(Requests::new(upstream));
-        let lists = Exchange::new(
+        let lists = ListExchange::new(
             self.lists.clone(),
             self.credentials.clone(),
             self.roster.clone(),

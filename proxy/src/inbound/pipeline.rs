@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use mesh_shared::config::Config;
-use mesh_shared::policy::{Asked, Hosted};
+use mesh_shared::policy::{Asked, LocalAgents};
 use mesh_shared::{AgentName, Identity};
 
 use crate::access_log::Subject;
@@ -38,7 +38,7 @@ pub struct Pipeline {
     ca: CaLink,
     lists: Arc<ListsApi>,
     policies: Arc<PolicyStore>,
-    hosted: Hosted,
+    local_agents: LocalAgents,
     rules: Rules,
     node: String,
     /// The agents that live here; others are not told apart.
@@ -68,7 +68,7 @@ impl Pipeline {
             ca: CaLink::new(config),
             lists,
             policies,
-            hosted: config.hosted(),
+            local_agents: config.local_agents(),
             rules: Rules::new(proxy),
             node,
             agents: config.registryd.agents.iter().map(|agent| agent.name.clone()).collect(),
@@ -135,7 +135,7 @@ impl Pipeline {
         let asked = Asked {
             peer: Some(peer.identity()),
             caller: None,
-            agent: self.hosted.called(named),
+            agent: self.local_agents.called(named),
             method: parts.method.as_str(),
             path: parts.uri.path(),
             of_mesh: mesh_api::is_of_mesh(parts),

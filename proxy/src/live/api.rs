@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_shared::NodeName;
-use mesh_shared::live::{CONTENT_TYPE as NDJSON, LIVE, MAX_CONNECTIONS, MESH_LIVE};
+use mesh_shared::live::{CONTENT_TYPE as NDJSON, LOCAL_LIVE, MAX_CONNECTIONS, MESH_LIVE};
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
@@ -109,11 +109,11 @@ impl OwnSocket {
 /// # Errors
 /// Something else is asked for.
 fn wanted(method: &Method, uri: &Uri) -> Result<Option<NodeName>, ProxyError> {
-    if uri.path() != LIVE {
-        return Err(ProxyError::BadDestination(format!("there is only {LIVE} on this socket")));
+    if uri.path() != LOCAL_LIVE {
+        return Err(ProxyError::BadDestination(format!("there is only {LOCAL_LIVE} on this socket")));
     }
     if method != Method::GET {
-        return Err(ProxyError::MethodNotAllowed { path: LIVE, allowed: "GET" });
+        return Err(ProxyError::MethodNotAllowed { path: LOCAL_LIVE, allowed: "GET" });
     }
     let mut node = None;
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -163,6 +163,6 @@ mod tests {
         for bad in ["/v1/live?node=", "/v1/live?node=a/b", "/v1/live?nodes=ct111", "/v1/live?node", "/v1"] {
             assert_eq!(wanted(bad), None, "{bad}");
         }
-        assert!(super::wanted(&Method::POST, &LIVE.parse().unwrap()).is_err());
+        assert!(super::wanted(&Method::POST, &LOCAL_LIVE.parse().unwrap()).is_err());
     }
 }

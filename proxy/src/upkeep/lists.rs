@@ -36,7 +36,7 @@ const LEFT_ALONE: Duration = Duration::from_secs(3600);
 const DISTRUSTED: Duration = Duration::from_secs(300);
 
 /// The exchange of lists with peers.
-pub struct Exchange {
+pub struct ListExchange {
     lists: Arc<Lists>,
     credentials: Arc<CredentialStore>,
     roster: Arc<RosterStore>,
@@ -45,7 +45,7 @@ pub struct Exchange {
     under_way: Arc<Semaphore>,
 }
 
-impl Exchange {
+impl ListExchange {
     /// Nothing is sent yet.
     pub fn new(
         lists: Arc<Lists>,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use mesh_shared::live::{EndedExchange, LIVE, LiveExchange, LiveUpdate};
+use mesh_shared::live::{EndedExchange, LOCAL_LIVE, LiveExchange, LiveUpdate};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::name::NodeName;
 use tokio::time::{sleep, timeout};
@@ -51,8 +51,8 @@ impl Feed {
     /// As there.
     pub async fn of(daemon: Daemon, node: Option<&NodeName>) -> Result<Self, ClientError> {
         let path = match node {
-            Some(node) => format!("{LIVE}?node={node}"),
-            None => LIVE.into(),
+            Some(node) => format!("{LOCAL_LIVE}?node={node}"),
+            None => LOCAL_LIVE.into(),
         };
         let body = daemon.follow(&path, HeaderMap::new()).await?;
         Ok(Self { daemon, path, body, unread: Vec::new() })

@@ -99,7 +99,7 @@ fn explain(config: &Config, args: &ExplainArgs) -> (Action, String) {
             return (Action::Deny, "proxy.policy.allow, which does not name it".into());
         }
     }
-    let hosted = config.hosted();
+    let hosted = config.local_agents();
     let agent = match args.outbound {
         true => args.agent.as_ref(),
         false => hosted.called(args.agent.as_ref()),
