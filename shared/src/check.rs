@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{self, Leaf, MaterialError, TrustBundle};
+use crate::config::keys::DEFAULT_STATE_DIR;
 use crate::config::{Config, TlsFiles};
 use crate::material::{Coverage, Material};
 use crate::revocation::{self, InForce, RevocationList};
@@ -104,7 +105,7 @@ pub fn mesh_proxy(config: &Config) -> Vec<Check> {
     report.folder(&Folder {
         key: "proxy.state_dir",
         path: &config.proxy.state_dir,
-        made_by_unit: Path::new("/var/lib/mesh-proxy"),
+        made_by_unit: Path::new(DEFAULT_STATE_DIR),
         without: (Outcome::Warning, "after a restart the mesh is unknown until registryd answers"),
     });
     report.checks

@@ -16,6 +16,7 @@ use clap::Args;
 use mesh_ca::{hex, sha256};
 use mesh_enrolment::{Token, enrol};
 use mesh_shared::certificate::{Leaf, TrustBundle, located};
+use mesh_shared::config::keys::DEFAULT_STATE_DIR;
 use mesh_shared::config::{DEFAULT_PATH, PATH_VARIABLE};
 use mesh_shared::enrolment::{DEFAULT_SOCKET, Enrolled};
 use mesh_shared::identity::Identity;
@@ -43,7 +44,7 @@ pub struct JoinArgs {
     #[arg(long, value_name = "FILE", env = PATH_VARIABLE, default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// mesh-proxy's folder; key and certificate go below it, into tls/
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/mesh-proxy")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     /// The user that mesh-proxy runs as
     #[arg(long, value_name = "USER", default_value = USER)]

@@ -1,12 +1,14 @@
 //! The live view of a sidecar (`mesh_shared::live`), read line by line from this host's own one.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use mesh_shared::config::Admin;
+use mesh_shared::config::keys::DEFAULT_STATE_DIR;
 use mesh_shared::live::{EndedExchange, LOCAL_LIVE, LiveExchange, LiveUpdate};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::name::NodeName;
@@ -16,8 +18,6 @@ use crate::output::{LINE_CHARS, one_line};
 use crate::{Failure, Global};
 use mesh_client::{ClientError, Daemon};
 
-/// Where mesh-proxy's socket is unless the configuration says otherwise.
-const DEFAULT_SOCKET: &str = "/var/lib/mesh-proxy/admin.sock";
 /// Lines come each second. After so long without one, something is wrong on the way.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Between two attempts to reach the sidecar again.
@@ -39,9 +39,10 @@ impl Feed {
     /// # Errors
     /// The sidecar is away or too old, or the node does not permit it.
     pub async fn open(node: Option<&NodeName>, global: &Global) -> Result<Self, Failure> {
-        let socket = global
-            .config()?
-            .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |config| config.proxy.admin.socket);
+        let socket = global.config()?.map_or_else(
+            || Admin::default_socket(Path::new(DEFAULT_STATE_DIR)),
+            |config| config.proxy.admin.socket,
+        );
         Ok(Self::of(Daemon::Admin(socket), node).await?)
     }
 

@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use mesh_shared::config::keys::DEFAULT_REGISTRYD_SOCKET;
 use mesh_shared::config::{self, Config, ConfigError};
 use mesh_shared::identity::Identity;
 use mesh_shared::name::{NameError, NodeName};
@@ -57,9 +58,6 @@ fn own_config(path: &Path) -> Result<Option<Config>, ConfigError> {
         _ => Config::load(path).map(Some),
     }
 }
-
-/// Where registryd listens unless the configuration says otherwise.
-const DEFAULT_SOCKET: &str = "/run/mesh/registryd.sock";
 
 /// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
 #[derive(Debug, Parser)]
@@ -302,7 +300,9 @@ impl Global {
     pub fn registryd(&self) -> Result<Daemon, ConfigError> {
         let socket = match &self.socket {
             Some(socket) => socket.clone(),
-            None => self.config()?.map_or_else(|| DEFAULT_SOCKET.into(), |config| config.registryd.socket),
+            None => self
+                .config()?
+                .map_or_else(|| DEFAULT_REGISTRYD_SOCKET.into(), |config| config.registryd.socket),
         };
         Ok(Daemon::Registryd(socket))
     }

@@ -3,6 +3,13 @@
 //! The readers take the ranges of numbers from this table. The JSON Schema ([`schema`](super::schema)) and the reference
 //! ([`reference`](super::reference)) are made from it, so a key is described once.
 
+use crate::enrolment;
+
+/// `proxy.state_dir` unless it is configured.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-proxy";
+/// `registryd.socket` unless it is configured.
+pub const DEFAULT_REGISTRYD_SOCKET: &str = "/run/mesh/registryd.sock";
+
 /// One key.
 #[derive(Debug)]
 pub struct Key {
@@ -598,7 +605,7 @@ pub const KEYS: &[Key] = &[
     key(
         "proxy.ca_socket",
         Text(PATH),
-        Is("/run/mesh-ca/ca.sock"),
+        Is(enrolment::DEFAULT_SOCKET),
         "Where `meshctl ca serve` answers, if it runs on this host.",
     ),
     section("proxy.tls", "What peers and this node must agree on in a handshake."),
@@ -625,7 +632,7 @@ pub const KEYS: &[Key] = &[
     key(
         "proxy.state_dir",
         Text(PATH),
-        Is("/var/lib/mesh-proxy"),
+        Is(DEFAULT_STATE_DIR),
         "Keeps the last known mesh and the newest revocation lists, for a start without registryd.",
     ),
     number(
@@ -668,7 +675,7 @@ pub const KEYS: &[Key] = &[
     key(
         "registryd.socket",
         Text(PATH),
-        Is("/run/mesh/registryd.sock"),
+        Is(DEFAULT_REGISTRYD_SOCKET),
         "The unix socket for mesh-proxy and meshctl.",
     ),
     key(

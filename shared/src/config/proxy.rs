@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::keys::DEFAULT_STATE_DIR;
 use super::yaml::{Section, repeated};
 use crate::address::{self, BackendAddr, LocalAddr, LoopbackAddr};
-use crate::enrolment::DEFAULT_SOCKET;
+use crate::enrolment;
 use crate::identity::Identity;
 use crate::name::{AgentName, NodeName};
 use crate::policy::{Action, PeerPattern, Rule, Rules};
@@ -57,6 +58,13 @@ pub struct Admin {
     pub socket: PathBuf,
     /// Whether the configuration names it. Where it does not, the sidecar also starts without it.
     pub socket_is_named: bool,
+}
+
+impl Admin {
+    /// [`Admin::socket`] unless configured.
+    pub fn default_socket(state_dir: &Path) -> PathBuf {
+        state_dir.join("admin.sock")
+    }
 }
 
 /// How strong a handshake has to be, in both directions.
@@ -516,7 +524,7 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
     };
     policy.finish();
 
-    let state_dir = section.string("state_dir").map_or_else(|| "/var/lib/mesh-proxy".into(), PathBuf::from);
+    let state_dir = section.string("state_dir").map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from);
     let admin = admin(section.section("admin"), &state_dir);
 
     let live = section.section("live");
@@ -537,7 +545,9 @@ pub(super) fn read(section: Section<'_>) -> Proxy {
         admin,
         live_peers,
         crl_path: section.string("crl_path").map(PathBuf::from),
-        ca_socket: section.string("ca_socket").map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
+        ca_socket: section
+            .string("ca_socket")
+            .map_or_else(|| enrolment::DEFAULT_SOCKET.into(), PathBuf::from),
         tls: tls(section.section("tls")),
         state_dir,
         threads: section.number("threads").unwrap_or(1) as usize,
@@ -558,7 +568,7 @@ fn admin(section: Section<'_>, state_dir: &Path) -> Admin {
     Admin {
         listen,
         socket_is_named: socket.is_some(),
-        socket: socket.unwrap_or_else(|| state_dir.join("admin.sock")),
+        socket: socket.unwrap_or_else(|| Admin::default_socket(state_dir)),
     }
 }
 

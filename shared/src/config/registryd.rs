@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::keys::DEFAULT_REGISTRYD_SOCKET;
 use super::store::{self, Store, StoreKind};
 use super::yaml::{Item, Section, repeated};
 use crate::address::LoopbackAddr;
@@ -93,7 +94,7 @@ pub(super) fn read(section: Section<'_>) -> Registryd {
         capabilities: texts("capabilities"),
         metadata: section.json_map("metadata"),
         role: section.string("role").unwrap_or_else(|| "agent".into()),
-        socket: section.string("socket").map_or_else(|| "/run/mesh/registryd.sock".into(), PathBuf::from),
+        socket: section.string("socket").map_or_else(|| DEFAULT_REGISTRYD_SOCKET.into(), PathBuf::from),
         sidecar_user: section.string("sidecar_user").unwrap_or_else(|| "mesh-proxy".into()),
         forget_after,
         metrics: metrics_listen,
