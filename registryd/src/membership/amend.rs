@@ -7,7 +7,8 @@ use mesh_shared::json;
 use mesh_shared::registry::{MESH_METADATA, Node, Registry, Status};
 use serde_json::Value;
 
-use super::{Membership, Now, after, same_claims, successor};
+use super::member::{after, same_claims, successor};
+use super::{Membership, Now};
 
 /// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
 /// `status`, which says `offline` while the node is down for the update, and `updating` also while a sidecar stops.

@@ -1,3 +1,5 @@
+use mesh_shared::event::Kind;
+use mesh_shared::registry::{END_OF_TIME_MS, Registry};
 use serde_json::json;
 
 use super::*;
