@@ -3,6 +3,7 @@
 //! An open port for datagrams with forged senders is a weapon; so answers are small (see
 //! [`zone`]), nothing is recursive and no request can make the server wait.
 
+pub mod answer;
 pub mod feed;
 pub mod zone;
 
@@ -18,7 +19,8 @@ use tokio::sync::watch;
 
 use crate::connections::{Connections, Place};
 use crate::state::{Counters, State};
-use zone::{Transport, Zone, answer};
+use answer::{Transport, answer};
+use zone::Zone;
 
 /// The zone now; `None` until registryd has read its registry for the first time. It is changed in place, between two
 /// answers.

@@ -29,7 +29,8 @@ use mesh_shared::registry::{Entry, Node, Registry, VERSION};
 use mesh_shared::{AgentName, Identity, LocalAddr, LoopbackAddr, NodeName};
 use mesh_telemetry::TraceContext;
 use registryd::backend::etcd::{Key, Keys};
-use registryd::dns_server::zone::{Transport, Zone, ZoneNode, answer};
+use registryd::dns_server::answer::{Transport, answer};
+use registryd::dns_server::zone::{Zone, ZoneNode};
 use registryd::membership::admission::{
     MAX_EXTRA_BYTES, MAX_ITEMS, MAX_TEXT_BYTES, Surroundings, admit, registrant,
 };

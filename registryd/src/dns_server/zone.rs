@@ -1,4 +1,4 @@
-//! What the DNS server knows and how it answers: from bytes to bytes, no socket.
+//! What the DNS server knows, and what it says about a name.
 //!
 //! | Name | Records |
 //! |---|---|
@@ -15,33 +15,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{NS, PTR, SOA, SRV, TXT};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use mesh_shared::NodeName;
 use mesh_shared::name::MESH_ZONE;
 
 /// How long others may keep a record, in seconds: short, the registry changes under them.
-const TTL: u32 = 10;
+pub const TTL: u32 = 10;
 /// How long others may keep "does not exist", in seconds: shorter, a node may be about to join.
 const NEGATIVE_TTL: u32 = 5;
-/// The largest UDP answer, in bytes: fits an unfragmented IPv6 packet (DNS flag day 2020).
-const UDP_PAYLOAD_MAX: u16 = 1232;
-/// The largest UDP answer to a client without EDNS, in bytes (RFC 1035, 4.2.1).
-const UDP_PAYLOAD_PLAIN: u16 = 512;
-
 /// The label below the zone under which agents are found.
 const AGENTS: &str = "agent";
-
-/// How a request came in; decides how large the answer may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// A datagram; an answer that is too large is marked as truncated.
-    Udp,
-    /// A connection; the answer is complete.
-    Tcp,
-}
 
 /// A node as the DNS server shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +122,51 @@ impl Zone {
         Some(nodes.iter().filter_map(|node| self.nodes.get(node)).filter(|node| node.healthy).collect())
     }
 
-    fn soa(&self) -> Record {
+    /// What there is to say about a name, as far as it is asked for.
+    ///
+    /// # Errors
+    /// The code of an answer that says nothing: REFUSED outside the zone, NXDOMAIN, and SERVFAIL for what is being found out.
+    pub fn say(&self, name: &Name, kind: RecordType) -> Result<Said, ResponseCode> {
+        let mut said = Said::default();
+        match owner(self, name) {
+            Owner::Outside => return Err(ResponseCode::Refused),
+            Owner::Unknown => return Err(ResponseCode::ServFail),
+            Owner::Missing => return Err(ResponseCode::NXDomain),
+            Owner::Empty => {}
+            Owner::Reverse(nodes) if asks(kind, RecordType::PTR) => {
+                said.answers.extend(nodes.iter().map(|node| RData::PTR(PTR(node_host(node)))));
+            }
+            Owner::Reverse(_) => return Err(ResponseCode::Refused),
+            Owner::Apex => {
+                if asks(kind, RecordType::SOA) {
+                    said.answers.push(self.soa().data);
+                }
+                if asks(kind, RecordType::NS) {
+                    said.answers.push(RData::NS(NS(node_host(&self.own))));
+                    said.additionals = self.nodes.get(&self.own).map(address_records).unwrap_or_default();
+                }
+            }
+            Owner::Node(node) => {
+                said.addresses(&[node], kind)?;
+                said.services(&[node], kind);
+                said.answers.extend(agents(node).filter(|_| asks(kind, RecordType::TXT)));
+            }
+            Owner::Agent(nodes) => {
+                said.addresses(&nodes, kind)?;
+                said.services(&nodes, kind);
+            }
+            Owner::Service(nodes) => said.services(&nodes, kind),
+        }
+        Ok(said)
+    }
+
+    /// Whether a name is outside the zone.
+    pub fn is_outside(&self, name: &Name) -> bool {
+        matches!(owner(self, name), Owner::Outside)
+    }
+
+    /// The record that goes with an answer of the zone that has no other.
+    pub fn soa(&self) -> Record {
         let soa = SOA::new(
             node_host(&self.own),
             name_of(&["hostmaster", MESH_ZONE]),
@@ -160,63 +189,16 @@ fn remove<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<NodeName>>, k
     }
 }
 
-/// Answers one request, whatever its bytes are; `zone` is `None` while nothing is known yet.
-///
-/// `None` where an answer would be wrong: not even a DNS header, or itself an answer (two servers would
-/// otherwise talk to each other forever).
-pub fn answer(zone: Option<&Zone>, request: &[u8], transport: Transport) -> Option<Vec<u8>> {
-    let header = Header::read(&mut BinDecoder::new(request)).ok()?;
-    if header.message_type == MessageType::Response {
-        return None;
-    }
-    let mut reply = Message::response(header.id, header.op_code);
-    reply.metadata = Metadata::response_from_request(&header.metadata);
-    let mut limit = match transport {
-        Transport::Udp => UDP_PAYLOAD_PLAIN,
-        Transport::Tcp => u16::MAX,
-    };
-    // The count is checked before the body is decoded: it decides how much the decoder allocates.
-    if header.op_code != OpCode::Query {
-        reply.metadata.response_code = ResponseCode::NotImp;
-        return encode(reply, limit);
-    }
-    let query = match header.counts.queries {
-        1 => Message::from_vec(request).ok(),
-        _ => None,
-    };
-    let Some((question, edns)) =
-        query.and_then(|query| Some((query.queries.into_iter().next()?, query.edns)))
-    else {
-        reply.metadata.response_code = ResponseCode::FormErr;
-        return encode(reply, limit);
-    };
-    reply.add_query(question.clone());
-    if let Some(edns) = edns {
-        let mut own = Edns::new();
-        own.set_max_payload(UDP_PAYLOAD_MAX);
-        reply.set_edns(own);
-        if transport == Transport::Udp {
-            limit = edns.max_payload().clamp(UDP_PAYLOAD_PLAIN, UDP_PAYLOAD_MAX);
-        }
-        if edns.version() > 0 {
-            reply.metadata.response_code = ResponseCode::BADVERS;
-            return encode(reply, limit);
-        }
-    }
-    fill(&mut reply, zone, &question, transport);
-    encode(reply, limit)
-}
-
 /// What a name in a question stands for.
 enum Owner<'z> {
     Apex,
     Node(&'z ZoneNode),
     /// `_tcp.<node>.mesh`: there only because something is below it.
     Empty,
-    Service(&'z ZoneNode),
     /// An agent, with the nodes that take its tasks.
     Agent(Vec<&'z ZoneNode>),
-    AgentService(Vec<&'z ZoneNode>),
+    /// The service of a node or an agent, with the nodes where it is.
+    Service(Vec<&'z ZoneNode>),
     Reverse(&'z BTreeSet<NodeName>),
     /// A node that has not answered for itself yet, and what is below it.
     Unknown,
@@ -250,8 +232,8 @@ fn owner<'z>(zone: &'z Zone, name: &Name) -> Owner<'z> {
             if is(tcp, "_tcp") && is(service, "_mesh") && is(below, AGENTS) =>
         {
             match (agent, node(below)) {
-                ([], Some(node)) => Owner::Service(node),
-                _ => zone.hosts(agent).map_or(Owner::Missing, Owner::AgentService),
+                ([], Some(node)) => Owner::Service(vec![node]),
+                _ => zone.hosts(agent).map_or(Owner::Missing, Owner::Service),
             }
         }
         [tcp, agent @ .., below, _] if is(tcp, "_tcp") && is(below, AGENTS) && !agent.is_empty() => {
@@ -262,131 +244,53 @@ fn owner<'z>(zone: &'z Zone, name: &Name) -> Owner<'z> {
         }
         [tcp, host, _] if is(tcp, "_tcp") => node(host).map_or(Owner::Missing, |_| Owner::Empty),
         [service, tcp, host, _] if is(tcp, "_tcp") && is(service, "_mesh") => {
-            node(host).map_or(Owner::Missing, Owner::Service)
+            node(host).map_or(Owner::Missing, |node| Owner::Service(vec![node]))
         }
         _ => Owner::Missing,
     }
 }
 
-fn fill(reply: &mut Message, zone: Option<&Zone>, question: &Query, transport: Transport) {
-    let (name, kind) = (question.name(), question.query_type());
-    let meta = &mut reply.metadata;
-    if question.query_class() != DNSClass::IN || matches!(kind, RecordType::AXFR | RecordType::IXFR) {
-        meta.response_code = ResponseCode::Refused;
-        return;
+/// What there is to say about a name.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Of the name itself.
+    pub answers: Vec<RData>,
+    /// What helps whoever asked to go on.
+    pub additionals: Vec<Record>,
+}
+
+impl Said {
+    /// # Errors
+    /// SERVFAIL while no node's addresses are known.
+    fn addresses(&mut self, nodes: &[&ZoneNode], kind: RecordType) -> Result<(), ResponseCode> {
+        if !asks(kind, RecordType::A) && !asks(kind, RecordType::AAAA) {
+            return Ok(());
+        }
+        if !nodes.is_empty() && nodes.iter().all(|node| node.addresses.is_none()) {
+            return Err(ResponseCode::ServFail);
+        }
+        for address in nodes.iter().flat_map(|node| node.addresses.iter().flatten()) {
+            let data = RData::from(*address);
+            if asks(kind, data.record_type()) && !self.answers.contains(&data) {
+                self.answers.push(data);
+            }
+        }
+        Ok(())
     }
-    let Some(zone) = zone else {
-        let top = name.iter().next_back();
-        let ours = top.is_some_and(|top| {
-            [MESH_ZONE, "arpa"].iter().any(|zone| top.eq_ignore_ascii_case(zone.as_bytes()))
-        });
-        meta.response_code = if ours { ResponseCode::ServFail } else { ResponseCode::Refused };
-        return;
-    };
-    let owner = owner(zone, name);
-    if kind == RecordType::ANY && transport == Transport::Udp && !matches!(owner, Owner::Outside) {
-        // Everything at once only over a connection, whose address cannot be forged (RFC 8482, 4.4).
-        meta.truncation = true;
-        return;
-    }
-    let asked = |record: RecordType| kind == record || kind == RecordType::ANY;
-    let mut add = |data| {
-        // The name as it was asked, in that case: some resolvers compare.
-        reply.answers.push(Record::from_rdata(name.clone(), TTL, data));
-    };
-    match owner {
-        Owner::Outside => {
-            meta.response_code = ResponseCode::Refused;
+
+    fn services(&mut self, nodes: &[&ZoneNode], kind: RecordType) {
+        if !asks(kind, RecordType::SRV) {
             return;
         }
-        Owner::Reverse(nodes) if asked(RecordType::PTR) => {
-            nodes.iter().for_each(|node| add(RData::PTR(PTR(node_host(node)))));
+        for node in nodes.iter().filter(|node| node.port > 0) {
+            self.answers.push(RData::SRV(SRV::new(0, 0, node.port, node_host(&node.name))));
+            self.additionals.extend(address_records(node));
         }
-        Owner::Reverse(_) => {
-            meta.response_code = ResponseCode::Refused;
-            return;
-        }
-        Owner::Unknown => {
-            meta.response_code = ResponseCode::ServFail;
-            return;
-        }
-        Owner::Missing => meta.response_code = ResponseCode::NXDomain,
-        Owner::Empty => {}
-        Owner::Apex => {
-            if asked(RecordType::SOA) {
-                let soa = zone.soa();
-                add(soa.data);
-            }
-            if asked(RecordType::NS) {
-                add(RData::NS(NS(node_host(&zone.own))));
-                reply.additionals = zone.nodes.get(&zone.own).map(address_records).unwrap_or_default();
-            }
-        }
-        Owner::Node(node) => {
-            if node.addresses.is_none() && (asked(RecordType::A) || asked(RecordType::AAAA)) {
-                meta.response_code = ResponseCode::ServFail;
-                return;
-            }
-            for address in node.addresses.iter().flatten() {
-                let data = RData::from(*address);
-                if asked(data.record_type()) {
-                    add(data);
-                }
-            }
-            if asked(RecordType::SRV)
-                && let Some(srv) = service(node)
-            {
-                add(srv);
-                reply.additionals = address_records(node);
-            }
-            if asked(RecordType::TXT)
-                && let Some(txt) = agents(node)
-            {
-                add(txt);
-            }
-        }
-        Owner::Agent(nodes) => {
-            let unknown = !nodes.is_empty() && nodes.iter().all(|node| node.addresses.is_none());
-            if unknown && (asked(RecordType::A) || asked(RecordType::AAAA)) {
-                meta.response_code = ResponseCode::ServFail;
-                return;
-            }
-            let mut added: Vec<IpAddr> = Vec::new();
-            for address in nodes.iter().flat_map(|node| node.addresses.iter().flatten()) {
-                let data = RData::from(*address);
-                if asked(data.record_type()) && !added.contains(address) {
-                    added.push(*address);
-                    add(data);
-                }
-            }
-            if asked(RecordType::SRV) {
-                nodes.iter().filter_map(|node| service(node)).for_each(&mut add);
-                reply.additionals = nodes.iter().flat_map(|node| address_records(node)).collect();
-            }
-        }
-        Owner::AgentService(nodes) => {
-            if asked(RecordType::SRV) {
-                nodes.iter().filter_map(|node| service(node)).for_each(&mut add);
-                reply.additionals = nodes.iter().flat_map(|node| address_records(node)).collect();
-            }
-        }
-        Owner::Service(node) => {
-            if asked(RecordType::SRV)
-                && let Some(srv) = service(node)
-            {
-                add(srv);
-                reply.additionals = address_records(node);
-            }
-        }
-    }
-    reply.metadata.authoritative = true;
-    if reply.answers.is_empty() {
-        reply.authorities.push(zone.soa());
     }
 }
 
-fn service(node: &ZoneNode) -> Option<RData> {
-    (node.port > 0).then(|| RData::SRV(SRV::new(0, 0, node.port, node_host(&node.name))))
+fn asks(kind: RecordType, record: RecordType) -> bool {
+    kind == record || kind == RecordType::ANY
 }
 
 /// A string is at most 255 bytes long (RFC 1035, 3.3); a longer name is left out, not cut into another one.
@@ -401,17 +305,6 @@ fn address_records(node: &ZoneNode) -> Vec<Record> {
     addresses.map(|address| Record::from_rdata(node_host(&node.name), TTL, RData::from(*address))).collect()
 }
 
-/// The bytes of a reply that fits `limit`: complete, or else without additional records (nobody needs them), or
-/// else empty and marked as truncated, so that the client comes back over TCP.
-fn encode(mut reply: Message, limit: u16) -> Option<Vec<u8>> {
-    let fits = |reply: &Message| reply.to_vec().ok().filter(|bytes| bytes.len() <= usize::from(limit));
-    if let Some(bytes) = fits(&reply) {
-        return Some(bytes);
-    }
-    reply.additionals.clear();
-    fits(&reply).or_else(|| fits(&reply.truncate()))
-}
-
 fn node_host(node: &NodeName) -> Name {
     name_of(&[node.as_str(), MESH_ZONE])
 }
@@ -423,11 +316,8 @@ fn name_of(labels: &[&str]) -> Name {
     name
 }
 
-fn arpa_name(address: IpAddr) -> Name {
+pub(super) fn arpa_name(address: IpAddr) -> Name {
     let mut name = Name::from(address);
     name.set_fqdn(true);
     name
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,8 @@
 use std::str::FromStr;
 
+use hickory_proto::rr::{Name, RData};
+
+use super::super::zone::{ZoneNode, arpa_name};
 use super::*;
 
 fn node(name: &str, addresses: &[&str], agents: &[&str]) -> ZoneNode {
