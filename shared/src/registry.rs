@@ -3,32 +3,27 @@
 //! Other programs write this file too, so what is not understood here is kept: unknown fields on
 //! nodes and at the top, and whole entries that are not nodes.
 
-use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::time::Duration;
+mod entry;
+mod lenient;
+mod node;
 
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::json;
 use crate::name::NodeName;
+
+pub use entry::Entry;
+pub use lenient::END_OF_TIME_MS;
+use lenient::Time;
+pub use node::{MESH_METADATA, Node, Status, TTL_MS};
 
 /// The only version of the file format there is.
 pub const VERSION: u64 = 1;
 /// Largest content that is read as a registry, in bytes: far above what any mesh fills.
 pub const MAX_BYTES: u64 = 64 << 20;
-/// No time is that late, epoch ms. Such a number reads as none: not every program has it exactly, and counting on
-/// from it would end.
-pub const END_OF_TIME_MS: u64 = 1 << 53;
-
-/// The key in `metadata` below which this project keeps what it publishes.
-pub const MESH_METADATA: &str = "mesh";
-const TTL: &str = "ttlMs";
-const AGENTS_DOWN: &str = "agentsDown";
-/// Thresholds that any node can have, in ms; as for `mesh.stale_threshold_ms`.
-pub const TTL_MS: RangeInclusive<u64> = 200..=604_800_000;
-
 /// The whole file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registry {
@@ -40,232 +35,6 @@ pub struct Registry {
     pub updated_at: u64,
     /// Fields of other programs: key and value as they stand in the file.
     further: Vec<(String, String)>,
-}
-
-/// One entry: a node, or something that another program put there.
-///
-/// What is not changed is written back exactly as it was read. Cloning is cheap (a reference count).
-#[derive(Debug, Clone)]
-pub struct Entry(Arc<Held>);
-
-#[derive(Debug, Clone)]
-struct Held {
-    /// The entry as it stands in the file.
-    raw: String,
-    /// Its key as it stands there, where that says more than a text can hold.
-    key: Option<String>,
-    name: Option<NodeName>,
-    node: Option<Arc<Node>>,
-    problem: Option<String>,
-}
-
-/// The indent of an entry's line in the file.
-const ENTRY_INDENT: usize = 4;
-
-impl Entry {
-    fn read(raw: &str, key: Option<String>) -> Self {
-        let (node, problem) = match json::read::<Node>(raw) {
-            Ok(node) => (Some(node), None),
-            // Without a name it is not meant to be one.
-            Err(error) => {
-                let named = json::read::<Value>(raw).is_ok_and(|value| value["name"].is_string());
-                (None, named.then(|| error.to_string()))
-            }
-        };
-        let name = node.as_ref().and_then(Node::node_name);
-        Self(Arc::new(Held { raw: raw.into(), key, name, node: node.map(Arc::new), problem }))
-    }
-
-    /// An entry as a store keeps it by itself; `None` for what is not JSON.
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?;
-        json::check(text).ok()?;
-        Some(Self::read(text, None))
-    }
-
-    /// The node, if this entry has at least a name and a host.
-    pub fn node(&self) -> Option<&Arc<Node>> {
-        self.0.node.as_ref()
-    }
-
-    /// Why the entry does not count as a node although it has a name.
-    pub fn problem(&self) -> Option<&str> {
-        self.0.problem.as_deref()
-    }
-
-    /// The entry as it stands in the file.
-    pub fn text(&self) -> &str {
-        &self.0.raw
-    }
-
-    /// Makes the entry say what `node` says. What it says already stays as another program wrote it.
-    pub fn update(&mut self, node: Node) {
-        let wanted = serde_json::to_value(&node).unwrap_or_default();
-        let held = Arc::make_mut(&mut self.0);
-        held.raw = json::updated(&held.raw, &wanted, ENTRY_INDENT);
-        (held.name, held.problem) = (node.node_name(), None);
-        held.node = Some(Arc::new(node));
-    }
-
-    /// Marks the node offline, as of `last_seen` if given, and leaves everything else as another program wrote it.
-    pub fn mark_offline(&mut self, last_seen: Option<u64>) {
-        let held = Arc::make_mut(&mut self.0);
-        let Some(node) = held.node.as_mut().map(Arc::make_mut) else { return };
-        node.status = Status::Offline;
-        held.raw = json::with(&held.raw, "status", &Status::Offline.as_str().into(), ENTRY_INDENT);
-        if let Some(last_seen) = last_seen {
-            node.last_seen = last_seen;
-            held.raw = json::with(&held.raw, "lastSeen", &last_seen.into(), ENTRY_INDENT);
-        }
-    }
-}
-
-impl From<Node> for Entry {
-    fn from(node: Node) -> Self {
-        // A struct of texts and numbers cannot fail to serialize.
-        let value = serde_json::to_value(&node).unwrap_or_default();
-        let raw = json::pretty(&value, ENTRY_INDENT);
-        let name = node.node_name();
-        Self(Arc::new(Held { raw, key: None, name, node: Some(Arc::new(node)), problem: None }))
-    }
-}
-
-/// Whether both say the same, however they are written.
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-            || self.text() == other.text()
-            || (self.node() == other.node()
-                && json::read::<Value>(self.text()).ok() == json::read::<Value>(other.text()).ok())
-    }
-}
-
-/// A node as it stands in the registry. Nothing in it is verified: names, hosts and addresses are
-/// claims that a handshake has yet to confirm.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Node {
-    /// The key of the entry; stays the same for as long as the node is registered.
-    #[serde(default, deserialize_with = "lenient_text")]
-    pub id: String,
-    /// The node's name, as in its certificate.
-    pub name: String,
-    /// `agent` unless said otherwise. Only agents heartbeat.
-    #[serde(default, deserialize_with = "lenient_role", skip_serializing_if = "Option::is_none")]
-    pub role: Option<String>,
-    /// Names of the agents that live there.
-    #[serde(default, deserialize_with = "lenient_list")]
-    pub agents: Vec<String>,
-    /// The address other nodes dial when `<name>.mesh` does not resolve.
-    pub host: String,
-    /// The sidecar's inbound port; 0 where the entry has none that can be dialled.
-    #[serde(default, deserialize_with = "lenient_port")]
-    pub port: u16,
-    /// Model providers in use there.
-    #[serde(default, deserialize_with = "lenient_list")]
-    pub providers: Vec<String>,
-    /// Models in use there.
-    #[serde(default, deserialize_with = "lenient_list")]
-    pub models: Vec<String>,
-    /// What the node can do, in the operator's words.
-    #[serde(default, deserialize_with = "lenient_list")]
-    pub capabilities: Vec<String>,
-    /// Last known state.
-    #[serde(default, deserialize_with = "lenient_status")]
-    pub status: Status,
-    /// The last heartbeat, epoch ms on the node's own clock.
-    #[serde(default, deserialize_with = "epoch_ms")]
-    pub last_seen: u64,
-    /// The first registration, epoch ms.
-    #[serde(default, deserialize_with = "epoch_ms")]
-    pub registered_at: u64,
-    /// The version of the software that registered the node.
-    #[serde(default, deserialize_with = "lenient_text")]
-    pub version: String,
-    /// Anything else the operator wants to say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Value>,
-    /// Fields of other programs, kept as they are.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl Node {
-    /// The name as a valid one; `None` where another program wrote something else.
-    pub fn node_name(&self) -> Option<NodeName> {
-        self.name.parse().ok()
-    }
-
-    /// Whether its role is `agent`, as it is unless said otherwise.
-    pub fn is_agent(&self) -> bool {
-        self.role.as_deref().is_none_or(|role| role == "agent")
-    }
-
-    /// Whether this node heartbeats and can go stale: agents do, and whoever says after which time.
-    pub fn heartbeats(&self) -> bool {
-        self.is_agent() || self.ttl().is_some()
-    }
-
-    /// The silence after which this node counts as offline, by its own account (`metadata.mesh.ttlMs`).
-    pub fn ttl(&self) -> Option<Duration> {
-        let ms = self.metadata.as_ref()?.get(MESH_METADATA)?.get(TTL)?.as_u64()?;
-        Some(Duration::from_millis(ms.clamp(*TTL_MS.start(), *TTL_MS.end())))
-    }
-
-    /// Says after which silence this node counts as offline. Metadata that is not an object stays as it is.
-    pub fn set_ttl(&mut self, ttl: Duration) {
-        self.set_published(TTL, Some((ttl.as_millis() as u64).into()));
-    }
-
-    /// Says which of this node's agents do not answer.
-    pub fn set_agents_down(&mut self, agents: &[String]) {
-        self.set_published(AGENTS_DOWN, (!agents.is_empty()).then(|| agents.into()));
-    }
-
-    fn set_published(&mut self, key: &str, value: Option<Value>) {
-        let metadata = self.metadata.get_or_insert_with(|| Value::Object(Map::new()));
-        let Some(metadata) = metadata.as_object_mut() else { return };
-        let ours = metadata.entry(MESH_METADATA).or_insert_with(|| Value::Object(Map::new()));
-        if let Some(ours) = ours.as_object_mut() {
-            match value {
-                Some(value) => drop(ours.insert(key.into(), value)),
-                None => drop(ours.remove(key)),
-            }
-        }
-    }
-
-    /// Whether a registryd published this entry, rather than another program.
-    pub fn is_of_registryd(&self) -> bool {
-        self.metadata.as_ref().is_some_and(|metadata| metadata.get(MESH_METADATA).is_some())
-    }
-}
-
-/// A node's state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Heartbeats arrive.
-    Online,
-    /// Its sidecar runs, its agent does not answer.
-    Degraded,
-    /// Being updated; takes no tasks.
-    Updating,
-    /// No heartbeat for longer than the threshold, or it said goodbye; also any word not known here.
-    #[default]
-    #[serde(other)]
-    Offline,
-}
-
-impl Status {
-    /// The word used in `mesh.json`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Online => "online",
-            Self::Offline => "offline",
-            Self::Degraded => "degraded",
-            Self::Updating => "updating",
-        }
-    }
 }
 
 /// Why a text is not a registry.
@@ -361,7 +130,8 @@ impl Registry {
         for (key, raw) in entries {
             let id = json::key_text(key);
             let key = (quoted(&id) != key).then(|| key.to_owned());
-            let known = before.nodes.get(&id).filter(|known| known.text() == raw && known.0.key == key);
+            let known =
+                before.nodes.get(&id).filter(|known| known.text() == raw && known.key() == key.as_ref());
             let entry = known.cloned().unwrap_or_else(|| Entry::read(raw, key));
             registry.nodes.insert(id, entry);
         }
@@ -371,7 +141,7 @@ impl Registry {
     /// The content to write: indented, with a final newline, so that people can read it.
     pub fn to_json(&self) -> Vec<u8> {
         let keys: Vec<String> =
-            self.nodes.iter().map(|(id, entry)| entry.0.key.clone().unwrap_or_else(|| quoted(id))).collect();
+            self.nodes.iter().map(|(id, entry)| entry.key().cloned().unwrap_or_else(|| quoted(id))).collect();
         let entries = keys.iter().zip(self.nodes.values()).map(|(key, entry)| (key.as_str(), entry.text()));
         let nodes = json::object(entries, 2);
         let (version, updated_at) = (self.version.to_string(), self.updated_at.to_string());
@@ -392,7 +162,7 @@ impl Registry {
     /// The entries that are not shared with `before`: those that were written or read since.
     pub fn entries_since<'r>(&'r self, before: &Self) -> impl Iterator<Item = &'r Entry> {
         let shared = |(id, entry): &(&String, &Entry)| {
-            before.nodes.get(*id).is_some_and(|other| Arc::ptr_eq(&other.0, &entry.0))
+            before.nodes.get(*id).is_some_and(|other| other.is_shared_with(entry))
         };
         self.nodes.iter().filter(move |entry| !shared(entry)).map(|(_, entry)| entry)
     }
@@ -407,7 +177,7 @@ impl Registry {
     pub fn by_name(&self) -> BTreeMap<NodeName, (&String, &Arc<Node>)> {
         let mut by_name: BTreeMap<NodeName, (&String, &Arc<Node>)> = BTreeMap::new();
         for (id, entry) in &self.nodes {
-            let Some((name, node)) = entry.0.name.as_ref().zip(entry.node()) else { continue };
+            let Some((name, node)) = entry.node_name().zip(entry.node()) else { continue };
             let held = by_name.entry(name.clone()).or_insert((id, node));
             *held = later(*held, (id, node));
         }
@@ -416,7 +186,7 @@ impl Registry {
 
     /// The node of this name with its id; the same of several as [`Self::by_name`] has.
     pub fn named(&self, name: &NodeName) -> Option<(&String, &Arc<Node>)> {
-        let entries = self.nodes.iter().filter(|(_, entry)| entry.0.name.as_ref() == Some(name));
+        let entries = self.nodes.iter().filter(|(_, entry)| entry.node_name() == Some(name));
         entries.filter_map(|(id, entry)| Some((id, entry.node()?))).reduce(later)
     }
 }
@@ -428,69 +198,8 @@ fn later<'a>(
     if next.1.last_seen > held.1.last_seen { next } else { held }
 }
 
-/// Times that other programs write as `1.7e12` still count; `null` and what is no time read as 0.
-fn epoch_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::Number(n) => n.as_u64().or_else(|| n.as_f64().map(|ms| ms.max(0.0) as u64)),
-        _ => None,
-    }
-    .filter(|ms| *ms < END_OF_TIME_MS)
-    .unwrap_or(0))
-}
-
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
-}
-
-struct Time(u64);
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        epoch_ms(deserializer).map(Self)
-    }
-}
-
-/// Anything but a text reads as none.
-fn lenient_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::String(text) => text,
-        _ => String::new(),
-    })
-}
-
-fn lenient_role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    lenient_text(deserializer).map(|role| Some(role).filter(|role| !role.is_empty()))
-}
-
-/// `3000.0` and `"3000"` still count; what is not a port reads as 0.
-fn lenient_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::Number(n) => {
-            let whole = n.as_f64().filter(|port| port.fract() == 0.0 && (0.0..65_536.0).contains(port));
-            whole.map_or(0, |port| port as u16)
-        }
-        Value::String(text) => text.parse().unwrap_or(0),
-        _ => 0,
-    })
-}
-
-/// A word that is not known here, and whatever is not a word, reads as offline.
-fn lenient_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error> {
-    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
-}
-
-/// A missing array, `null`, or members that are no texts read as what is left of them.
-fn lenient_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::Array(items) => items
-            .into_iter()
-            .filter_map(|item| match item {
-                Value::String(text) => Some(text),
-                _ => None,
-            })
-            .collect(),
-        _ => Vec::new(),
-    })
 }
 
 #[cfg(test)]
