@@ -221,11 +221,23 @@ impl Chaos {
     /// With what did not hold, and the seed.
     pub async fn run(self) -> Report {
         eprintln!("seed {} (MESH_SEED={} repeats it): {self:?}", self.seed, self.seed);
-        let mesh = Mesh::new();
-        mesh.edit_registry(|registry| {
-            registry["owner"] = json!({"team": "rivet"});
-            registry["counter"] = json!(0);
-        });
+        let Some(mut run) = Run::begin(self).await else { return Report::default() };
+        while !run.is_long_enough() {
+            run.go_on().await;
+            tokio::time::sleep(run.random.time(Duration::from_millis(50))).await;
+        }
+        run.end_careless_writes();
+        run.bring_all_back().await;
+        run.end()
+    }
+
+    /// With a careless program: the first so many nodes live until they say goodbye for good, one after the other, and as
+    /// many register for the first time while the file is being overwritten.
+    fn sixth(&self) -> usize {
+        if self.careless { self.nodes / 6 } else { 0 }
+    }
+
+    async fn prepare_nodes(&self, mesh: &Mesh) -> Vec<Node> {
         let mut nodes = Vec::new();
         for i in 0..self.nodes {
             let plan = mesh.node(&format!("ct{}", 200 + i));
@@ -238,19 +250,44 @@ impl Chaos {
             });
             nodes.push(plan.prepare().await);
         }
-        let mut view = None;
-        if self.mounted {
-            view = View::mount(&mesh.folder().join("shared"), &mesh.folder().join("view"));
-            if view.is_none() {
-                return Report::default();
-            }
-        }
+        nodes
+    }
+}
+
+/// A run under way. What its fields hold ends in their order: threads, the mount, the nodes, the folder.
+struct Run {
+    plan: Chaos,
+    until: Until,
+    _view: Option<View>,
+    nodes: Vec<Node>,
+    mesh: Mesh,
+    expected: Arc<Mutex<Expected>>,
+    reads: Arc<AtomicU64>,
+    /// Since when all nodes that register early have.
+    started: Option<Instant>,
+    random: Random,
+    report: Report,
+}
+
+impl Run {
+    /// `None`: nothing can be mounted on this host.
+    async fn begin(plan: Chaos) -> Option<Self> {
+        let mesh = Mesh::new();
+        mesh.edit_registry(|registry| {
+            registry["owner"] = json!({"team": "rivet"});
+            registry["counter"] = json!(0);
+        });
+        let mut nodes = plan.prepare_nodes(&mesh).await;
+        let view = match plan.mounted {
+            true => Some(View::mount(&mesh.folder().join("shared"), &mesh.folder().join("view"))?),
+            false => None,
+        };
         let expected = Arc::new(Mutex::new(Expected::default()));
         let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let reader = Reader {
             path: mesh.registry_path(),
-            careless: self.careless,
-            limit: if self.careless { self.heartbeat } else { Duration::MAX },
+            careless: plan.careless,
+            limit: if plan.careless { plan.heartbeat } else { Duration::MAX },
             good_at: BTreeMap::new(),
             report: Report::default(),
             reads: reads.clone(),
@@ -261,124 +298,100 @@ impl Chaos {
         });
         let mut until = Until { stop, reader: Some(reader), careless: None, hanging: None };
         if let Some(view) = &view {
-            let (view, stop, seed) = (view.handle(), until.stop.clone(), self.seed);
+            let (view, stop, seed) = (view.handle(), until.stop.clone(), plan.seed);
             until.hanging = Some(thread::spawn(move || hang_until(&view, seed, &stop)));
         }
-        let mut report = Report::default();
-        let mut random = Random::new(self.seed);
-
-        // With a careless program: the first sixth of the nodes lives until it says goodbye for good, one node after
-        // the other, and the last sixth registers for the first time while the file is being overwritten.
-        let sixth = if self.careless { self.nodes / 6 } else { 0 };
-        let (settled, early) = (sixth, self.nodes - sixth);
+        let early = plan.nodes - plan.sixth();
         nodes[..early].iter_mut().for_each(start);
-        let mut started: Option<Instant> = None;
-        while started.is_none_or(|at| at.elapsed() < self.lasting)
-            || reads.load(Ordering::SeqCst) <= READS
-            || report.kills <= KILLS
-        {
-            until.must_go_on();
-            self.acknowledge(&mesh, &mut nodes, early, &expected, &mut report);
-            if started.is_none() && expected.lock().unwrap().registered.len() == early {
-                started = Some(Instant::now());
-                if self.careless {
-                    let (path, stop, seed) = (mesh.registry_path(), until.stop.clone(), self.seed);
-                    until.careless = Some(thread::spawn(move || rewrite_until(path, seed, &stop)));
-                }
-            }
-            let passed = started.map_or(0.0, |at| at.elapsed().as_secs_f64() / self.lasting.as_secs_f64());
-            if passed * (sixth + 2) as f64 > (report.left + 1) as f64 && report.left < sixth {
-                say_goodbye(&mut nodes[report.left], &expected).await;
-                report.left += 1;
-            }
-            let i = settled + random.below(self.nodes - settled);
-            let node = &mut nodes[i];
-            let since = expected.lock().unwrap().alive.get(&node.name).copied();
-            match &mut node.registryd {
-                None if i >= early && started.is_none() => {}
-                None => {
-                    expected.lock().unwrap().left.remove(&node.name);
-                    start(node);
-                }
-                // A first registration that is overwritten before anybody saw it comes back only with its node.
-                Some(_) if i >= early && since.is_none_or(|since| since.elapsed() < self.heartbeat) => {}
-                // Only a registryd that is ready says goodbye in order.
-                Some(_) if self.careless && since.is_none() => {}
-                Some(daemon) if random.below(3) == 0 => {
-                    if self.careless && random.below(2) == 0 {
-                        say_goodbye(node, &expected).await;
-                        report.goodbyes += 1;
-                    } else {
-                        expected.lock().unwrap().alive.remove(&node.name);
-                        daemon.kill();
-                        report.kills += 1;
-                        node.registryd = None;
-                    }
-                }
-                Some(_) if !self.careless => {
-                    mesh.edit_registry(|registry| {
-                        report.careful_writes += 1;
-                        registry["counter"] = json!(report.careful_writes);
-                    });
-                    expected.lock().unwrap().counter = report.careful_writes;
-                }
-                Some(_) => {}
-            }
-            tokio::time::sleep(random.time(Duration::from_millis(50))).await;
-        }
+        Some(Self {
+            random: Random::new(plan.seed),
+            plan,
+            until,
+            _view: view,
+            nodes,
+            mesh,
+            expected,
+            reads,
+            started: None,
+            report: Report::default(),
+        })
+    }
 
-        if let Some(careless) = until.careless.take() {
-            until.stop.store(true, Ordering::SeqCst);
-            report.careless_writes = careless.join().unwrap();
-            assert!(report.careless_writes > 10, "{report}");
-        }
-        // Everybody else comes back as it was.
-        for node in nodes[sixth..].iter_mut().filter(|node| node.registryd.is_none()) {
-            expected.lock().unwrap().left.remove(&node.name);
-            start(node);
-        }
-        let last_seen = |name: &str| mesh.entry(name).and_then(|entry| entry["lastSeen"].as_u64());
-        let before: Vec<_> = nodes[sixth..].iter().map(|node| last_seen(&node.name)).collect();
-        for (node, before) in nodes[sixth..].iter().zip(before) {
-            crate::eventually(&format!("{} heartbeats", node.name), async || {
-                let online = mesh.entry(&node.name)?["status"] == "online";
-                (online && last_seen(&node.name) > before).then_some(())
-            })
-            .await;
-        }
-        until.stop.store(true, Ordering::SeqCst);
-        let read = until.reader.take().unwrap().join().unwrap().unwrap_or_else(|error| panic!("{error}"));
-        if let Some(hanging) = until.hanging.take() {
-            report.hangs = hanging.join().unwrap();
-        }
-        let registry = mesh.registry();
-        assert_eq!(registry["nodes"].as_object().unwrap().len(), nodes.len(), "{registry}");
-        for Node { name, .. } in &nodes[..sixth] {
-            assert_eq!(mesh.entry(name).unwrap()["status"], "offline", "{name} had left");
-            for observer in &nodes {
-                if let Some(daemon) = &observer.registryd {
-                    let revived = daemon.lines_with(&[&format!("node={name} "), "recovered"]);
-                    assert!(revived.is_empty(), "{} saw {name} come back: {revived:?}", observer.name);
-                }
+    /// How many nodes register before the file is overwritten.
+    fn early(&self) -> usize {
+        self.nodes.len() - self.plan.sixth()
+    }
+
+    fn is_long_enough(&self) -> bool {
+        self.started.is_some_and(|at| at.elapsed() >= self.plan.lasting)
+            && self.reads.load(Ordering::SeqCst) > READS
+            && self.report.kills > KILLS
+    }
+
+    async fn go_on(&mut self) {
+        self.until.must_go_on();
+        self.acknowledge();
+        if self.started.is_none() && self.expected.lock().unwrap().registered.len() == self.early() {
+            self.started = Some(Instant::now());
+            if self.plan.careless {
+                let (path, seed) = (self.mesh.registry_path(), self.plan.seed);
+                let stop = self.until.stop.clone();
+                self.until.careless = Some(thread::spawn(move || rewrite_until(path, seed, &stop)));
             }
         }
-        let folder = fs::read_dir(mesh.registry_path().parent().unwrap()).unwrap();
-        let files: Vec<_> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(files.iter().all(|name| !name.contains("corrupt")), "{files:?}");
-        // A kill may leave a temporary file, one for each node.
-        assert!(files.len() <= 2 + nodes.len(), "{files:?}");
-        Report { reads: read.reads, half_written: read.half_written, longest_gap: read.longest_gap, ..report }
+        let lasting = self.plan.lasting.as_secs_f64();
+        let passed = self.started.map_or(0.0, |at| at.elapsed().as_secs_f64() / lasting);
+        let (sixth, left) = (self.plan.sixth(), self.report.left);
+        if passed * (sixth + 2) as f64 > (left + 1) as f64 && left < sixth {
+            say_goodbye(&mut self.nodes[left], &self.expected).await;
+            self.report.left += 1;
+        }
+        let i = sixth + self.random.below(self.nodes.len() - sixth);
+        self.happen_to(i).await;
+    }
+
+    /// Starts a node or ends it, or writes as a careful program does.
+    async fn happen_to(&mut self, i: usize) {
+        let early = self.early();
+        let Self { plan, nodes, mesh, expected, random, report, .. } = self;
+        let node = &mut nodes[i];
+        let since = expected.lock().unwrap().alive.get(&node.name).copied();
+        match &mut node.registryd {
+            None if i >= early && self.started.is_none() => {}
+            None => {
+                expected.lock().unwrap().left.remove(&node.name);
+                start(node);
+            }
+            // A first registration that is overwritten before anybody saw it comes back only with its node.
+            Some(_) if i >= early && since.is_none_or(|since| since.elapsed() < plan.heartbeat) => {}
+            // Only a registryd that is ready says goodbye in order.
+            Some(_) if plan.careless && since.is_none() => {}
+            Some(daemon) if random.below(3) == 0 => {
+                if plan.careless && random.below(2) == 0 {
+                    say_goodbye(node, expected).await;
+                    report.goodbyes += 1;
+                } else {
+                    expected.lock().unwrap().alive.remove(&node.name);
+                    daemon.kill();
+                    report.kills += 1;
+                    node.registryd = None;
+                }
+            }
+            Some(_) if !plan.careless => {
+                mesh.edit_registry(|registry| {
+                    report.careful_writes += 1;
+                    registry["counter"] = json!(report.careful_writes);
+                });
+                expected.lock().unwrap().counter = report.careful_writes;
+            }
+            Some(_) => {}
+        }
     }
 
     /// Takes note of nodes that are ready: what they said is not to be lost from now on.
-    fn acknowledge(
-        &self,
-        mesh: &Mesh,
-        nodes: &mut [Node],
-        early: usize,
-        expected: &Mutex<Expected>,
-        report: &mut Report,
-    ) {
+    fn acknowledge(&mut self) {
+        let early = self.early();
+        let Self { nodes, mesh, expected, report, .. } = self;
         for (i, node) in nodes.iter_mut().enumerate() {
             let Some(daemon) = &mut node.registryd else { continue };
             assert!(daemon.is_running(), "{} ended by itself", node.name);
@@ -409,6 +422,62 @@ impl Chaos {
             }
             expected.lock().unwrap().alive.insert(node.name.clone(), Instant::now());
         }
+    }
+
+    fn end_careless_writes(&mut self) {
+        if let Some(careless) = self.until.careless.take() {
+            self.until.stop.store(true, Ordering::SeqCst);
+            self.report.careless_writes = careless.join().unwrap();
+            assert!(self.report.careless_writes > 10, "{}", self.report);
+        }
+    }
+
+    /// Everybody but those who left for good comes back as it was.
+    async fn bring_all_back(&mut self) {
+        let stay = &mut self.nodes[self.plan.sixth()..];
+        for node in stay.iter_mut().filter(|node| node.registryd.is_none()) {
+            self.expected.lock().unwrap().left.remove(&node.name);
+            start(node);
+        }
+        let mesh = &self.mesh;
+        let last_seen = |name: &str| mesh.entry(name).and_then(|entry| entry["lastSeen"].as_u64());
+        let before: Vec<_> = stay.iter().map(|node| last_seen(&node.name)).collect();
+        for (node, before) in stay.iter().zip(before) {
+            crate::eventually(&format!("{} heartbeats", node.name), async || {
+                let online = mesh.entry(&node.name)?["status"] == "online";
+                (online && last_seen(&node.name) > before).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Ends the threads, and judges what is there at the end.
+    fn end(mut self) -> Report {
+        self.until.stop.store(true, Ordering::SeqCst);
+        let read = self.until.reader.take().unwrap().join().unwrap();
+        let read = read.unwrap_or_else(|error| panic!("{error}"));
+        if let Some(hanging) = self.until.hanging.take() {
+            self.report.hangs = hanging.join().unwrap();
+        }
+        let (mesh, nodes) = (&self.mesh, &self.nodes);
+        let registry = mesh.registry();
+        assert_eq!(registry["nodes"].as_object().unwrap().len(), nodes.len(), "{registry}");
+        for Node { name, .. } in &nodes[..self.plan.sixth()] {
+            assert_eq!(mesh.entry(name).unwrap()["status"], "offline", "{name} had left");
+            for observer in nodes {
+                if let Some(daemon) = &observer.registryd {
+                    let revived = daemon.lines_with(&[&format!("node={name} "), "recovered"]);
+                    assert!(revived.is_empty(), "{} saw {name} come back: {revived:?}", observer.name);
+                }
+            }
+        }
+        let folder = fs::read_dir(mesh.registry_path().parent().unwrap()).unwrap();
+        let files: Vec<_> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(files.iter().all(|name| !name.contains("corrupt")), "{files:?}");
+        // A kill may leave a temporary file, one for each node.
+        assert!(files.len() <= 2 + nodes.len(), "{files:?}");
+        let report = std::mem::take(&mut self.report);
+        Report { reads: read.reads, half_written: read.half_written, longest_gap: read.longest_gap, ..report }
     }
 }
 
