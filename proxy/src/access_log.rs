@@ -308,7 +308,7 @@ struct Path<'a>(&'a str);
 impl std::fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shown = Excerpt { text: self.0, max_chars: 200 };
-        if !self.0.contains('=') {
+        if memchr::memchr(b'=', self.0.as_bytes()).is_none() {
             return write!(f, "{shown}");
         }
         f.write_str(&shown.to_string().replace('=', "%3D"))
@@ -327,7 +327,7 @@ impl std::fmt::Display for Task<'_> {
             return Ok(());
         }
         let shown = Excerpt { text: self.text, max_chars: self.max_chars };
-        if !self.text.contains(['=', '"']) {
+        if memchr::memchr2(b'=', b'"', self.text.as_bytes()).is_none() {
             return write!(f, ": {shown}");
         }
         let quoted = shown.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('=', "\\=");

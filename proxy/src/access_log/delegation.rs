@@ -5,6 +5,9 @@
 
 use std::borrow::Cow;
 
+/// Room for a key, or for a task of a few sentences.
+const FIRST_TEXT_BYTES: usize = 256;
+
 /// Looks for the top-level text fields `fromAgent` and `message`.
 #[derive(Debug)]
 pub struct DelegationScanner {
@@ -85,6 +88,7 @@ impl DelegationScanner {
         match byte {
             b'"' => {
                 self.text.clear();
+                self.text.reserve(FIRST_TEXT_BYTES.min(self.max_text_bytes));
                 self.state = State::InText { escaped: false };
             }
             b'{' | b'[' => {
@@ -138,10 +142,9 @@ impl DelegationScanner {
             };
             return;
         }
-        let found = || Some(unescape(&self.text).into_owned());
         match self.field {
-            Field::FromAgent => self.from_agent = found(),
-            Field::Message => self.message = found(),
+            Field::FromAgent => self.from_agent = Some(unescape(&self.text).into_owned()),
+            Field::Message => self.message = Some(unescape(&self.text).into_owned()),
             Field::Other => {}
         }
     }

@@ -170,10 +170,14 @@ fn is_same_host(one: &[u8], other: &[u8]) -> bool {
 /// (`;…`) left out, `..` resolved, `\` as `/`, in lower case and without `/` at its end. Only to be compared with.
 pub fn usual_path(path: &str) -> Cow<'_, str> {
     let bytes = path.as_bytes();
-    let plain = !bytes.iter().any(|byte| byte.is_ascii_uppercase() || b"%\\;".contains(byte))
-        && !bytes.windows(2).any(|pair| pair == b"//" || pair == b"/.")
-        && (bytes.len() == 1 || bytes.last() != Some(&b'/'));
-    if plain {
+    let mut before = 0;
+    let plain = bytes.iter().all(|&byte| {
+        let unusual = matches!(byte, b'A'..=b'Z' | b'%' | b'\\' | b';')
+            || (before == b'/' && matches!(byte, b'/' | b'.'));
+        before = byte;
+        !unusual
+    });
+    if plain && (bytes.len() == 1 || before != b'/') {
         return Cow::Borrowed(path);
     }
     // Some servers stand behind others, and each undoes escapes.

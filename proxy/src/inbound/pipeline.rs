@@ -131,6 +131,7 @@ impl Pipeline {
         peer: &PeerIdentity,
         parts: &Parts,
         named: Option<&AgentName>,
+        of_mesh: bool,
     ) -> Result<(), ProxyError> {
         let asked = Asked {
             peer: Some(peer.identity()),
@@ -138,7 +139,7 @@ impl Pipeline {
             agent: self.local_agents.called(named),
             method: parts.method.as_str(),
             path: parts.uri.path(),
-            of_mesh: mesh_api::is_of_mesh(parts),
+            of_mesh,
         };
         let rules = &self.policies.load().inbound.rules;
         policy::check(rules, Direction::Inbound, format_args!("peer.cn={}", peer.name()), parts, asked)
@@ -176,7 +177,8 @@ impl Pipeline {
         if !self.lets_in(peer) {
             return Err(ProxyError::PeerNotAllowed(peer.name().into()));
         }
-        self.check_rules(peer, &parts, named)?;
+        let endpoint = mesh_api::endpoint(&parts);
+        self.check_rules(peer, &parts, named, !matches!(endpoint, Ok(None)))?;
         exchange.hold(share.request()?);
         exchange.check_size(&body)?;
         let body = body.tapped(exchange.account().tap());
@@ -187,7 +189,7 @@ impl Pipeline {
         exchange.pass_trace(&mut parts.headers);
         exchange.pass_deadline(&mut parts.headers);
         exchange.pass_expectation(&mut parts.headers);
-        let endpoint = mesh_api::endpoint(&parts)?;
+        let endpoint = endpoint?;
         match endpoint {
             Some((Endpoint::Ping, _)) => return Ok(mesh_api::ping(&self.node, peer)),
             Some((Endpoint::Lists, _)) => {

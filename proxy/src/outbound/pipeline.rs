@@ -156,6 +156,7 @@ impl Pipeline {
         to: &Destination,
         agent: Option<&AgentName>,
         parts: &Parts,
+        of_mesh: bool,
     ) -> Result<(), ProxyError> {
         let peer = match to {
             Destination::Registry | Destination::Certificates => return Ok(()),
@@ -169,7 +170,7 @@ impl Pipeline {
             agent,
             method: parts.method.as_str(),
             path: parts.uri.path(),
-            of_mesh: mesh_api::is_of_mesh(parts),
+            of_mesh,
         };
         let rules = &self.policies.load().outbound;
         match &self.acts_as {
@@ -225,7 +226,8 @@ impl Pipeline {
             Destination::Agent(agent) => Some(agent.clone()),
             Destination::Registry | Destination::Certificates => None,
         };
-        self.check_rules(&destination, agent.as_ref(), &parts)?;
+        let of_mesh = mesh_api::is_of_mesh(&parts);
+        self.check_rules(&destination, agent.as_ref(), &parts, of_mesh)?;
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_forged(&mut parts.headers, Writer::Caller);
@@ -253,14 +255,13 @@ impl Pipeline {
                 Recipient::Agent(agent)
             }
         };
-        if mesh_api::asks_for_live_view(&parts) {
+        if of_mesh && mesh_api::asks_for_live_view(&parts) {
             return Err(ProxyError::LiveNotHere);
         }
         exchange.show();
-        let own_path = mesh_api::is_of_mesh(&parts);
         let session = parts.headers.get(headers::MESH_SESSION).cloned();
         let certified = agent.filter(|_| self.hosting == Hosting::Certified);
-        let target = Target { to, session, certified, own_path, upgrade: upgrade.is_some() };
+        let target = Target { to, session, certified, own_path: of_mesh, upgrade: upgrade.is_some() };
         if let Some(upgrade) = upgrade {
             upgrade.ask(&mut parts.headers);
         }

@@ -20,6 +20,17 @@ use super::outside_text::{Quoted, Visible, is_hidden, is_plain};
 const MAX_MESSAGE_CHARS: usize = 8000;
 const MAX_VALUE_CHARS: usize = 2000;
 
+/// Which bytes a value without quotes may have.
+static BARE: [bool; 256] = {
+    let mut bare = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        bare[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'.' | b'_' | b':' | b'/' | b'@' | b'+' | b'-');
+        byte += 1;
+    }
+    bare
+};
+
 /// How lines are written.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
@@ -216,11 +227,11 @@ pub fn write_key(format: Format, line: &mut String, name: &str) -> fmt::Result {
 
 /// A value of text: a bare word as it is, anything else between quotes.
 pub fn write_text(format: Format, line: &mut String, text: &str) -> fmt::Result {
-    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@+-".contains(&byte);
     match format {
         Format::Json => write_json_string(line, &text, MAX_VALUE_CHARS),
         Format::Text | Format::Journal
-            if (1..=MAX_VALUE_CHARS).contains(&text.len()) && text.bytes().all(is_bare) =>
+            if (1..=MAX_VALUE_CHARS).contains(&text.len())
+                && text.bytes().all(|byte| BARE[usize::from(byte)]) =>
         {
             line.write_str(text)
         }

@@ -11,11 +11,16 @@ pub fn is_hidden(c: char) -> bool {
 
 /// Whether all of `text` is visible ASCII or spaces, as nearly all text is.
 pub fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| is_plain_byte(&byte))
+    plain_run(text.as_bytes()) == text.len()
 }
 
-fn is_plain_byte(byte: &u8) -> bool {
-    (b' '..=b'~').contains(byte)
+/// How many bytes at the beginning are visible ASCII or spaces.
+fn plain_run(bytes: &[u8]) -> usize {
+    let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
+    // Without a branch for each byte, so that one instruction looks at many of them.
+    let is_plain_chunk = |chunk: &&[u8; 16]| chunk.iter().fold(true, |plain, byte| plain & is_plain(byte));
+    let run = 16 * bytes.as_chunks().0.iter().take_while(is_plain_chunk).count();
+    run + bytes[run..].iter().take_while(|byte| is_plain(byte)).count()
 }
 
 /// Text without a form of its own: one line, no control or direction-changing characters,
@@ -73,7 +78,7 @@ impl<W: Write> Write for Visible<W> {
         let mut rest = text;
         loop {
             // Nearly all text is plain, and passes in one piece.
-            let run = rest.bytes().take(left).take_while(is_plain_byte).count();
+            let run = plain_run(&rest.as_bytes()[..rest.len().min(left)]);
             let (plain, tail) = rest.split_at(run);
             self.inner.write_str(plain)?;
             left -= run;
@@ -115,12 +120,17 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_one_short_line() {
-        let show = |text, max_chars| Excerpt { text, max_chars }.to_string();
+        let show = |text: &str, max_chars| Excerpt { text, max_chars }.to_string();
         assert_eq!(show("a\nb\u{202e}c\u{1b}[0m\u{61c}", 100), "a b c [0m ");
         assert_eq!(show("äöü!", 3), "äöü...");
         assert_eq!(show("äöü", 3), "äöü");
         assert_eq!(show("abcd", 3), "abc...");
         assert_eq!(show("", 0), "");
+        for at in 0..40 {
+            let text = format!("{}\n{}", "x".repeat(at), "y".repeat(40));
+            assert_eq!(show(&text, 100), text.replace('\n', " "));
+            assert_eq!(show(&text, at), format!("{}...", "x".repeat(at)));
+        }
     }
 
     #[test]

@@ -108,7 +108,9 @@ impl TraceContext {
         write_hex(&mut value[36..52], u128::from(from.0));
         write_hex(&mut value[53..], u128::from(flags));
         // Digits and dashes always are a valid value.
-        if let Ok(value) = HeaderValue::from_bytes(&value) {
+        if let Ok(mut value) = HeaderValue::from_bytes(&value) {
+            // No two are alike: in the table of HPACK, each would push out what comes again.
+            value.set_sensitive(true);
             headers.insert(TRACEPARENT, value);
         }
     }
