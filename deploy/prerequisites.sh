@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for building (no argument), for building and testing ("test"), for Debian packages ("package"),
+# Installs what is missing for building (no argument), for deploy/release.sh ("release"), for building and testing ("test"),
+# for Debian packages ("package"),
 # for testing those ("packages"), for tests/manifests.sh ("manifests"), tests/telemetry.sh ("telemetry"), tests/sdk.sh ("sdk")
 # or tests/dashboard.sh ("dashboard").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
@@ -14,13 +15,20 @@ case "$what" in
     need+=(openssl:openssl node:nodejs curl:curl dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2
       etcd:etcd-server etcdctl:etcd-client faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
+  release)
+    llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    PATH="$PATH:$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin:/usr/lib/llvm-$llvm/bin"
+    need=("llvm-profdata:llvm-$llvm" strip:binutils python3:python3)
+    # Not tried elsewhere.
+    [ "$(uname -m)" != x86_64 ] || need+=("llvm-bolt:bolt-$llvm")
+    ;;
   package) need+=(dpkg-shlibdeps:dpkg-dev strip:binutils gzip:gzip xz:xz-utils) ;;
   packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;
   manifests | telemetry) need=(python3:python3) ;;
   sdk) need=(curl:curl python3:python3) ;;
   dashboard) need=(node:nodejs npm:npm chromium:chromium) ;;
   *)
-    echo "usage: $0 [build|test|package|packages|manifests|telemetry|sdk|dashboard]" >&2
+    echo "usage: $0 [build|release|test|package|packages|manifests|telemetry|sdk|dashboard]" >&2
     exit 2
     ;;
 esac

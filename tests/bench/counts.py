@@ -8,7 +8,7 @@ sidecar, with one request at a time on a warm connection and with 64 at a time.
     tests/bench/counts.py --write          measures, and replaces the committed figures
     tests/bench/counts.py --only called    one side only
 
-Needs valgrind and strace, and release builds of mesh-proxy and meshctl, or the folder that --bin names. The exit status
+Needs valgrind and strace, and the programs as deploy/release.sh makes them, or those in the folder that --bin names. The exit status
 is 1 where a figure is more than 3 % above the committed one.
 """
 
@@ -35,7 +35,7 @@ BODY = json.dumps({"fromAgent": "opus", "message": "Summarise the report, please
 ANSWER = json.dumps({"response": "It went well. " * 8, "agent": "grok", "durationMs": 12}).encode()
 
 CONFIG = """
-mesh: {{enabled: true, node_name: {name}, agent_channel_port: {inbound},
+mesh: {{enabled: true, landlock: {landlock}, node_name: {name}, agent_channel_port: {inbound},
   tls: {{ca_path: {ca}/intermediate/ca-chain.pem, cert_path: {ca}/issued/{name}.crt, key_path: {ca}/issued/{name}.key}}}}
 proxy:
   inbound: {{address: 127.0.0.1}}
@@ -81,10 +81,10 @@ async def agent(reader, writer):
         writer.close()
 
 
-async def send(port, connections, requests):
+async def send(port, connections, requests, to="ct111"):
     """Sends so many requests in all; each must be answered with 200."""
-    request = (b"POST /nodes/ct111/api/message HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
-               b"content-length: %d\r\n\r\n" % (port, len(BODY))) + BODY
+    request = (b"POST /nodes/%s/api/message HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
+               b"content-length: %d\r\n\r\n" % (to.encode(), port, len(BODY))) + BODY
 
     async def one(share):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -99,28 +99,34 @@ async def send(port, connections, requests):
 
 
 class Mesh:
-    """Two sidecars, the one that is measured below a tool."""
+    """A sidecar that calls and those that it calls, with one agent behind them all."""
 
-    def __init__(self, folder, programs):
+    def __init__(self, folder, programs, landlock=True, called=("ct111",), backend=None):
         self.folder, self.programs = folder, programs
         self.children = []
         ca = os.path.join(folder, "ca")
         self.ca = ca
-        root = os.path.join(folder, "root")
-        for arguments in (["init", "--root-dir", root], ["issue-node", "ct110"], ["issue-node", "ct111"]):
+        names = ["ct110", *called]
+        commands = [["init", "--root-dir", os.path.join(folder, "root")], *(["issue-node", name] for name in names)]
+        for arguments in commands:
             command = [os.path.join(programs, "meshctl"), "ca", "--dir", ca, *arguments]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        inbound, self.outbound, other, inbound_too, self.backend = free_ports(5)
+        ports = free_ports(2 * len(names) + 1)
+        self.backend = backend or ports.pop()
+        self.inbound, outbound = dict(zip(names, ports)), dict(zip(names, ports[len(names):]))
+        self.outbound = outbound["ct110"]
         self.configs = {}
-        for name, port, out in (("ct110", inbound, self.outbound), ("ct111", inbound_too, other)):
+        nodes = [{"name": name, "status": "online", "agents": [], "addresses": ["127.0.0.1"], "port": self.inbound[name]}
+                 for name in called]
+        for name in names:
             at = os.path.join(folder, name)
             os.makedirs(at)
-            peer = {"name": "ct111", "status": "online", "agents": [], "addresses": ["127.0.0.1"], "port": inbound_too}
             with open(os.path.join(at, "roster.json"), "w") as file:
-                json.dump({"revision": 1, "nodes": [peer] if name == "ct110" else []}, file)
+                json.dump({"revision": 1, "nodes": nodes if name == "ct110" else []}, file)
             self.configs[name] = os.path.join(at, "mesh.yaml")
             with open(self.configs[name], "w") as file:
-                file.write(CONFIG.format(name=name, inbound=port, outbound=out, backend=self.backend, folder=at, ca=ca))
+                file.write(CONFIG.format(name=name, inbound=self.inbound[name], outbound=outbound[name],
+                                         backend=self.backend, folder=at, ca=ca, landlock=str(landlock).lower()))
 
     def start(self, name, tool=()):
         command = [*tool, os.path.join(self.programs, "mesh-proxy"), "--config", self.configs[name]]
@@ -136,13 +142,13 @@ class Mesh:
             child.wait(timeout=60)
         self.children.clear()
 
-    async def warm(self, connections, requests):
+    async def warm(self, connections, requests, to="ct111"):
         """Until the load passes whole: below a tool the first handshakes can take longer than a sidecar waits."""
         end = time.monotonic() + 90
         while True:
             try:
-                await send(self.outbound, 1, 1)
-                await send(self.outbound, connections, requests)
+                await send(self.outbound, 1, 1, to)
+                await send(self.outbound, connections, requests, to)
                 return
             except (NotAnswered, OSError, asyncio.IncompleteReadError):
                 if time.monotonic() > end:
@@ -216,7 +222,7 @@ async def measure(programs, sides):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", default=os.path.join(HERE, "../../target/release"), help="folder of the programs")
+    parser.add_argument("--bin", default=os.path.join(HERE, "../../target/optimised"), help="folder of the programs")
     parser.add_argument("--write", action="store_true", help="replace the committed figures")
     parser.add_argument("--only", choices=SIDES, help="one side only")
     options = parser.parse_args()

@@ -27,16 +27,16 @@ mesh: {{enabled: true, node_name: {node}, agent_channel_port: {ctx.b_port},
 proxy:
   inbound: {{address: 127.0.0.1}}
   outbound: {{listen: 127.0.0.1:{outbound}}}
-  backend: {{address: 127.0.0.1:{ctx.backend_port}}}
+  backend: {{address: 127.0.0.1:{ctx.backend_port}, max_requests: 4096}}
   # The load is one peer that sends as fast as it can.
-  limits: {{max_body_bytes: 1073741824, max_requests_per_second_per_peer: 0}}
+  limits: {{max_body_bytes: 1073741824, max_requests_per_second_per_peer: 0, max_requests_per_peer: 4096}}
   state_dir: {ctx.dir}/b
 registryd: {{socket: {ctx.dir}/b/registryd.sock}}
 """
 
 
 def available(ctx):
-    return None if ctx.find("MESH_PROXY_BIN", "mesh-proxy") else "cargo build --release, and set MESH_PROXY_BIN"
+    return None if ctx.find("MESH_PROXY_BIN", "mesh-proxy") else "deploy/release.sh, and MESH_PROXY_BIN=target/optimised/mesh-proxy"
 
 
 def version(ctx):
