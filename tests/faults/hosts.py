@@ -69,6 +69,9 @@ class Program:
             if time.monotonic() > until:
                 raise SystemExit(f"{self.name} does not end")
             time.sleep(0.01)
+        # What libfaketime leaves of a process that is killed, and another process of that number would stumble over.
+        for left in ("faketime_shm", "sem.faketime_sem"):
+            pathlib.Path(f"/dev/shm/{left}_{pid}").unlink(missing_ok=True)
 
     def lines(self, pattern, after=0):
         """What the log says that matches, behind so many bytes."""
