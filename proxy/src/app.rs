@@ -189,7 +189,9 @@ impl Sidecar {
             shared.credentials.clone(),
             shared.lists.clone(),
         ));
-        tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone()));
+        // Those peers that still may look come again.
+        let replaced = live::feed::end_inbound;
+        tokio::spawn(policy::follow(policy_hangup, config.clone(), shared.policies.clone(), replaced));
         Ok(Self {
             reporter: Reporter::new(config.clone(), (inbound, outbound), &shared),
             config,

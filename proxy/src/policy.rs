@@ -12,7 +12,6 @@ use mesh_shared::{Identity, NodeName};
 use tokio::signal::unix::Signal;
 
 use crate::error::ProxyError;
-use crate::live::feed;
 use crate::metrics::{Direction, METRICS, PolicyVerdict};
 
 /// The policies of both directions, which a reload replaces together.
@@ -40,8 +39,13 @@ impl Policies {
 /// The policies in use.
 pub type PolicyStore = ArcSwap<Policies>;
 
-/// Takes the policies anew from the configuration file on SIGHUP. While it is bad, those in use stay.
-pub async fn follow(mut hangup: Signal, config: Arc<Config>, policies: Arc<PolicyStore>) {
+/// Takes the policies anew from the configuration file on SIGHUP, and calls `replaced` then. While it is bad, those in use stay.
+pub async fn follow(
+    mut hangup: Signal,
+    config: Arc<Config>,
+    policies: Arc<PolicyStore>,
+    replaced: impl Fn(),
+) {
     while hangup.recv().await.is_some() {
         let Some(path) = config.source.clone() else { continue };
         // One that panicked has said so already.
@@ -49,8 +53,7 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, policies: Arc<Polic
             Err(_) => {}
             Ok(Ok(fresh)) => {
                 policies.store(Arc::new(Policies::new(&fresh.proxy)));
-                // Those peers that still may look come again.
-                feed::end_inbound();
+                replaced();
                 tracing::info!(target: "Mesh", "policy reloaded");
             }
             Ok(Err(error)) => {
