@@ -8,6 +8,7 @@
 pub mod api;
 pub mod feed;
 pub mod publish;
+pub mod refused;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +26,6 @@ use smallvec::SmallVec;
 use crate::access_log::{Account, End};
 use crate::caller::{ActingAgent, Caller};
 use crate::http::body::Traffic;
-use crate::live::feed::Feeds;
 use crate::metrics::Outcome;
 use crate::tls::verify::PeerIdentity;
 
@@ -40,13 +40,12 @@ thread_local! {
     static SHARD: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The exchanges in flight, those that ended since somebody was told, and the readers.
+/// The exchanges in flight, and those that ended since somebody was told.
 pub struct Live {
     shards: [Shard; SHARDS],
     threads: AtomicUsize,
     /// Whether anybody reads.
     read: AtomicBool,
-    feeds: Feeds,
 }
 
 /// On cache lines of its own: threads do not slow each other.
@@ -139,12 +138,18 @@ pub struct Place {
 
 impl Live {
     fn new() -> Self {
-        Self {
-            shards: Default::default(),
-            threads: AtomicUsize::new(0),
-            read: AtomicBool::new(false),
-            feeds: Feeds::default(),
-        }
+        Self { shards: Default::default(), threads: AtomicUsize::new(0), read: AtomicBool::new(false) }
+    }
+
+    /// Keeps what ends from now on, for readers.
+    fn keep(&self) {
+        self.read.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps nothing any more of what ends.
+    fn rest(&self) {
+        self.read.store(false, Ordering::Relaxed);
+        drop(self.take_ended());
     }
 
     fn own_shard(&self) -> usize {

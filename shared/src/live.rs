@@ -11,6 +11,8 @@
 //! What is told is metadata only: no query strings, no headers, no bodies. Paths, methods, reasons and names of peers are text
 //! that other hosts chose; whoever shows them has to make sure that they cannot steer a terminal or a browser.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::name::{AgentName, NodeName};
@@ -39,6 +41,8 @@ pub const MAX_CONNECTIONS: usize = 64;
 pub const MAX_IN_FLIGHT: usize = 500;
 /// Exchanges that ended that one line shows.
 pub const MAX_ENDED: usize = 1000;
+/// Refused connections that one line shows.
+pub const MAX_REFUSED: usize = 100;
 /// Characters of a path that are shown.
 pub const MAX_PATH_CHARS: usize = 200;
 /// Characters of a method that are shown.
@@ -66,6 +70,34 @@ pub struct LiveUpdate {
     pub ended: Vec<EndedExchange>,
     /// How many more ended that are not shown, because there were too many or the reader was too slow.
     pub ended_omitted: u64,
+    /// Connections of peers that were refused since the line before, in that order, at most [`MAX_REFUSED`]. As in the log, of
+    /// each reason the first eight in ten seconds are told, the others counted. Sidecars that know no refusals leave it out.
+    #[serde(default)]
+    pub refused: Vec<Refusal>,
+    /// How many more were refused that are not shown.
+    #[serde(default)]
+    pub refused_omitted: u64,
+}
+
+/// A peer's connection that was refused before it made a request: its handshake failed, or the peer may not connect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Tells it from all other refusals of the same sidecar's process.
+    pub id: u64,
+    /// When, epoch ms.
+    pub at_ms: u64,
+    /// Where the connection came from.
+    pub address: IpAddr,
+    /// The verified common name of the peer, where the handshake succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// The kind of reason: as the label `reason` of the metric `mesh_proxy_tls_handshake_failures_total`, or `policy` where
+    /// `proxy.policy` does not let the peer in, or `limit` where it has or all have as many connections as there may be. A
+    /// later version may have more.
+    pub cause: String,
+    /// Why, in words for a person, as in the log; at most [`MAX_REASON_CHARS`] characters.
+    pub reason: String,
 }
 
 /// Which way an exchange goes, as seen from the agent of the node that tells of it.
@@ -161,6 +193,16 @@ pub struct EndedExchange {
     pub tries: Vec<Try>,
 }
 
+impl EndedExchange {
+    /// Whether it failed: a sidecar made its answer (it has a code), the agent answered with 500 or above, or its answer was cut
+    /// by anyone but the caller. A caller that goes away is nothing unusual, and an agent's own 4xx is an answer.
+    pub fn failed(&self) -> bool {
+        self.code.is_some()
+            || self.exchange.status.is_some_and(|status| status >= 500)
+            || !matches!(self.outcome.as_str(), "complete" | "cut_by_caller")
+    }
+}
+
 /// One attempt to send a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Try {
@@ -228,6 +270,15 @@ mod tests {
             in_flight_total: 1,
             ended: vec![ended],
             ended_omitted: 3,
+            refused: vec![Refusal {
+                id: 1,
+                at_ms: 1_700_000_000_050,
+                address: "192.168.10.112".parse().unwrap(),
+                peer: None,
+                cause: "revoked".into(),
+                reason: "certificate is revoked".into(),
+            }],
+            refused_omitted: 9,
         };
         let written = serde_json::to_value(&update).unwrap();
         let expected = json!({
@@ -245,8 +296,42 @@ mod tests {
                 "tries": [{"node": "ct111", "error": "peer_unreachable"}, {"node": "ct112"}],
             }],
             "endedOmitted": 3,
+            "refused": [{
+                "id": 1, "atMs": 1_700_000_000_050_u64, "address": "192.168.10.112", "cause": "revoked",
+                "reason": "certificate is revoked",
+            }],
+            "refusedOmitted": 9,
         });
         assert_eq!(written, expected);
-        assert_eq!(serde_json::from_value::<LiveUpdate>(written).unwrap(), update);
+        assert_eq!(serde_json::from_value::<LiveUpdate>(written.clone()).unwrap(), update);
+        let mut of_older = written;
+        for key in ["refused", "refusedOmitted"] {
+            of_older.as_object_mut().unwrap().remove(key);
+        }
+        assert_eq!(serde_json::from_value::<LiveUpdate>(of_older).unwrap().refused, []);
+    }
+
+    #[test]
+    fn a_failure_is_what_a_sidecar_or_the_agent_reports_as_one() {
+        for (more, expected) in [
+            (json!({}), false),
+            (json!({ "outcome": "cut_by_caller", "status": null }), false),
+            (json!({ "status": 404 }), false),
+            (json!({ "status": 500 }), true),
+            (json!({ "status": 403, "code": "request_not_allowed" }), true),
+            (json!({ "status": 404, "outcome": "error", "code": "unknown_agent" }), true),
+            (json!({ "outcome": "cut_by_upstream" }), true),
+            (json!({ "outcome": "of a later version" }), true),
+        ] {
+            let mut ended = json!({
+                "id": 1, "direction": "outbound", "method": "GET", "path": "/", "beganMs": 1, "status": 200, "bytesIn": 0,
+                "bytesOut": 0, "attempts": 1, "outcome": "complete", "durationMs": 1,
+            });
+            for (key, value) in more.as_object().unwrap() {
+                ended[key] = value.clone();
+            }
+            let ended: EndedExchange = serde_json::from_value(ended).unwrap();
+            assert_eq!(ended.failed(), expected, "{more}");
+        }
     }
 }

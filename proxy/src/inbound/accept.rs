@@ -36,6 +36,7 @@ use crate::http::headers::Writer;
 use crate::inbound::admission::{Admission, Peer};
 use crate::inbound::pipeline::Pipeline;
 use crate::listener::{linger_to_end, remote_address, run_to_end};
+use crate::live::refused::REFUSED;
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::verify::PeerIdentity;
@@ -43,6 +44,8 @@ use crate::tls::{failure, trust};
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
 const DENIED: Duration = Duration::from_secs(2);
+/// The cause, in the live view, of a refusal by policy.
+const POLICY: &str = "policy";
 
 type PeerStream = TlsStream<Socket<Stream>>;
 
@@ -97,10 +100,12 @@ impl ServerApp for Inbound {
         let admitted = match self.admission.connect(counted) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                if refusal.is_news() {
+                let told = refusal.is_news() && {
                     let line = format_args!("refusing connections, peer.cn={} first: {refusal}", peer.name());
-                    warn("all slots are in use", address, line);
-                }
+                    warn("all slots are in use", address, line)
+                };
+                let cause = HandshakeFailure::Limit.as_str();
+                REFUSED.note(address, Some(&peer), cause, &refusal.to_string(), told);
                 return None;
             }
         };
@@ -140,11 +145,13 @@ static REFUSALS: Repeats = Repeats::new(|more| {
     tracing::warn!(target: "AgentChannel", "connections of peers ended: {more}");
 });
 
-/// A line about a connection of a peer that does not go well.
-fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) {
-    if REFUSALS.admits(reason, Some(address)) {
+/// A line about a connection of a peer that does not go well; whether it was written.
+fn warn(reason: &str, address: IpAddr, line: fmt::Arguments<'_>) -> bool {
+    let told = REFUSALS.admits(reason, Some(address));
+    if told {
         tracing::warn!(target: "AgentChannel", "{line}");
     }
+    told
 }
 
 impl Inbound {
@@ -257,7 +264,8 @@ impl Inbound {
         if !from.has_begun() {
             let reason = "not allowed in by proxy.policy";
             let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
-            warn(reason, address, line);
+            let told = warn(reason, address, line);
+            REFUSED.note(address, Some(&peer), POLICY, reason, told);
         }
     }
 }
@@ -280,9 +288,11 @@ fn identify(
 
 fn handshake_failed(address: IpAddr, why: HandshakeFailure, reason: &str) {
     METRICS.handshake_failed(Direction::Inbound, why);
-    if HANDSHAKES.admits(reason, Some(address)) {
+    let told = HANDSHAKES.admits(reason, Some(address));
+    if told {
         tracing::warn!(target: "AgentChannel", "TLS handshake failed from {address}: {reason}");
     }
+    REFUSED.note(address, None, why.as_str(), reason, told);
 }
 
 /// A failed handshake in words.

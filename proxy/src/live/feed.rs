@@ -1,6 +1,6 @@
 //! Who reads the live view, and what each of them has missed.
 
-use std::sync::atomic::Ordering;
+use std::ops::AddAssign;
 
 use bytes::Bytes;
 use mesh_shared::live::{MAX_PEERS_READERS, MAX_READERS};
@@ -9,20 +9,25 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::error::ProxyError;
 use crate::live::LIVE;
+use crate::live::refused::REFUSED;
 use crate::metrics::Direction;
 
 /// Lines that wait for a reader. One that lets more come loses them.
 const WAITING: usize = 2;
 
 /// The readers.
-#[derive(Default)]
+pub(super) static FEEDS: Feeds = Feeds {
+    open: Mutex::new(Open { feeds: Vec::new(), opened: 0, closed: (false, false) }),
+    came: Notify::const_new(),
+};
+
+/// The readers, and their lock, which is held for moments only: lines are made and sent without it.
 pub(super) struct Feeds {
     open: Mutex<Open>,
     /// Somebody came.
     pub(super) came: Notify,
 }
 
-#[derive(Default)]
 struct Open {
     feeds: Vec<Feed>,
     opened: u64,
@@ -37,23 +42,53 @@ struct Feed {
     lines: mpsc::Sender<Bytes>,
     /// Whether it has had no line yet.
     fresh: bool,
-    /// Exchanges of lines that it did not take.
-    missed: u64,
+    /// What was in lines that it did not take.
+    missed: Missed,
+}
+
+/// How many ended and were refused in lines that a reader did not take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Missed {
+    pub(super) ended: u64,
+    pub(super) refused: u64,
+}
+
+impl AddAssign for Missed {
+    fn add_assign(&mut self, more: Self) {
+        self.ended += more.ended;
+        self.refused += more.refused;
+    }
 }
 
 /// A reader's place, which it leaves with the value.
 pub struct Reading(u64);
 
 impl Feeds {
-    /// Gives each reader a line: `line` makes it, for the fresh ones or the others, with what the reader has missed. `ended` is
-    /// how many exchanges are lost with a line that is not taken. Whether there still are readers.
-    pub(super) fn tell(&self, fresh: bool, ended: u64, mut line: impl FnMut(u64) -> Bytes) -> bool {
+    /// Gives each reader a line: `line` makes it, for the fresh ones or the others, with what the reader has missed. `lost` is
+    /// what is in a line that is not taken. Whether there still are readers. Only one task may call it.
+    pub(super) fn tell(&self, fresh: bool, lost: Missed, mut line: impl FnMut(Missed) -> Bytes) -> bool {
         let mut open = self.open.lock();
-        for feed in open.feeds.iter_mut().filter(|feed| feed.fresh == fresh) {
+        let due = open.feeds.iter_mut().filter(|feed| feed.fresh == fresh).map(|feed| {
             feed.fresh = false;
-            match feed.lines.try_reserve() {
-                Ok(room) => room.send(line(std::mem::take(&mut feed.missed))),
-                Err(_) => feed.missed += ended,
+            (feed.number, feed.lines.clone(), std::mem::take(&mut feed.missed))
+        });
+        let due: Vec<_> = due.collect();
+        drop(open);
+        let mut late = Vec::new();
+        for (number, lines, mut missed) in due {
+            match lines.try_reserve() {
+                Ok(room) => room.send(line(missed)),
+                Err(_) => {
+                    missed += lost;
+                    late.push((number, missed));
+                }
+            }
+        }
+        let mut open = self.open.lock();
+        for (number, missed) in late {
+            // It may be gone by now.
+            if let Some(feed) = open.feeds.iter_mut().find(|feed| feed.number == number) {
+                feed.missed = missed;
             }
         }
         !open.feeds.is_empty()
@@ -66,7 +101,7 @@ impl Feeds {
 /// There are as many as there may be.
 pub fn open(side: Direction) -> Result<(mpsc::Receiver<Bytes>, Reading), ProxyError> {
     let (sender, lines) = mpsc::channel(WAITING);
-    let mut open = LIVE.feeds.open.lock();
+    let mut open = FEEDS.open.lock();
     let of_side = open.feeds.iter().filter(|feed| feed.side == side).count();
     let most = if side == Direction::Inbound { MAX_PEERS_READERS } else { MAX_READERS };
     if of_side >= most || open.feeds.len() >= MAX_READERS {
@@ -77,29 +112,30 @@ pub fn open(side: Direction) -> Result<(mpsc::Receiver<Bytes>, Reading), ProxyEr
     let (of_peers, of_all) = open.closed;
     // Where it is closed, the answer ends before its first line.
     if !(of_all || (of_peers && side == Direction::Inbound)) {
-        open.feeds.push(Feed { number, side, lines: sender, fresh: true, missed: 0 });
-        LIVE.read.store(true, Ordering::Relaxed);
+        open.feeds.push(Feed { number, side, lines: sender, fresh: true, missed: Missed::default() });
+        LIVE.keep();
+        REFUSED.keep();
     }
     drop(open);
-    LIVE.feeds.came.notify_one();
+    FEEDS.came.notify_one();
     Ok((lines, Reading(number)))
 }
 
 /// Ends what peers read. Those that may come again.
 pub fn end_inbound() {
-    LIVE.feeds.open.lock().end_inbound();
+    FEEDS.open.lock().end_inbound();
 }
 
 /// Ends what peers read, for good: a side that stops waits for nobody who would read for ever.
 pub fn close_inbound() {
-    let mut open = LIVE.feeds.open.lock();
+    let mut open = FEEDS.open.lock();
     open.closed.0 = true;
     open.end_inbound();
 }
 
 /// Ends what everybody reads, for good: another process tells it from now on.
 pub fn close() {
-    let mut open = LIVE.feeds.open.lock();
+    let mut open = FEEDS.open.lock();
     open.closed = (true, true);
     open.feeds.clear();
     open.rest();
@@ -114,15 +150,15 @@ impl Open {
     /// Keeps nothing any more of what ends, once nobody reads.
     fn rest(&self) {
         if self.feeds.is_empty() {
-            LIVE.read.store(false, Ordering::Relaxed);
-            drop(LIVE.take_ended());
+            LIVE.rest();
+            REFUSED.rest();
         }
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        let mut open = LIVE.feeds.open.lock();
+        let mut open = FEEDS.open.lock();
         open.feeds.retain(|feed| feed.number != self.0);
         open.rest();
     }

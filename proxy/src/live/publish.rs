@@ -7,13 +7,15 @@ use bytes::Bytes;
 use mesh_shared::NodeName;
 use mesh_shared::live::{
     Direction, EndedExchange, LiveExchange, LiveUpdate, MAX_METHOD_CHARS, MAX_PATH_CHARS, MAX_REASON_CHARS,
-    Try,
+    Refusal, Try,
 };
 use mesh_shared::local_api::{CERTIFICATES, EVENTS, NODES, ROSTER_AGENTS};
 use mesh_shared::logging::Excerpt;
 use tokio::time::{MissedTickBehavior, interval_at};
 
 use crate::access_log::shown_target;
+use crate::live::feed::{FEEDS, Missed};
+use crate::live::refused::{REFUSED, Refused};
 use crate::live::{Ended, Facts, LIVE, Who};
 use crate::mesh_api;
 
@@ -23,14 +25,14 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Tells readers, whenever there are some, what the sidecar of `node` carries.
 pub async fn publish(node: NodeName) {
     loop {
-        LIVE.feeds.came.notified().await;
+        FEEDS.came.notified().await;
         let start = tokio::time::Instant::now() + EVERY;
         let mut tick = interval_at(start, EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut read = greet(&node);
         while read {
             read = tokio::select! {
-                () = LIVE.feeds.came.notified() => greet(&node),
+                () = FEEDS.came.notified() => greet(&node),
                 _ = tick.tick() => tell(&node),
             };
         }
@@ -40,19 +42,36 @@ pub async fn publish(node: NodeName) {
 /// The first line, for those who have had none.
 fn greet(node: &NodeName) -> bool {
     let mut line = None;
-    LIVE.feeds.tell(true, 0, |_| line.get_or_insert_with(|| json(&update(node, Vec::new(), 0))).clone())
+    FEEDS.tell(true, Missed::default(), |_| {
+        line.get_or_insert_with(|| json(&update(node, News::default()))).clone()
+    })
 }
 
 /// The next line for everybody.
 fn tell(node: &NodeName) -> bool {
-    let (ended, omitted) = LIVE.take_ended();
-    let lost = ended.len() as u64 + omitted;
-    let update = update(node, ended, omitted);
+    let (ended, ended_omitted) = LIVE.take_ended();
+    let (refused, refused_omitted) = REFUSED.take();
+    let lost =
+        Missed { ended: ended.len() as u64 + ended_omitted, refused: refused.len() as u64 + refused_omitted };
+    let update = update(node, News { ended, ended_omitted, refused, refused_omitted });
     let usual = json(&update);
-    LIVE.feeds.tell(false, lost, |missed| match missed {
-        0 => usual.clone(),
-        _ => json(&LiveUpdate { ended_omitted: omitted + missed, ..update.clone() }),
+    FEEDS.tell(false, lost, |missed| match missed == Missed::default() {
+        true => usual.clone(),
+        false => json(&LiveUpdate {
+            ended_omitted: ended_omitted + missed.ended,
+            refused_omitted: refused_omitted + missed.refused,
+            ..update.clone()
+        }),
     })
+}
+
+/// What happened since the line before.
+#[derive(Default)]
+struct News {
+    ended: Vec<Ended>,
+    ended_omitted: u64,
+    refused: Vec<Refused>,
+    refused_omitted: u64,
 }
 
 fn json(update: &LiveUpdate) -> Bytes {
@@ -62,7 +81,7 @@ fn json(update: &LiveUpdate) -> Bytes {
     line.into()
 }
 
-fn update(node: &NodeName, ended: Vec<Ended>, ended_omitted: u64) -> LiveUpdate {
+fn update(node: &NodeName, news: News) -> LiveUpdate {
     let clock = Clock::now();
     let (in_flight, total) = LIVE.in_flight();
     LiveUpdate {
@@ -71,8 +90,10 @@ fn update(node: &NodeName, ended: Vec<Ended>, ended_omitted: u64) -> LiveUpdate 
         version: env!("CARGO_PKG_VERSION").into(),
         in_flight: in_flight.iter().map(|facts| exchange(facts, &clock)).collect(),
         in_flight_total: total as u64,
-        ended: ended.into_iter().map(|ended| ended_exchange(ended, &clock)).collect(),
-        ended_omitted,
+        ended: news.ended.into_iter().map(|ended| ended_exchange(ended, &clock)).collect(),
+        ended_omitted: news.ended_omitted,
+        refused: news.refused.into_iter().map(|refused| refusal(refused, &clock)).collect(),
+        refused_omitted: news.refused_omitted,
     }
 }
 
@@ -138,15 +159,29 @@ fn is_routine(facts: &Facts) -> bool {
 
 fn ended_exchange(ended: Ended, clock: &Clock) -> EndedExchange {
     let tries = ended.tries.0.into_iter();
-    let reason = |text: String| Excerpt { text: &text, max_chars: MAX_REASON_CHARS }.to_string();
     EndedExchange {
         exchange: exchange(&ended.facts, clock),
         outcome: ended.outcome.as_str().to_owned(),
         code: ended.code,
-        reason: ended.reason.map(reason),
+        reason: ended.reason.as_deref().map(reason),
         duration_ms: ms(ended.took),
         first_byte_ms: ended.first_byte.map(ms),
         connect_ms: ended.connect.map(ms),
         tries: tries.map(|tried| Try { node: tried.node, error: tried.error.map(str::to_owned) }).collect(),
     }
+}
+
+fn refusal(refused: Refused, clock: &Clock) -> Refusal {
+    Refusal {
+        id: refused.id,
+        at_ms: clock.epoch_ms(refused.at),
+        address: refused.address,
+        peer: refused.peer.map(|peer| peer.name().to_owned()),
+        cause: refused.cause.to_owned(),
+        reason: reason(&refused.reason),
+    }
+}
+
+fn reason(text: &str) -> String {
+    Excerpt { text, max_chars: MAX_REASON_CHARS }.to_string()
 }
