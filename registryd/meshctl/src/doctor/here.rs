@@ -24,6 +24,8 @@ use crate::{Failure, Global, status};
 
 /// How long a daemon's own check may take: its folders may be on a mount that hangs.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// What the check of a daemon takes over from this process's environment, which may be root's.
+const ENVIRONMENT: [&str; 6] = ["PATH", "LANG", "LC_ALL", "TERM", "NO_COLOR", "TZ"];
 /// So many of registryd's own problems are enough.
 const MOST_PROBLEMS: usize = 16;
 
@@ -239,6 +241,8 @@ async fn checked_by(program: Program, config: &Config) -> Option<Vec<Check>> {
     let path = std::env::current_exe().ok()?.with_file_name(name);
     let mut command = tokio::process::Command::new(path);
     command.args(["check", "--json", "--config"]).arg(config.source.as_deref()?);
+    command.env_clear();
+    command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     if let Some((user, group)) = user.filter(|_| is_root) {
         command.uid(user.as_raw()).gid(group.as_raw());
