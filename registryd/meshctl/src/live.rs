@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_shared::config::Admin;
 use mesh_shared::config::keys::DEFAULT_STATE_DIR;
-use mesh_shared::live::{EndedExchange, LOCAL_LIVE, LiveExchange, LiveUpdate};
+use mesh_shared::live::{EndedExchange, LOCAL_LIVE, LiveExchange, LiveUpdate, Refusal};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::name::NodeName;
 use tokio::time::{sleep, timeout};
@@ -138,7 +138,20 @@ pub fn tame(update: &mut LiveUpdate, max_chars: usize) {
         let errors = tries.iter_mut().filter_map(|tried| tried.error.as_mut());
         code.iter_mut().chain(reason).chain(errors).for_each(tame);
     }
+    for Refusal { peer, cause, reason, .. } in &mut update.refused {
+        peer.iter_mut().chain([cause, reason]).for_each(tame);
+    }
 }
+
+/// What is said of a failed request in the help of the commands that tell of one ([`EndedExchange::failed`]).
+macro_rules! failed_means {
+    () => {
+        "\
+A request failed if a sidecar made its answer (it has a code), if the agent answered with status 500 or above, or if its answer
+was cut by anyone but the caller. An agent's own 4xx and a caller that went away are not failures."
+    };
+}
+pub(crate) use failed_means;
 
 /// Who is at the other end: inbound the peer that calls, outbound the node that is called.
 pub fn other_end(exchange: &LiveExchange) -> &str {
@@ -173,11 +186,12 @@ mod tests {
         let update = json!({
             "atMs": 1, "node": "ct110", "version": bad, "inFlight": [exchange], "inFlightTotal": 1, "ended": [ended],
             "endedOmitted": 0,
+            "refused": [{"id": 1, "atMs": 1, "address": "::1", "peer": bad, "cause": bad, "reason": bad}],
         });
         let mut update = serde_json::from_value(update).unwrap();
         tame(&mut update, LINE_CHARS);
         let told = serde_json::to_string(&update).unwrap();
-        assert_eq!(told.matches("x [2J 31m  y").count(), 15, "{told}");
+        assert_eq!(told.matches("x [2J 31m  y").count(), 18, "{told}");
         assert!(told.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{told}");
     }
 }

@@ -1,26 +1,35 @@
 //! `meshctl tap`: access lines of a sidecar as they come, metadata only.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use mesh_shared::live::{Direction, EndedExchange};
+use mesh_shared::live::{Direction, EndedExchange, Refusal};
 use mesh_shared::name::NodeName;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::time::{Instant, timeout_at};
 
-use crate::live::{Feed, agent, other_end};
+use crate::live::{Feed, agent, failed_means, other_end};
 use crate::output::{Colour, duration, is_terminal, paint, print, print_json_line};
 use crate::{Failure, Global, node_name, time};
 
 /// The longest `--for`.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-const NOTES: &str = "\
-Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or does not permit it.";
+const NOTES: &str = concat!(
+    failed_means!(),
+    "
+
+Connections that peers were refused before they made a request (bad, expired or revoked certificates, proxy.policy, limits) are
+shown as well, by the address that they came from. As in the log, of each reason the first eight in ten seconds are shown, the
+others counted.
+
+Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or does not permit it."
+);
 
 /// Arguments of `meshctl tap`.
 #[derive(Debug, Args)]
@@ -45,7 +54,7 @@ struct Filter {
     /// Requests of peers to this node's agents, or of this node's programs to peers
     #[arg(long, value_enum)]
     direction: Option<Way>,
-    /// Who calls, as its certificate says, or the node that is called
+    /// Who calls, as its certificate says, or the node that is called; of a refused connection, also its address
     #[arg(long, value_name = "NAME")]
     peer: Option<String>,
     /// The agent that is called, or that calls
@@ -57,9 +66,12 @@ struct Filter {
     /// A status or a class of them, as in 404 or 5xx; none: no answer began
     #[arg(long, value_name = "STATUS")]
     status: Option<StatusFilter>,
-    /// Only status 400 and above, and answers that did not pass whole
+    /// Only requests that failed, and refused connections
     #[arg(long)]
     errors: bool,
+    /// Only connections of peers that were refused before there was a request
+    #[arg(long)]
+    refused: bool,
     /// Also what sidecars and registries say to each other by themselves, such as pings and joins
     #[arg(long)]
     all: bool,
@@ -106,7 +118,8 @@ impl Filter {
         let acts_as = exchange.as_agent.as_deref().and_then(|identity| identity.split('@').next());
         let agents = [exchange.agent.as_ref().map(mesh_shared::AgentName::as_str), acts_as];
         let status = exchange.status;
-        (self.all || !exchange.routine)
+        !self.refused
+            && (self.all || !exchange.routine)
             && self.direction.is_none_or(|wanted| wanted == way)
             && self.peer.as_deref().is_none_or(|peer| other_end(exchange) == peer)
             && self.agent.as_deref().is_none_or(|agent| agents.contains(&Some(agent)))
@@ -116,12 +129,21 @@ impl Filter {
                 StatusFilter::Class(class) => status.is_some_and(|status| status / 100 == class),
                 StatusFilter::Exactly(exact) => status == Some(exact),
             })
-            && (!self.errors || went_wrong(ended))
+            && (!self.errors || ended.failed())
     }
-}
 
-fn went_wrong(ended: &EndedExchange) -> bool {
-    ended.outcome != "complete" || ended.exchange.status.is_none_or(|status| status >= 400)
+    /// A refused connection has neither agent nor path, and got no answer.
+    fn admits_refusal(&self, refusal: &Refusal) -> bool {
+        let is_peer = |wanted: &str| {
+            refusal.peer.as_deref() == Some(wanted)
+                || wanted.parse().is_ok_and(|ip: IpAddr| ip == refusal.address)
+        };
+        self.direction != Some(Way::Out)
+            && self.peer.as_deref().is_none_or(is_peer)
+            && self.agent.is_none()
+            && self.path.is_none()
+            && self.status.is_none_or(|wanted| wanted == StatusFilter::None)
+    }
 }
 
 /// A line for programs.
@@ -132,6 +154,14 @@ struct Line<'a> {
     told_by: &'a NodeName,
     #[serde(flatten)]
     ended: &'a EndedExchange,
+}
+
+/// As [`Line`], of a connection that was refused.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusedLine<'a> {
+    told_by: &'a NodeName,
+    refused: &'a Refusal,
 }
 
 /// Shows what ends, until there is enough of it or somebody interrupts.
@@ -153,10 +183,16 @@ pub async fn run(args: TapArgs, global: &Global) -> Result<ExitCode, Failure> {
             },
             None => feed.next_or_again().await,
         };
-        for ended in update.ended.iter().filter(|ended| args.filter.admits(ended)) {
-            match global.json {
-                true => print_json_line(&Line { told_by: &update.node, ended })?,
-                false => print(&line(ended))?,
+        let refused = update.refused.iter().filter(|refusal| args.filter.admits_refusal(refusal));
+        let ended = update.ended.iter().filter(|ended| args.filter.admits(ended));
+        for happened in refused.map(Happened::Refused).chain(ended.map(Happened::Ended)) {
+            match (global.json, happened) {
+                (true, Happened::Ended(ended)) => print_json_line(&Line { told_by: &update.node, ended })?,
+                (true, Happened::Refused(refused)) => {
+                    print_json_line(&RefusedLine { told_by: &update.node, refused })?;
+                }
+                (false, Happened::Ended(ended)) => print(&line(ended))?,
+                (false, Happened::Refused(refusal)) => print(&refused_line(refusal))?,
             }
             if let Some(left) = &mut left {
                 *left -= 1;
@@ -168,16 +204,40 @@ pub async fn run(args: TapArgs, global: &Global) -> Result<ExitCode, Failure> {
         if update.ended_omitted > 0 {
             eprintln!("meshctl: {} more ended that were not told", update.ended_omitted);
         }
+        if update.refused_omitted > 0 {
+            eprintln!("meshctl: {} more were refused that were not told", update.refused_omitted);
+        }
     }
+}
+
+/// What a line is about.
+enum Happened<'a> {
+    Ended(&'a EndedExchange),
+    Refused(&'a Refusal),
+}
+
+/// The time of day in UTC.
+fn time_of_day(epoch_ms: u64) -> String {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(epoch_ms) * 1_000_000).ok();
+    let format = format_description!("[hour]:[minute]:[second]");
+    at.and_then(|at| at.format(format).ok()).unwrap_or_default()
+}
+
+/// For people: when and who was refused, and why.
+fn refused_line(refusal: &Refusal) -> String {
+    let Refusal { at_ms, address, peer, cause, reason, .. } = refusal;
+    let who = match peer {
+        Some(peer) => format!("{peer} {address}"),
+        None => address.to_string(),
+    };
+    let (at, status) = (time_of_day(*at_ms), paint(Colour::Red, "---"));
+    format!("{at}  in   {who:<24}  {status}  {:>8}  refused before a request, {cause}: {reason}\n", "")
 }
 
 /// For people: when it ended, which way and between whom it went, and what came of it.
 fn line(ended: &EndedExchange) -> String {
     let exchange = &ended.exchange;
-    let end_ms = i128::from(exchange.began_ms) + i128::from(ended.duration_ms);
-    let at = OffsetDateTime::from_unix_timestamp_nanos(end_ms * 1_000_000).ok();
-    let format = format_description!("[hour]:[minute]:[second]");
-    let at = at.and_then(|at| at.format(format).ok()).unwrap_or_default();
+    let at = time_of_day(exchange.began_ms.saturating_add(ended.duration_ms));
     let (way, other) = (
         match exchange.direction {
             Direction::Inbound => "in ",
@@ -273,18 +333,54 @@ mod tests {
         line.exchange.routine = true;
         assert!(!admits(&line, "") && admits(&line, "--all"));
         (line.exchange.routine, line.exchange.status, line.outcome) = (false, Some(200), "complete".into());
+        line.code = None;
         assert!(!admits(&line, "--errors"));
         line.outcome = "cut_by_upstream".into();
         assert!(admits(&line, "--errors"));
         line.exchange.status = None;
         assert!(admits(&line, "--errors --status none"));
+        line.outcome = "cut_by_caller".into();
+        assert!(!admits(&line, "--errors") && !admits(&line, "--refused"));
         for bad in ["--status 6xx", "--status 99", "--status x", "--direction up"] {
             assert!(Cli::try_parse_from(["tap"].into_iter().chain(bad.split(' '))).is_err(), "{bad}");
         }
     }
 
+    fn refusal() -> Refusal {
+        serde_json::from_value(json!({
+            "id": 1, "atMs": 2_500, "address": "192.168.10.112", "cause": "revoked", "reason": "certificate is revoked",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_refused_connection_is_shown_where_all_filters_match() {
+        let mut refused = refusal();
+        refused.peer = Some("ct112".into());
+        for (arguments, expected) in [
+            ("", true),
+            ("--refused --direction in", true),
+            ("--errors --peer 192.168.10.112", true),
+            ("--peer ct112 --status none", true),
+            ("--direction out", false),
+            ("--peer ct111", false),
+            ("--peer 192.168.10.113", false),
+            ("--agent grok", false),
+            ("--path /", false),
+            ("--status 4xx", false),
+        ] {
+            let cli = ["tap"].into_iter().chain(arguments.split_whitespace());
+            let filter = Cli::try_parse_from(cli).unwrap().filter;
+            assert_eq!(filter.admits_refusal(&refused), expected, "{arguments}");
+        }
+    }
+
     #[test]
     fn a_line_tells_what_came_of_it() {
+        assert_eq!(
+            refused_line(&refusal()),
+            "00:00:02  in   192.168.10.112            ---            refused before a request, revoked: certificate is revoked\n"
+        );
         assert_eq!(
             line(&ended()),
             "00:00:02  out  ct112 grok                502       1 s  POST /api/message  peer_failed: it broke  tried ct111 \

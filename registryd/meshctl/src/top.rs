@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
 
 use clap::Args;
-use mesh_shared::live::{EndedExchange, LiveExchange, LiveUpdate, MAX_ENDED};
+use mesh_shared::live::{LiveExchange, LiveUpdate, MAX_ENDED, Refusal};
 use mesh_shared::name::NodeName;
 use serde::Serialize;
 
-use crate::live::{Feed, agent, other_end};
+use crate::live::{Feed, agent, failed_means, other_end};
 use crate::output::{self, Cell, Colour, Table, counted, cut, duration, is_terminal, print, print_json_line};
 use crate::{Failure, Global, node_name};
 
@@ -19,12 +19,16 @@ const MAX_PAST: usize = 60 * MAX_ENDED;
 /// Lines of the screen that are not rows of the table.
 const FRAME_LINES: usize = 4;
 
-const NOTES: &str = "\
+const NOTES: &str = concat!(
+    "\
 REQUESTS have no answer yet, STREAMS are answers that have begun. RATE, ERRORS, P50 and P95 are of what ended in the last
-minute, or since top was started. An error is a status of 500 and above, an error that the sidecar made, or an answer that
-did not pass whole, unless the caller went away.
+minute, or since top was started; ERRORS is the share that failed. ",
+    failed_means!(),
+    "
+Connections of peers that were refused before they made a request are counted in the line above the table.
 
-Exit code 1 when the sidecar cannot be asked or does not permit it.";
+Exit code 1 when the sidecar cannot be asked or does not permit it."
+);
 
 /// Arguments of `meshctl top`.
 #[derive(Debug, Args)]
@@ -84,6 +88,9 @@ struct Minute {
     since_ms: Option<u64>,
     ended: VecDeque<Past>,
     omitted: u64,
+    /// Connections that were refused, by the line that told of them.
+    refused: VecDeque<(u64, u64)>,
+    last_refused: Option<Refusal>,
 }
 
 struct Past {
@@ -105,6 +112,11 @@ struct Picture {
     in_flight_told: usize,
     /// Exchanges that ended and are not in the rates.
     ended_omitted: u64,
+    /// Connections of peers that were refused in the last minute, before there was a request.
+    refused: u64,
+    /// The last one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_refused: Option<Refusal>,
     rows: Vec<Row>,
 }
 
@@ -133,17 +145,16 @@ fn key(exchange: &LiveExchange) -> Key {
     (exchange.direction.as_str(), other_end(exchange).to_owned(), agent(exchange).to_owned())
 }
 
-fn failed(ended: &EndedExchange) -> bool {
-    match ended.outcome.as_str() {
-        "complete" => ended.exchange.status.is_some_and(|status| status >= 500),
-        "cut_by_caller" => false,
-        _ => true,
-    }
-}
-
 impl Minute {
     fn new(all: bool) -> Self {
-        Self { all, since_ms: None, ended: VecDeque::new(), omitted: 0 }
+        Self {
+            all,
+            since_ms: None,
+            ended: VecDeque::new(),
+            omitted: 0,
+            refused: VecDeque::new(),
+            last_refused: None,
+        }
     }
 
     fn note(&mut self, update: &LiveUpdate) {
@@ -153,13 +164,24 @@ impl Minute {
         self.ended.extend(shown.map(|ended| Past {
             at_ms: update.at_ms,
             key: key(&ended.exchange),
-            failed: failed(ended),
+            failed: ended.failed(),
             took_ms: ended.duration_ms,
         }));
         let begin = update.at_ms.saturating_sub(WINDOW_MS);
         // However the far clock goes.
         while self.ended.front().is_some_and(|past| past.at_ms < begin) || self.ended.len() > MAX_PAST {
             self.ended.pop_front();
+        }
+        let refused = (update.refused.len() as u64).saturating_add(update.refused_omitted);
+        if refused > 0 {
+            self.refused.push_back((update.at_ms, refused));
+            self.last_refused = update.refused.last().cloned().or(self.last_refused.take());
+        }
+        while self.refused.front().is_some_and(|(at_ms, _)| *at_ms < begin) || self.refused.len() > MAX_PAST {
+            self.refused.pop_front();
+        }
+        if self.refused.is_empty() {
+            self.last_refused = None;
         }
     }
 
@@ -214,6 +236,8 @@ impl Minute {
             in_flight_total: update.in_flight_total,
             in_flight_told: update.in_flight.len(),
             ended_omitted: self.omitted,
+            refused: self.refused.iter().fold(0, |sum, (_, refused)| sum.saturating_add(*refused)),
+            last_refused: self.last_refused.clone(),
             rows,
         }
     }
@@ -234,6 +258,12 @@ fn text(picture: &Picture, rows: Option<usize>) -> String {
     );
     let mut text = format!("{}\n", cut(&head));
     let mut remarks = Vec::new();
+    if picture.refused > 0 {
+        let last = picture.last_refused.as_ref();
+        let last = last.map(|last| format!(", the last from {}: {}", last.address, last.reason));
+        let (refused, last) = (picture.refused, last.unwrap_or_default());
+        remarks.push(format!("refused in the last minute: {refused}{last}"));
+    }
     if picture.in_flight_total > picture.in_flight_told as u64 {
         let (total, told) = (picture.in_flight_total, picture.in_flight_told);
         remarks.push(format!("{total} are in flight; the rows count the oldest {told}"));
@@ -334,10 +364,22 @@ mod tests {
         );
         assert!(shown.ends_with("and 1 row more\n") && shown.contains("1.0 %"), "{shown}");
 
+        assert!(!shown.contains("refused"), "{shown}");
+        let mut refusing = update(111_000, Vec::new(), Vec::new());
+        refusing.refused_omitted = 2;
+        refusing.refused = serde_json::from_value(json!([
+            {"id": 1, "atMs": 110_500, "address": "192.168.10.112", "cause": "revoked", "reason": "certificate is revoked"},
+        ]))
+        .unwrap();
+        minute.note(&refusing);
+        let shown = text(&minute.picture(&refusing), None);
+        let told = "refused in the last minute: 3, the last from 192.168.10.112: certificate is revoked";
+        assert_eq!(shown.lines().nth(1), Some(told));
+
         let later = update(161_001, Vec::new(), Vec::new());
         minute.note(&later);
         let picture = minute.picture(&later);
-        assert_eq!((picture.rows.len(), picture.rows[0].ended), (1, 2));
+        assert_eq!((picture.rows.len(), picture.rows[0].ended, picture.refused), (1, 2, 3));
         assert_eq!(picture.rows[0].error_ratio, Some(0.5));
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use mesh_shared::Identity;
-use mesh_shared::live::{Direction, EndedExchange, LiveExchange, LiveUpdate};
+use mesh_shared::live::{Direction, EndedExchange, LiveExchange, LiveUpdate, Refusal};
 use mesh_shared::local_api::{AgentView, NodeView, SeenCertificates};
 use mesh_shared::logging::Excerpt;
 use mesh_shared::name::NodeName;
@@ -21,6 +21,9 @@ const MAX_EDGES: usize = 2_000;
 const MAX_REQUESTS: usize = 2_000;
 /// Of them, those that failed; kept by themselves, so that many that went well do not displace them.
 const MAX_FAILURES: usize = 300;
+/// Refused connections that are kept: kinds of them, of one node and of all.
+const MAX_REFUSED_OF_NODE: usize = 20;
+const MAX_REFUSED: usize = 100;
 /// Exchanges in flight kept of each node; all count.
 const MAX_IN_FLIGHT_OF_NODE: usize = 100;
 /// Exchanges in flight that are shown, the oldest.
@@ -97,6 +100,7 @@ struct Feed {
     in_flight_total: u64,
     at_ms: u64,
     omitted: u64,
+    refused_omitted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +128,8 @@ pub struct Model {
     total: History,
     requests: VecDeque<Row>,
     failures: VecDeque<Row>,
+    /// The one that was seen last is the last.
+    refused: Vec<Refused>,
     changes: VecDeque<Value>,
     /// Counts rows and changes.
     serial: u64,
@@ -154,6 +160,23 @@ struct Row {
     exchange: EndedExchange,
 }
 
+/// Connections that a sidecar refused for one reason, before there was a request: a peer that goes on trying is one row.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Refused {
+    #[serde(skip)]
+    serial: u64,
+    key: String,
+    teller: String,
+    /// When this host heard of the last one, epoch ms.
+    seen_ms: u64,
+    /// How many of them were told one by one.
+    count: u64,
+    /// The last one.
+    #[serde(flatten)]
+    last: Refusal,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct InFlight<'a> {
@@ -182,6 +205,7 @@ impl Model {
             total: History::default(),
             requests: VecDeque::new(),
             failures: VecDeque::new(),
+            refused: Vec::new(),
             changes: VecDeque::new(),
             serial: 0,
             told: Told::default(),
@@ -274,9 +298,13 @@ impl Model {
         for ended in update.ended.into_iter().filter(|ended| !ended.exchange.routine) {
             self.ended(name, ended, now);
         }
+        for refusal in update.refused {
+            self.refused(name, refusal, now);
+        }
         let feed = self.feeds.entry(teller).or_default();
         feed.source = Source::Live;
         feed.omitted = feed.omitted.saturating_add(update.ended_omitted);
+        feed.refused_omitted = feed.refused_omitted.saturating_add(update.refused_omitted);
         feed.in_flight_total = update.in_flight_total.max(update.in_flight.len() as u64);
         (feed.in_flight, feed.at_ms) = (update.in_flight, update.at_ms);
     }
@@ -284,7 +312,7 @@ impl Model {
     fn ended(&mut self, teller: &str, mut ended: EndedExchange, now: Now) {
         ended.tries.truncate(mesh_shared::live::MAX_TRIES);
         let (from, to) = ends(teller, &ended.exchange);
-        let failed = failed(&ended);
+        let failed = ended.failed();
         // Where both sidecars tell of an exchange, the caller's counts: it knows how long the caller waited.
         if ended.exchange.direction == Direction::Outbound || !self.is_live(&from) {
             let latency = ended.first_byte_ms.unwrap_or(ended.duration_ms);
@@ -315,6 +343,23 @@ impl Model {
         keep(&mut self.requests, MAX_REQUESTS);
     }
 
+    fn refused(&mut self, teller: &str, refusal: Refusal, now: Now) {
+        // From wherever it comes: addresses may be many.
+        let key = format!("{teller}/{}/{}", refusal.peer.as_deref().unwrap_or_default(), refusal.reason);
+        let known = self.refused.iter().position(|each| each.key == key);
+        let count = known.map_or(0, |at| self.refused.remove(at).count) + 1;
+        let of_teller = |each: &Refused| each.teller == teller;
+        let full = self.refused.iter().filter(|each| of_teller(each)).count() >= MAX_REFUSED_OF_NODE;
+        let oldest = match full {
+            true => self.refused.iter().position(of_teller),
+            false => (self.refused.len() >= MAX_REFUSED).then_some(0),
+        };
+        oldest.map(|oldest| self.refused.remove(oldest));
+        self.serial += 1;
+        let (serial, seen_ms) = (self.serial, now.epoch_ms);
+        self.refused.push(Refused { serial, key, teller: teller.into(), seen_ms, count, last: refusal });
+    }
+
     fn edge(&mut self, ends: Ends, now: Now) -> &mut Edge {
         if self.edges.len() >= MAX_EDGES && !self.edges.contains_key(&ends) {
             let oldest = self.edges.iter().min_by_key(|(_, edge)| edge.used_ms).map(|(ends, _)| ends.clone());
@@ -341,6 +386,10 @@ impl Model {
         let (requests, failures) = (news(&self.requests), news(&self.failures));
         if !requests.is_empty() {
             event(&mut text, "requests", &json!({ "requests": requests, "failures": failures }).to_string());
+        }
+        let refused: Vec<_> = self.refused.iter().filter(|each| each.serial > self.told.serial).collect();
+        if !refused.is_empty() {
+            event(&mut text, "refused", &json!(refused).to_string());
         }
         let changes: Vec<_> =
             self.changes.iter().filter(|change| change["serial"].as_u64() > Some(self.told.serial)).collect();
@@ -370,6 +419,7 @@ impl Model {
         };
         let rows = json!({ "requests": last(&self.requests), "failures": last(&self.failures) });
         event(&mut text, "requests", &rows.to_string());
+        event(&mut text, "refused", &json!(self.refused).to_string());
         event(&mut text, "changes", &json!(self.changes).to_string());
         event(&mut text, "live", &self.live(now).to_string());
         text
@@ -450,11 +500,12 @@ impl Model {
             }
         }
         let mut in_flight: Vec<InFlight<'_>> = Vec::new();
-        let (mut total, mut omitted) = (0_u64, 0_u64);
+        let (mut total, mut omitted, mut refused_omitted) = (0_u64, 0_u64, 0_u64);
         for (teller, feed) in &self.feeds {
             let teller = self.name_of(teller);
             total = total.saturating_add(feed.in_flight_total);
             omitted = omitted.saturating_add(feed.omitted);
+            refused_omitted = refused_omitted.saturating_add(feed.refused_omitted);
             in_flight.extend(feed.in_flight.iter().map(|exchange| {
                 let (from, to) = ends(teller, exchange);
                 let age_ms = feed.at_ms.saturating_sub(exchange.began_ms);
@@ -467,7 +518,7 @@ impl Model {
         json!({
             "atMs": now.epoch_ms, "step": step, "point": self.total.points(step).last().filter(|point| point.step == step),
             "rate": rate, "failureRate": failure_rate, "edges": edges, "inFlight": in_flight, "inFlightTotal": total,
-            "omitted": omitted,
+            "omitted": omitted, "refusedOmitted": refused_omitted,
         })
     }
 
@@ -504,7 +555,14 @@ impl Model {
 
 impl Default for Feed {
     fn default() -> Self {
-        Self { source: Source::Connecting, in_flight: Vec::new(), in_flight_total: 0, at_ms: 0, omitted: 0 }
+        Self {
+            source: Source::Connecting,
+            in_flight: Vec::new(),
+            in_flight_total: 0,
+            at_ms: 0,
+            omitted: 0,
+            refused_omitted: 0,
+        }
     }
 }
 
@@ -521,13 +579,6 @@ fn ends(teller: &str, exchange: &LiveExchange) -> Ends {
             (node.unwrap_or_else(|| peer.into()), teller.into())
         }
     }
-}
-
-/// Whether it shows that something is wrong. A caller that goes away is nothing unusual.
-fn failed(ended: &EndedExchange) -> bool {
-    ended.code.is_some()
-        || ended.exchange.status.is_some_and(|status| status >= 500)
-        || !matches!(ended.outcome.as_str(), "complete" | "cut_by_caller")
 }
 
 /// Two sidecars count alike, and one anew after a restart.
@@ -621,22 +672,43 @@ mod tests {
         assert_eq!((&live["inFlightTotal"], &live["point"]["requests"]), (&json!(0), &json!(2)));
     }
 
+    fn refusing(node: &str, reasons: impl IntoIterator<Item = String>) -> LiveUpdate {
+        let mut update = update(node, vec![], vec![]);
+        let refused = reasons.into_iter().enumerate().map(|(id, reason)| {
+            json!({ "id": id, "atMs": 1, "address": format!("10.0.0.{}", id % 250), "cause": "revoked", "reason": reason })
+        });
+        update.refused = serde_json::from_value(refused.collect()).unwrap();
+        update
+    }
+
     #[test]
-    fn a_failure_is_what_a_sidecar_or_the_agent_reports_as_one() {
-        for (more, expected) in [
-            (json!({}), false),
-            (json!({ "outcome": "cut_by_caller" }), false),
-            (json!({ "status": 404 }), false),
-            (json!({ "status": 500 }), true),
-            (json!({ "status": 403, "code": "request_not_allowed" }), true),
-            (json!({ "outcome": "cut_by_upstream" }), true),
-        ] {
-            assert_eq!(
-                failed(&serde_json::from_value(exchange(1, more.clone())).unwrap()),
-                expected,
-                "{more}"
-            );
+    fn refusals_that_are_alike_are_one_row_and_a_flood_displaces_nothing_else() {
+        let mut model = Model::new(None);
+        model.update(Teller::Own, update("ct110", vec![], vec![exchange(1, json!({ "code": "x" }))]), START);
+        let alike = |text: &str, count| std::iter::repeat_n(text.to_owned(), count);
+        model.update(peer("ct111"), refusing("ct111", alike("certificate is revoked", 3)), START);
+        let told = told(&model.tick(START), "refused");
+        assert_eq!(told.as_array().unwrap().len(), 1);
+        let row = &told[0];
+        assert_eq!(
+            (&row["teller"], &row["count"], &row["address"]),
+            (&json!("ct111"), &json!(3), &json!("10.0.0.2"))
+        );
+        assert_eq!((&row["cause"], &row["reason"]), (&json!("revoked"), &json!("certificate is revoked")));
+        assert!(!model.tick(START).contains("event: refused"), "it is not told again");
+        // Many kinds at one node displace those of no other.
+        for round in 0..100 {
+            let reasons = (0..100).map(|i| format!("{round} {i} {}", "x".repeat(10_000)));
+            model.update(Teller::Own, refusing("ct110", reasons), START);
         }
+        let of = |node: &str| model.refused.iter().filter(|each| each.teller == node).count();
+        assert_eq!((of("ct110"), of("ct111"), model.failures.len()), (MAX_REFUSED_OF_NODE, 1, 1));
+        assert!(model.snapshot(START).len() < 100_000);
+        for node in 0..20 {
+            let name = format!("ct{}", 200 + node);
+            model.update(peer(&name), refusing(&name, (0..30).map(|i| i.to_string())), START);
+        }
+        assert_eq!(model.refused.len(), MAX_REFUSED);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 // The page's only program. What it shows was chosen by other hosts: it becomes text, never markup.
 (() => {
   const MAX_ROWS = 60;
+  const MAX_REFUSED = 100;
   const MAX_KEPT = 400;
   const FRESH_MS = 6000;
   const DAY_S = 86400;
@@ -10,7 +11,7 @@
 
   const state = {
     mesh: null, live: null, series: { stepMs: 10000, steps: 60, step: 0, points: new Map() },
-    rows: new Map(), failed: new Map(), changes: [], filter: "", chosen: null, lastNews: 0, epochSkew: 0,
+    rows: new Map(), failed: new Map(), refused: new Map(), changes: [], filter: "", chosen: null, lastNews: 0, epochSkew: 0,
   };
   const $ = (id) => document.getElementById(id);
   const reduced = matchMedia("(prefers-reduced-motion: reduce)");
@@ -116,6 +117,23 @@
     backend_failed: "the agent's server broke off its answer",
     registry_unavailable: "registryd does not answer",
     live_not_permitted: "proxy.live.peers does not name this node",
+  };
+  // What to do about connections that were refused before there was a request.
+  const CAUSES = {
+    timeout: "The peer began a handshake and did not go on: look at the network between, and whether a firewall drops large packets.",
+    closed: "The peer broke off: it may not accept this node's certificate, or be a port scan or a health check by TCP.",
+    not_tls: "Something speaks plain text to the port of the mesh: programs use their own sidecar, 127.0.0.1:3001.",
+    incompatible: "The peer's TLS is too old or too restricted: see proxy.tls.min_version.",
+    no_certificate: "The peer needs a certificate of the mesh's CA: meshctl invite, or meshctl ca issue-node.",
+    unknown_issuer: "The peer's certificate is from another CA, or its CA bundle or this node's is out of date: meshctl doctor there.",
+    outside_validity: "Renew the peer's certificate (meshctl ca renew), or set the clock that is wrong.",
+    revoked: "The peer's certificate is revoked. If it shall come in again, issue a new one.",
+    revocation_list: "This node has no current revocation list: meshctl ca refresh-lists on the CA's host.",
+    wrong_name: "The peer's certificate does not name a node as it should: issue a new one.",
+    bad_certificate: "The peer's certificate cannot be used: issue a new one, for TLS clients.",
+    refused_by_peer: "The peer does not accept this node's certificate: meshctl doctor there says why.",
+    limit: "Too many at once: see proxy.limits of the node that refused.",
+    policy: "proxy.policy of the node that refused does not let this peer in.",
   };
   const OUTCOMES = {
     cut_by_caller: "the caller went away before the answer was complete",
@@ -286,25 +304,45 @@
     const rows = [...state.failed.values()].sort((a, b) => a.beganMs - b.beganMs);
     const all = hops(rows).reverse();
     all.sort((a, b) => culprit(b).seenMs - culprit(a).seenMs);
-    const wanted = all.filter(hopMatches);
+    const refused = [...state.refused.values()].filter((each) => matches(each.peer, each.address, each.teller, each.cause, each.reason));
+    const wanted = [...all.filter(hopMatches).map((hop) => failureRow(hop, culprit(hop))), ...refused.map(refusalRow)].sort((a, b) => b.seenMs - a.seenMs);
     const paused = busy("failures") && lists.failures && lists.failures.size > 0 && !state.filterChanged;
     $("failures-count").classList.toggle("paused", Boolean(paused));
-    set($("failures-count"), wanted.length ? String(wanted.length) : "");
+    const omitted = state.live && state.live.refusedOmitted ? `, ${number(state.live.refusedOmitted, 0)} refused not told one by one` : "";
+    set($("failures-count"), wanted.length || omitted ? `${wanted.length}${omitted}` : "");
     if (paused) return;
-    show("failures", wanted.slice(0, MAX_ROWS).map((hop) => {
-      const row = culprit(hop);
-      return {
-        key: hop.key,
-        version: `${row.key} ${row.durationMs}`,
-        open: (from) => openRequest(hop, from, `failures ${hop.key}`),
-        render: () => [
-          between(hop),
-          make("time", { class: "end soft" }, clock(row.seenMs)),
-          make("span", { class: "soft" }, make("span", { class: "text-bad" }, foreign(fault(row))), ": ", foreign(why(row))),
-          make("span", { class: "end" }, badge(row.status ? String(row.status) : "none", "bad")),
-        ],
-      };
-    }), () => [state.filter ? "Nothing matches the filter." : "Nothing was refused, and nothing failed, in the time that is kept."]);
+    show("failures", wanted.slice(0, MAX_ROWS), () => [state.filter ? "Nothing matches the filter." : "Nothing was refused, and nothing failed, in the time that is kept."]);
+  }
+
+  function failureRow(hop, row) {
+    return {
+      key: hop.key,
+      seenMs: row.seenMs,
+      version: `${row.key} ${row.durationMs}`,
+      open: (from) => openRequest(hop, from, `failures ${hop.key}`),
+      render: () => [
+        between(hop),
+        make("time", { class: "end soft" }, clock(row.seenMs)),
+        make("span", { class: "soft" }, make("span", { class: "text-bad" }, foreign(fault(row))), ": ", foreign(why(row))),
+        make("span", { class: "end" }, badge(row.status ? String(row.status) : "none", "bad")),
+      ],
+    };
+  }
+  // A peer that was turned away before it could ask. Who it is, is known only where its certificate was accepted.
+  function refusalRow(refused) {
+    const key = `refused ${refused.key}`;
+    return {
+      key,
+      seenMs: refused.seenMs,
+      version: `${refused.count} ${refused.seenMs}`,
+      open: (from) => openRefused(refused, from, `failures ${key}`),
+      render: () => [
+        make("span", { class: "strong" }, foreign(refused.peer || refused.address), arrow(), foreign(refused.teller)),
+        make("time", { class: "end soft" }, clock(refused.seenMs)),
+        make("span", { class: "soft" }, make("span", { class: "text-bad" }, foreign(refused.cause)), ": ", foreign(refused.reason)),
+        make("span", { class: "end" }, badge(refused.count > 1 ? `refused ${number(refused.count, 0)}×` : "refused", "bad")),
+      ],
+    };
   }
 
   function showFlight() {
@@ -1024,6 +1062,7 @@
   }
 
   const openRequest = (hop, from, row) => open(`${first(hop).method} ${first(hop).path}`, { kind: "request", hop, row }, from);
+  const openRefused = (refused, from, row) => open(`Refused: ${refused.peer || refused.address}`, { kind: "refused", refused: refused.key, row }, from);
   const openNode = (name, from, row) => open(name, { kind: "node", node: name, row }, from);
   const openAgent = (name, from, row) => open(name, { kind: "agent", agent: name, row }, from);
 
@@ -1039,6 +1078,9 @@
       for (const row of found ? found.ended : []) rows.set(row.key, row);
       const all = hops([...rows.values()].sort((a, b) => a.beganMs - b.beganMs || (a.direction === "outbound" ? -1 : 1)));
       fill(all.length ? requestDetails(all) : [soft("It has ended, and is no longer kept.")], JSON.stringify(all));
+    } else if (chosen.kind === "refused") {
+      const refused = state.refused.get(chosen.refused);
+      fill(refused ? refusedDetails(refused) : [soft("It is no longer kept.")], JSON.stringify(refused || null));
     } else if (chosen.kind === "node") {
       const node = state.mesh && state.mesh.nodes.find((each) => each.name === chosen.node);
       const series = await ask(`series/${encodeURIComponent(chosen.node)}`);
@@ -1082,6 +1124,19 @@
     all.forEach((hop, i) => parts.push(section(all.length > 1 ? `Its way, ${i + 1} of ${all.length}` : "Its way", way(hop))));
     parts.push(section("Times", bars(rows)));
     return parts;
+  }
+  function refusedDetails(refused) {
+    return [
+      facts(
+        ["Reason", make("span", { class: "text-bad" }, foreign(`${refused.cause}: ${refused.reason}`))],
+        ["Refused by", make("span", null, "mesh-proxy on ", foreign(refused.teller), ", before there was a request")],
+        ["Peer", refused.peer ? foreign(refused.peer) : "not known: its certificate was not accepted"],
+        ["Address", foreign(refused.address)],
+        ["Last", `${clock(refused.atMs)} by the clock of that node`],
+        ["How often", `${number(refused.count, 0)} told one by one`],
+      ),
+      Object.hasOwn(CAUSES, refused.cause) ? section("What to do", make("p", null, CAUSES[refused.cause])) : null,
+    ].filter(Boolean);
   }
   function way(hop) {
     const { caller, callee } = hop;
@@ -1273,10 +1328,18 @@
       // What was known before a loss comes anew.
       state.rows.clear();
       state.failed.clear();
+      state.refused.clear();
     },
     requests(data) {
       keepNewest(state.rows, data.requests);
       keepNewest(state.failed, data.failures);
+    },
+    refused(data) {
+      for (const each of data) {
+        state.refused.delete(each.key);
+        state.refused.set(each.key, each);
+      }
+      for (const key of [...state.refused.keys()].slice(0, -MAX_REFUSED)) state.refused.delete(key);
     },
     changes(data) {
       const known = new Set(state.changes.map((change) => change.serial));
