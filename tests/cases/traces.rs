@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use http::Method;
+use mesh_tests::ca::{Ca, Spec};
 use mesh_tests::collector::{Collector, Span};
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
@@ -272,4 +273,50 @@ async fn what_a_collector_refuses_is_dropped_and_what_it_cannot_take_now_is_not(
     collector.answers(0);
     collector.span("it came later", is_of("mesh-proxy", "ct110", "/later")).await;
     assert_eq!(metric(admin, "mesh_proxy_spans_dropped_total").await, 1);
+}
+
+/// A node that sends its spans to `collector`, and trusts what the CA vouches for.
+async fn over_tls(mesh: &Mesh, node: &str, collector: &Collector, ca: &Ca) -> Node {
+    let path = mesh.folder().join(format!("{node}-collector-ca.pem"));
+    std::fs::write(&path, ca.bundle_pem()).unwrap();
+    let plan = mesh.node(node).agent("opus").with(|config| {
+        config["telemetry"] = json!({"otlp": {"endpoint": collector.endpoint(), "ca_path": path}});
+    });
+    let mut node = plan.prepare().await;
+    node.start_proxy().await;
+    node
+}
+
+#[tokio::test]
+async fn a_collector_with_tls_is_trusted_as_its_ca_says() {
+    let mesh = Mesh::new();
+    let (ca, host) = (Ca::new(), Loopback::take());
+    let spec = Spec { cn: None, dns: Vec::new(), ips: vec![host.ip()], ..Spec::node("collector") };
+    let collector = Collector::with_tls(host.port(4318), &ca.issue(&spec)).await;
+    let node = over_tls(&mesh, "ct110", &collector, &ca).await;
+    assert_eq!(node.get_from_peer(&mesh, "ct111", "/safe").await.status, 200);
+    collector.span("it came over TLS", is_of("mesh-proxy", "ct110", "/safe")).await;
+    assert_eq!(collector.refused(), 0);
+}
+
+#[tokio::test]
+async fn a_collector_with_a_certificate_that_is_not_trusted_gets_nothing() {
+    let mesh = Mesh::new();
+    let ca = Ca::new();
+    let of = |ip| Spec { cn: None, dns: Vec::new(), ips: vec![ip], ..Spec::node("collector") };
+    let (one, other) = (Loopback::take(), Loopback::take());
+    let foreign = Collector::with_tls(one.port(4318), &Ca::new().issue(&of(one.ip()))).await;
+    let misnamed = Collector::with_tls(other.port(4318), &ca.issue(&of(one.ip()))).await;
+    for (name, collector, reason) in
+        [("ct110", &foreign, "UnknownIssuer"), ("ct112", &misnamed, "certificate not valid for name")]
+    {
+        let mut node = over_tls(&mesh, name, collector, &ca).await;
+        assert_eq!(node.get_from_peer(&mesh, "ct111", "/secret").await.status, 200);
+        eventually("it tried again", async || (collector.refused() >= 2).then_some(())).await;
+        let told = "WARN [Telemetry]";
+        let line = node.proxy().wait_log(&[told, "takes no traces"]).await;
+        assert!(line.contains(reason) && line.contains("telemetry.otlp.ca_path"), "{line}");
+        assert_eq!(node.proxy().lines_with(&[told]).len(), 1);
+        assert!(collector.spans().is_empty() && collector.headers().is_empty() && !collector.saw("secret"));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use http::{HeaderMap, Request, Response};
@@ -10,13 +11,17 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use mesh_shared::certificate::provider;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span as Sent;
 use prost::Message;
+use rustls::ServerConfig;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
+use crate::ca::Issued;
 use crate::web::{self, Body, BoxError};
 use crate::{eventually, loopback};
 
@@ -46,6 +51,7 @@ pub struct Span {
 /// A running collector.
 pub struct Collector {
     address: SocketAddr,
+    tls: bool,
     seen: Arc<Seen>,
     task: JoinHandle<()>,
 }
@@ -58,11 +64,29 @@ struct Seen {
     bytes: Mutex<Vec<u8>>,
     /// What it answers; 0: 200.
     status: Mutex<u16>,
+    /// Handshakes that failed.
+    failed: AtomicUsize,
 }
 
 impl Collector {
     /// Listens on `address`.
     pub async fn start(address: SocketAddr) -> Self {
+        Self::serve(address, None).await
+    }
+
+    /// Listens on `address` with TLS, and presents this certificate.
+    pub async fn with_tls(address: SocketAddr, identity: &Issued) -> Self {
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(identity.chain(), identity.key())
+            .unwrap();
+        Self::serve(address, Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn serve(address: SocketAddr, acceptor: Option<TlsAcceptor>) -> Self {
+        let tls = acceptor.is_some();
         let seen: Arc<Seen> = Arc::default();
         let listener = loopback::listen(address).await;
         let shared = seen.clone();
@@ -71,20 +95,34 @@ impl Collector {
             let mut connections = JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
-                let seen = shared.clone();
+                let (seen, acceptor) = (shared.clone(), acceptor.clone());
                 connections.spawn(async move {
                     let service = service_fn(|request| take(request, seen.clone()));
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let http1 = http1::Builder::new();
+                    let Some(acceptor) = acceptor else {
+                        let _ = http1.serve_connection(TokioIo::new(stream), service).await;
+                        return;
+                    };
+                    match acceptor.accept(stream).await {
+                        Ok(stream) => drop(http1.serve_connection(TokioIo::new(stream), service).await),
+                        Err(_) => drop(seen.failed.fetch_add(1, Ordering::Relaxed)),
+                    }
                 });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, seen, task }
+        Self { address, tls, seen, task }
     }
 
     /// Where it listens, as a configuration names it.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// How many have refused its certificate.
+    pub fn refused(&self) -> usize {
+        self.seen.failed.load(Ordering::Relaxed)
     }
 
     /// What it answers from now on.

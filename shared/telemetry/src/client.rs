@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,7 +113,7 @@ impl Client {
             None => handshake(stream).await,
             Some(tls) => {
                 let name = ServerName::try_from(self.collector.host().to_owned())?;
-                handshake(tls.connect(name, stream).await?).await
+                handshake(tls.connect(name, stream).await.map_err(with_remedy)?).await
             }
         }
     }
@@ -194,6 +195,16 @@ async fn handshake(
     Ok(sender)
 }
 
+/// A certificate that is not trusted, with the key that says which one is.
+fn with_remedy(error: io::Error) -> HttpError {
+    match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            format!("{error}; telemetry.otlp.ca_path has to hold the CA of its certificate, which has to be for the host in telemetry.otlp.endpoint").into()
+        }
+        _ => error.into(),
+    }
+}
+
 /// What the collector can take later (OTLP/HTTP, "Retryable Response Codes").
 fn is_for_later(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502..=504)
@@ -206,7 +217,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// `Name: value`, one a line; empty lines and those that begin with `#` say nothing.
 fn read_headers(path: &Path) -> Result<HeaderMap, ClientError> {
     let unreadable =
-        |error: std::io::Error| ClientError::Unreadable { path: path.into(), reason: error.to_string() };
+        |error: io::Error| ClientError::Unreadable { path: path.into(), reason: error.to_string() };
     let mut headers = HeaderMap::new();
     for (index, line) in fs::read(path).map_err(unreadable)?.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();
