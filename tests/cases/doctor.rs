@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use mesh_tests::ca::{Ca, Issued, Spec, self_signed};
 use mesh_tests::mesh::{Mesh, Node};
-use mesh_tests::process::{command, run, text};
+use mesh_tests::process::{command, install, run, text};
 use mesh_tests::tls::PeerOptions;
 use mesh_tests::{eventually, loopback};
 use serde_json::{Value, json};
@@ -205,6 +206,35 @@ async fn certificates_that_cannot_work() {
     fails_at(&doctor_json(&node, &[]).await, "certificates", &["unknown issuer"]);
     fs::remove_file(config["mesh"]["tls"]["cert_path"].as_str().unwrap()).unwrap();
     fails_at(&doctor_json(&node, &[]).await, "certificates", &["node.crt", "meshctl ca issue-node ct110"]);
+}
+
+#[tokio::test]
+async fn the_daemons_checks_get_nothing_of_the_callers_environment() {
+    let mesh = Mesh::new();
+    let node = mesh.node("ct110").with(as_this_user).prepare().await;
+    let (folder, own) = (tempfile::tempdir().unwrap(), command("meshctl"));
+    let (meshctl, kept) = (folder.path().join("meshctl"), folder.path().join("environment"));
+    install(Path::new(own.get_program()), &meshctl);
+    let script = folder.path().join("script");
+    let checks = command("mesh-proxy").get_program().to_owned();
+    let text_of = format!("#!/bin/sh\nenv > {}\nexec {} \"$@\"\n", kept.display(), checks.display());
+    fs::write(&script, text_of).unwrap();
+    install(&script, &folder.path().join("mesh-proxy"));
+    let mut doctor = std::process::Command::new(&meshctl);
+    doctor.args(["doctor", "--json", "--config"]).arg(&node.config_path);
+    doctor.env("AWS_SECRET_ACCESS_KEY", "hush").env("HOME", "/root").env("LANG", "C.UTF-8");
+    let output = spawn_blocking(move || run(&mut doctor)).await.unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(of(&told, "certificates").iter().all(|check| check["outcome"] == "ok"), "{told:#}");
+    let environment = fs::read_to_string(&kept).unwrap();
+    let names: BTreeSet<_> = environment.lines().filter_map(|line| line.split('=').next()).collect();
+    // The shell adds the last four itself.
+    let known = ["PATH", "LANG", "LC_ALL", "TERM", "NO_COLOR", "TZ", "PWD", "OLDPWD", "SHLVL", "_"];
+    assert!(names.iter().all(|name| known.contains(name)), "{environment}");
+    assert!(
+        environment.lines().any(|line| line == "LANG=C.UTF-8") && names.contains("PATH"),
+        "{environment}"
+    );
 }
 
 #[tokio::test]
@@ -759,9 +789,19 @@ async fn json_has_the_documented_keys() {
     let (one, _two) = mesh.pair().await;
     mesh.register("ct151", "127.1.2.3", 3999, &["scout"]);
     knows(&one, "ct151").await;
-    for line in ["doctor ct151", "doctor ct111", "status", "agents", "ping"] {
+    let traffic = async {
+        loop {
+            one.get("/agents/grok/x").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::pin!(traffic);
+    for line in ["doctor ct151", "doctor ct111", "status", "agents", "ping", "top --once", "tap --count 1"] {
         let arguments: Vec<&str> = line.split(' ').chain(["--json"]).collect();
-        let (_, told) = meshctl(&one, &arguments).await;
+        let (_, told) = tokio::select! {
+            told = meshctl(&one, &arguments) => told,
+            () = &mut traffic => continue,
+        };
         let told: Value =
             serde_json::from_str(&told).unwrap_or_else(|error| panic!("{line}: {error}: {told}"));
         let section = section(arguments[0]);

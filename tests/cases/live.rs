@@ -4,13 +4,16 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use mesh_shared::live::{Direction, MAX_PEERS_READERS, MAX_READERS};
+use mesh_tests::ca::{Ca, Spec};
 use mesh_tests::eventually;
 use mesh_tests::live::{self, Reader};
 use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::{run, text};
+use mesh_tests::tls::{Client, PeerOptions};
 use mesh_tests::web;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// Two nodes, of which ct111 tells ct110 what it carries.
@@ -409,4 +412,112 @@ async fn looking_at_a_node_moves_no_task_away_from_it() {
         let got = node.agent().requests().iter().filter(|request| request.target == "/x").count();
         assert!(got > 0, "{} got none", node.name);
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_refused_before_a_request_is_told_with_its_reason() {
+    let mesh = Mesh::new();
+    let revoked = mesh.ca.node("ct113");
+    let list = mesh.folder().join("crl.pem");
+    fs::write(&list, mesh.ca.crl_pem(&[&revoked])).unwrap();
+    let plan = mesh.node("ct110").agent("opus").with(|config| {
+        config["proxy"]["crl_path"] = json!(list);
+        config["proxy"]["policy"] = json!({"deny": ["ct114"]});
+        config["proxy"]["limits"] = json!({"max_connections": 8, "max_connections_per_peer": 1});
+    });
+    let mut node = plan.start().await;
+    let mut reader = Reader::open(&node, "/v1/live").await.unwrap();
+    let first = reader.next().await.unwrap();
+    assert_eq!((first.refused.len(), first.refused_omitted), (0, 0));
+    let issue = |change: fn(&mut Spec)| {
+        let mut spec = Spec::node("ct111");
+        change(&mut spec);
+        mesh.ca.issue(&spec)
+    };
+    let steering = issue(|spec| spec.cn = Some("a\u{1b}[2J b".into()));
+    for (client, cause, reason) in [
+        (Client::anonymous(&mesh.ca), "no_certificate", "peer did not return a certificate"),
+        (Client::new(&mesh.ca, &Ca::new().node("ct111")), "unknown_issuer", "from an unknown issuer"),
+        (Client::new(&mesh.ca, &issue(|spec| spec.until = 2025)), "outside_validity", "has expired"),
+        (Client::new(&mesh.ca, &revoked), "revoked", "is revoked"),
+        (Client::new(&mesh.ca, &steering), "bad_certificate", "a"),
+    ] {
+        client.refused(node.inbound(), "ct110").await;
+        let told = reader.refused(cause).await;
+        assert!(told.reason.contains(reason) && told.peer.is_none(), "{told:?}");
+        assert_eq!((told.address.to_string().as_str(), told.id > 0), ("127.0.0.1", true));
+        assert!(told.reason.chars().all(|c| !c.is_control()) && told.reason.len() < 300, "{told:?}");
+        node.proxy().wait_log(&["TLS handshake failed from 127.0.0.1: ", reason]).await;
+    }
+    let mut stream = TcpStream::connect(node.inbound()).await.unwrap();
+    stream.write_all(b"GET /secret HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let told = reader.refused("not_tls").await;
+    assert!(told.reason.contains("not a TLS client"), "{told:?}");
+
+    // Who it is, is proved from here on.
+    let denied = Client::new(&mesh.ca, &mesh.ca.node("ct114"));
+    drop(denied.connect(node.inbound(), "ct110").await.unwrap());
+    let told = reader.refused("policy").await;
+    assert_eq!(
+        (told.peer.as_deref(), told.reason.as_str()),
+        (Some("ct114"), "not allowed in by proxy.policy")
+    );
+    let answer = denied.send(node.inbound(), "ct110", web::get_with("/asked", &[])).await;
+    answer.problem(403, "peer_not_allowed");
+    let ended = reader.ended("/asked").await;
+    assert!(ended.failed() && ended.code.as_deref() == Some("peer_not_allowed"), "{ended:?}");
+    let busy = Client::new(&mesh.ca, &mesh.ca.node("ct115"));
+    let _held = busy.connect(node.inbound(), "ct110").await.unwrap();
+    let told = eventually("its share is used up", async || {
+        busy.refused(node.inbound(), "ct110").await;
+        let update = reader.next().await.unwrap();
+        update.refused.into_iter().find(|each| each.cause == "limit")
+    })
+    .await;
+    assert_eq!(told.peer.as_deref(), Some("ct115"));
+    assert!(told.reason.contains("proxy.limits.max_connections_per_peer"), "{told:?}");
+    assert!(!reader.raw.contains("secret"));
+}
+
+#[tokio::test]
+async fn a_flood_of_refused_connections_displaces_nothing_and_is_counted() {
+    let mesh = Mesh::new();
+    let (near, mut far) = pair(&mesh).await;
+    let mut reader = Reader::open(&near, "/v1/live?node=ct111").await.unwrap();
+    reader.next().await.unwrap();
+    let stranger = Client::anonymous(&mesh.ca);
+    const FLOOD: u64 = 60;
+    for _ in 0..FLOOD {
+        stranger.refused(far.inbound(), "ct111").await;
+    }
+    assert_eq!(near.get("/nodes/ct111/amid").await.status, 200);
+    let (mut told, mut omitted, mut amid) = (0, 0, false);
+    reader
+        .until("all are counted", |update| {
+            told += update.refused.len() as u64;
+            omitted += update.refused_omitted;
+            amid |= update.ended.iter().any(|each| each.exchange.path == "/amid");
+            (told + omitted >= FLOOD && amid).then_some(())
+        })
+        .await;
+    assert_eq!(told + omitted, FLOOD);
+    // As many as the log has lines of their own for.
+    let lines = far.proxy().lines_with(&["TLS handshake failed from"]).len();
+    assert!(told >= 8 && told == lines as u64 && omitted > 0, "{told} told, {lines} lines");
+}
+
+#[tokio::test]
+async fn a_call_to_a_node_whose_certificate_is_refused_is_told_with_its_reason() {
+    let mesh = Mesh::new();
+    let options = PeerOptions { identity: Ca::new().node("ct150"), ..PeerOptions::good(&mesh.ca, "ct150") };
+    let (_peer, _address) = mesh.peer_with("ct150", &[], options).await;
+    let node = mesh.start("ct110", "opus").await;
+    node.comes_to("/nodes/ct150/first", Some("peer_untrusted")).await;
+    let mut reader = Reader::open(&node, "/v1/live").await.unwrap();
+    reader.next().await.unwrap();
+    node.get("/nodes/ct150/refused").await.problem(502, "peer_untrusted");
+    let ended = reader.ended("/refused").await;
+    assert!(ended.failed() && ended.code.as_deref() == Some("peer_untrusted"), "{ended:?}");
+    let reason = ended.reason.unwrap();
+    assert!(reason.contains("ct150") && reason.contains("unknown issuer"), "{reason}");
 }

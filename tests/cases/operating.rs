@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use mesh_tests::eventually;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::process::{Daemon, run, text};
+use mesh_tests::tls::Client;
 use mesh_tests::web;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
@@ -208,4 +209,36 @@ async fn a_tap_goes_on_when_the_sidecar_is_restarted() {
     })
     .await;
     assert!(tap.is_running() && !tap.lines_with(&["trying again"]).is_empty());
+}
+
+#[tokio::test]
+async fn refused_connections_are_shown_with_their_reasons() {
+    let mesh = Mesh::new();
+    let (near, far) = pair(&mesh).await;
+    let mut refused = Daemon::start("tap --refused", &mut meshctl(&far, "tap --refused"));
+    let mut all =
+        Daemon::start("tap --node", &mut meshctl(&near, "tap --node ct111 --json --peer 127.0.0.1"));
+    let mut other = Daemon::start("tap --peer", &mut meshctl(&far, "tap --refused --peer 127.0.0.9"));
+    let mut top = Daemon::start("top", &mut meshctl(&far, "top --json"));
+    top.wait_log(&["\"refused\":0"]).await;
+    let stranger = Client::anonymous(&mesh.ca);
+    eventually("both show it", async || {
+        stranger.refused(far.inbound(), "ct111").await;
+        near.get("/nodes/ct111/asked").await;
+        (!refused.lines_with(&["refused before"]).is_empty() && !all.lines_with(&["refused"]).is_empty())
+            .then_some(())
+    })
+    .await;
+    let line = refused
+        .wait_log(&["  in   127.0.0.1 ", "  ---  ", "no_certificate: peer did not return a certificate"])
+        .await;
+    assert!(!line.contains('\u{1b}'), "{line:?}");
+    let line: Value = serde_json::from_str(&all.wait_log(&["\"refused\""]).await).unwrap();
+    assert_eq!((&line["toldBy"], &line["refused"]["address"]), (&json!("ct111"), &json!("127.0.0.1")));
+    assert_eq!(line["refused"]["cause"], "no_certificate");
+    let line: Value = serde_json::from_str(&top.wait_log(&["\"lastRefused\""]).await).unwrap();
+    assert!(line["refused"].as_u64() > Some(0), "{line}");
+    assert_eq!(line["lastRefused"]["reason"], "peer did not return a certificate");
+    assert!(refused.lines_with(&["/asked"]).is_empty() && all.lines_with(&["/asked"]).is_empty());
+    assert!(other.is_running() && other.lines_with(&["refused before"]).is_empty());
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::Method;
 use hyper::body::Incoming;
-use mesh_shared::live::{EndedExchange, LiveExchange, LiveUpdate, MESH_LIVE};
+use mesh_shared::live::{EndedExchange, LiveExchange, LiveUpdate, MESH_LIVE, Refusal};
 use tokio::net::UnixStream;
 
 use crate::mesh::{Mesh, Node};
@@ -89,6 +89,12 @@ impl Reader {
     pub async fn in_flight(&mut self, path: &str) -> LiveExchange {
         let what = format!("{path} is in flight");
         self.until(&what, |update| update.in_flight.iter().find(|each| each.path == path).cloned()).await
+    }
+
+    /// Reads until a connection has been refused for a reason of this kind.
+    pub async fn refused(&mut self, cause: &str) -> Refusal {
+        let what = format!("a connection is refused: {cause}");
+        self.until(&what, |update| update.refused.iter().find(|each| each.cause == cause).cloned()).await
     }
 
     /// Reads until an exchange with this path has ended.
