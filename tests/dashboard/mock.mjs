@@ -9,6 +9,8 @@ const DAY_S = 86400;
 const AGENTS = ["opus", "grok", "local", "gemini", "scribe", "coder", "search", "critic"];
 const PATHS = ["/api/message", "/v1/chat/completions", "/mcp", "/api/tasks/summary", "/v1/responses"];
 
+const BAD = ["<img src=x onerror=\"window.hacked=1\">", "</script><script>window.hacked=2</script>", "\u001b]0;owned\u0007\u001b[2J", "/\u202egnp.exe", "javascript:window.hacked=3", "constructor", "x".repeat(5000)];
+
 // A sidecar and registryd check these themselves.
 const isName = (text) => /^[a-z0-9-]+$/.test(text);
 
@@ -95,8 +97,13 @@ export class Mock {
     this.told?.delete(name);
     const inFlight = this.streams.filter(({ flow }) => flow.to.status !== "offline").flatMap((stream) => [...(stream.flow.from === name ? [stream.out] : []), ...(stream.flow.to.name === name ? [stream.in] : [])]);
     for (const each of inFlight) each.bytesOut += 700;
-    if (this.hostile && name === this.nodes[0].name) ended.push(...this.hostileRows());
-    return { atMs: Date.now(), node: name, version: "0.1.0", inFlight, inFlightTotal: inFlight.length, ended, endedOmitted: 0 };
+    const refused = this.refused?.get(name) || [];
+    this.refused?.delete(name);
+    if (this.hostile && name === this.nodes[0].name) {
+      ended.push(...this.hostileRows());
+      refused.push(...BAD.map((text) => this.refusal({ peer: text.replace("src=x", "src=r"), cause: text, reason: text })));
+    }
+    return { atMs: Date.now(), node: name, version: "0.1.0", inFlight, inFlightTotal: inFlight.length, ended, endedOmitted: 0, refused, refusedOmitted: this.refusedOmitted || 0 };
   }
   tell(name, row) {
     this.told ||= new Map();
@@ -104,9 +111,17 @@ export class Mock {
     this.told.get(name).push(row);
   }
 
+  refusal(more) {
+    return { id: ++this.serial, atMs: Date.now(), address: "10.0.0.9", cause: "revoked", reason: "certificate is revoked", ...more };
+  }
+  // The sidecar of `name` refuses a connection before there is a request.
+  refuse(name, more = {}) {
+    this.refused ||= new Map();
+    this.refused.set(name, [...(this.refused.get(name) || []), this.refusal(more)]);
+  }
+
   hostileRows() {
-    const bad = ["<img src=x onerror=\"window.hacked=1\">", "</script><script>window.hacked=2</script>", "\u001b]0;owned\u0007\u001b[2J", "/\u202egnp.exe", "javascript:window.hacked=3", "x".repeat(5000)];
-    return bad.map((text) => ({
+    return BAD.map((text) => ({
       id: ++this.serial, direction: "inbound", peer: text, method: text, path: text, traceId: text, beganMs: Date.now(), status: 403, bytesIn: 1, bytesOut: 2,
       attempts: 0, outcome: text, code: text, reason: text, durationMs: 5, firstByteMs: 2,
     }));

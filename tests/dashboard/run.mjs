@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import fs from "node:fs";
 import http from "node:http";
+import net from "node:net";
 import { createRequire } from "node:module";
 import os from "node:os";
 import path from "node:path";
@@ -229,7 +230,39 @@ const tests = {
     await leave(page);
     assert.equal((await get(`${outbound}/agents/nobody/x`)).status, 404);
     await row(page, "failures", "unknown_agent").waitFor();
+
+    // What a sidecar refuses before there is a request.
+    const config = fs.readFileSync(path.join(demo.folder, "ct111", "mesh.yaml"), "utf8");
+    const stranger = net.connect(Number(/agent_channel_port: (\d+)/.exec(config)[1]), /advertise_host: (\S+)/.exec(config)[1], () => stranger.end("not TLS\r\n\r\n"));
+    stranger.on("error", () => {});
+    await row(page, "failures", "not a TLS client").getByText("→ct111").waitFor();
     await page.finish();
+  },
+
+  async "connections that were refused show with their reasons, and what is alike as one"() {
+    await withMock({ count: 3, perSecond: 0 }, async (target, mock) => {
+      const page = await open(target);
+      for (let i = 0; i < 5; i += 1) mock.refuse("ct111", { address: `10.0.0.${20 + i}` });
+      mock.refuse("ct112", { peer: "ct110", address: "10.0.0.30", cause: "policy", reason: "not allowed in by proxy.policy" });
+      const revoked = row(page, "failures", "certificate is revoked");
+      await revoked.getByText("refused 5×").waitFor();
+      await row(page, "failures", "ct110→ct112").getByText("not allowed in by proxy.policy").waitFor();
+      assert.equal(await page.locator("#failures button.row").count(), 2);
+      await revoked.click();
+      const details = page.getByRole("dialog");
+      await details.getByText("10.0.0.24").first().waitFor();
+      await details.getByText("mesh-proxy on ct111, before there was a request").waitFor();
+      await details.getByText("issue a new one").waitFor();
+      mock.refuse("ct111", { address: "10.0.0.40" });
+      await details.getByText("6 told one by one").waitFor();
+      await page.keyboard.press("Escape");
+      await leave(page);
+      mock.refusedOmitted = 700;
+      await page.locator("#failures-count").getByText("refused not told one by one").waitFor();
+      await page.locator("#filter").fill("policy");
+      await revoked.waitFor({ state: "detached" });
+      await page.finish();
+    });
   },
 
   async "the keyboard reaches everything"() {
@@ -316,6 +349,10 @@ const tests = {
       await page.keyboard.press("Escape");
       await row(page, "failures", "<img src=x").click();
       await page.getByRole("dialog").getByText("window.hacked").first().waitFor();
+      await page.keyboard.press("Escape");
+      await leave(page);
+      await row(page, "failures", "<img src=r").click();
+      await page.getByRole("dialog").getByText("before there was a request").waitFor();
       const found = await page.evaluate(() => ({
         hacked: window.hacked, images: document.images.length, scripts: document.scripts.length,
         links: [...document.links].map((each) => each.getAttribute("href")),
