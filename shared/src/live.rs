@@ -92,7 +92,7 @@ pub struct Refusal {
     /// The verified common name of the peer, where the handshake succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The kind of reason: as the label `reason` of the metric `mesh_proxy_tls_handshake_failures_total`, or `policy` where
+    /// The kind of reason: as the label `reason` of the metric `mesh_proxy_handshakes_total`, or `policy` where
     /// `proxy.policy` does not let the peer in, or `limit` where it has or all have as many connections as there may be. A
     /// later version may have more.
     pub cause: String,
