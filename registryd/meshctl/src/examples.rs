@@ -109,7 +109,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "tap",
         &[
             "meshctl tap                              every request of this host that ends, from now on",
-            "meshctl tap --errors                     only those that went wrong, with the reason",
+            "meshctl tap --errors                     only those that failed, with the reason",
+            "meshctl tap --refused                    only peers that were refused before they made a request",
             "meshctl tap --node ct111 --direction in  what comes in at ct111, if its proxy.live.peers names this node",
             "meshctl tap --agent grok --path /api/message --status 5xx",
             "meshctl tap --json --for 30s > half-a-minute.jsonl",

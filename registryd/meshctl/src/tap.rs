@@ -24,9 +24,9 @@ const NOTES: &str = concat!(
     failed_means!(),
     "
 
-Connections that peers were refused before they made a request (bad, expired or revoked certificates, proxy.policy, limits) are
-shown as well, by the address that they came from. As in the log, of each reason the first eight in ten seconds are shown, the
-others counted.
+Connections of peers that were refused before they made a request (bad, expired or revoked certificates, proxy.policy, limits)
+are shown as well, by the address that they came from. As in the log, of each reason the first eight in ten seconds are shown,
+the others counted.
 
 Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or does not permit it."
 );

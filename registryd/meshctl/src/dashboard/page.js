@@ -127,7 +127,7 @@
     no_certificate: "The peer needs a certificate of the mesh's CA: meshctl invite, or meshctl ca issue-node.",
     unknown_issuer: "The peer's certificate is from another CA, or its CA bundle or this node's is out of date: meshctl doctor there.",
     outside_validity: "Renew the peer's certificate (meshctl ca renew), or set the clock that is wrong.",
-    revoked: "The peer's certificate is revoked. If it shall come in again, issue a new one.",
+    revoked: "The peer's certificate is revoked. If it is to be let in again, issue a new one.",
     revocation_list: "This node has no current revocation list: meshctl ca refresh-lists on the CA's host.",
     wrong_name: "The peer's certificate does not name a node as it should: issue a new one.",
     bad_certificate: "The peer's certificate cannot be used: issue a new one, for TLS clients.",
