@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Real clients and servers (MCP, A2A, OpenAI, Anthropic, gRPC, WebSocket, HTTP) through real sidecars, in each way of
-# naming a destination. Installs them by name, in the versions that tests/sdk pins, below target/test-tools/sdk; a second
-# run downloads nothing. The binaries are those of target/debug, or of $MESH_BIN. Ends within eight minutes, with 1 if
-# something does not pass or deploy/docs/clients.md says something else, and with 69 if something cannot be downloaded.
-# Arguments: words that choose rows, --write-docs to write deploy/docs/clients.md anew, --list, --keep; see --help.
+# Runs real clients and servers (MCP, A2A, OpenAI, Anthropic, Ollama, LangGraph, gRPC, WebSocket, HTTP) through real sidecars, with
+# each way of naming a destination. They are installed below target/test-tools/sdk, in the versions that tests/sdk pins; a second
+# run downloads nothing. The binaries are those of target/debug, or of $MESH_BIN. Takes at most eight minutes. Exits with 1 if a
+# check fails or deploy/docs/clients.md differs from the run, and with 69 if something cannot be downloaded.
+# Arguments: words that select rows, --write-docs to rewrite deploy/docs/clients.md, --list, --keep; see --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -17,7 +17,7 @@ def mark(limit):
 def footnotes(rows):
     """What the marks in the table of these rows mean."""
     used = [limit for limit in LIMITS if any(limit.client == row.name for row in rows)]
-    return "  \n".join(f"{mark(limit)} Not {limit.check}, for a reason of the client's own: {limit.why}." for limit in used)
+    return "  \n".join(f"{mark(limit)} Except `{limit.check}`, because of the client itself: {limit.why}." for limit in used)
 
 
 def line(row, cells):

@@ -240,6 +240,14 @@ ROWS = [
     llm("anthropic {} for Python", "pip:anthropic", ("python", "anthropic_client.py"), ("message", "stream")),
     llm("@anthropic-ai/sdk {}", "npm:@anthropic-ai/sdk", ("node", "anthropic.mjs"), ("message", "stream")),
 
+    Row("Ollama", "ollama {} for Python", "pip:ollama", "web", ("python", "ollama_client.py"), ("chat", "stream", "error"), BASE + PROXY + UNIX),
+
+    Row("LangChain and LangGraph", "langchain-openai {}", "pip:langchain-openai", "web", ("python", "langchain_client.py"),
+        ("chat", "stream", "error"), BASE + PROXY),
+    # Its HTTP client reads no proxy from the environment.
+    Row("LangChain and LangGraph", "langgraph {} RemoteGraph", "pip:langgraph", "web", ("python", "langgraph_client.py"),
+        ("invoke", "stream", "error"), BASE),
+
     rpc("grpcio {}", "pip:grpcio", ("python", "grpc_client.py"), "grpc-python", HEADERS + HOSTS + PROXY + OWN + UNIX),
     rpc("grpcio {}", "pip:grpcio", ("python", "grpc_client.py"), "grpc-node", ["agent-header", "own-agent"]),
     rpc("@grpc/grpc-js {}", "npm:@grpc/grpc-js", ("node", "grpc.mjs"), "grpc-node", HEADERS + HOSTS + PROXY + OWN + UNIX),
@@ -296,9 +304,9 @@ ROWS = [
 ]
 
 LIMITS = [
-    Limit("curl {} --http2-prior-knowledge", "redirect", None, "it cannot send a second request on such a connection, to whichever server"),
-    Limit("got {}, http-proxy-agent", "redirect", "unix", "it follows redirects by TCP"),
-    Limit("Bun {} fetch", "redirect", "unix", "it follows redirects by TCP"),
+    Limit("curl {} --http2-prior-knowledge", "redirect", None, "it cannot send a second request on such a connection to any server"),
+    Limit("got {}, http-proxy-agent", "redirect", "unix", "it follows redirects over TCP, not over the unix socket"),
+    Limit("Bun {} fetch", "redirect", "unix", "it follows redirects over TCP, not over the unix socket"),
 ]
 
 RECIPES = [
@@ -310,6 +318,9 @@ RECIPES = [
     Recipe("OpenAI and Anthropic", "openai_recipe.py", "web", "python"),
     Recipe("OpenAI and Anthropic", "openai_recipe.mjs", "web-node", "node"),
     Recipe("OpenAI and Anthropic", "anthropic_recipe.py", "web", "python"),
+    Recipe("Ollama", "ollama_recipe.py", "web", "python"),
+    Recipe("LangChain and LangGraph", "langchain_recipe.py", "web", "python"),
+    Recipe("LangChain and LangGraph", "langgraph_recipe.py", "web", "python"),
     Recipe("gRPC", "grpc_recipe.py", "grpc-python", "python"),
     Recipe("gRPC", "grpc_recipe.mjs", "grpc-node", "node"),
     Recipe("WebSocket", "websockets_recipe.py", "web", "python"),

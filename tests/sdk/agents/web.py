@@ -1,4 +1,4 @@
-"""An agent on Starlette: what the HTTP, OpenAI, Anthropic and WebSocket clients talk to."""
+"""An agent on Starlette: what the HTTP, OpenAI, Anthropic, Ollama, LangGraph and WebSocket clients talk to."""
 
 import asyncio
 import json
@@ -83,6 +83,40 @@ async def messages(request: Request):
     return StreamingResponse(pieces(), media_type="text/event-stream")
 
 
+async def ollama_chat(request: Request):
+    # Ollama refuses what is not addressed to this host, against DNS rebinding.
+    if request.url.hostname not in ("127.0.0.1", "localhost"):
+        return PlainTextResponse(status_code=403)
+    asked = await request.json()
+
+    def piece(word, done):
+        message = {"role": "assistant", "content": word}
+        return {"model": asked["model"], "created_at": "2026-01-01T00:00:00Z", "message": message, "done": done}
+
+    # Unlike OpenAI's, this API streams unless told not to.
+    if not asked.get("stream", True):
+        return JSONResponse(piece("".join(WORDS), True))
+
+    async def pieces():
+        async for line in events(lambda word: json.dumps(piece(word, False)) + "\n"):
+            yield line
+        yield json.dumps(piece("", True)) + "\n"
+    return StreamingResponse(pieces(), media_type="application/x-ndjson")
+
+
+async def graph_run(request: Request):
+    """A run of LangGraph's Agent Server that belongs to no thread: the graph's state after each step."""
+    asked = await request.json()
+    said = []
+
+    def state(word):
+        said.append(word)
+        answer = {"type": "ai", "content": "".join(said)}
+        return "event: values\ndata: " + json.dumps({"messages": [*asked["input"]["messages"], answer]}) + "\n\n"
+
+    return StreamingResponse(events(state), media_type="text/event-stream")
+
+
 async def socket(websocket):
     await websocket.accept()
     async for text in websocket.iter_text():
@@ -97,6 +131,8 @@ app = Starlette(routes=[
     Route("/events", server_sent_events),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/messages", messages, methods=["POST"]),
+    Route("/api/chat", ollama_chat, methods=["POST"]),
+    Route("/runs/stream", graph_run, methods=["POST"]),
     WebSocketRoute("/socket", socket),
     # /folder redirects to /folder/ by itself.
     Mount("/folder", routes=[Route("/", landed)]),

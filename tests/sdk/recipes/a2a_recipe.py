@@ -1,6 +1,7 @@
-# With a2a-sdk for Python. A client reads the agent's card and goes on to the address in it. So the card must name one that
-# leads through the mesh from every host: `http://127.0.0.1:3001/agents/grok/…` or, where all clients use `http_proxy`,
-# `http://grok.agent.mesh/…`; never the agent's own `http://127.0.0.1:8080/`. The agent on a2a-sdk writes
+# With a2a-sdk for Python. A client reads the agent's card and sends its requests to the address in the card. The card must
+# therefore name an address that leads through the mesh from every host: `http://127.0.0.1:3001/agents/grok/…` or, where all
+# clients use `http_proxy`, `http://grok.agent.mesh/…`; never the agent's own address, such as `http://127.0.0.1:8080/`. An agent
+# built on a2a-sdk sets it with
 # `AgentInterface(url="http://127.0.0.1:3001/agents/grok/rpc", protocol_binding="JSONRPC", protocol_version="1.0")`.
 import asyncio
 

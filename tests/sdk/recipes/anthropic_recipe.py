@@ -1,4 +1,4 @@
-# With anthropic for Python. Here `base_url` has no `/v1`.
+# With anthropic for Python. Its `base_url` does not end in `/v1`.
 from anthropic import Anthropic
 
 client = Anthropic(base_url="http://127.0.0.1:3001/agents/grok", api_key="unused")

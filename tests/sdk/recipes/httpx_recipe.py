@@ -1,4 +1,4 @@
-# With httpx: by base URL; by header; over the unix socket. (requests, aiohttp and urllib3 take the first two the same way.)
+# With httpx: by base URL; by header; over the unix socket. (The first two work in the same way with requests, aiohttp and urllib3.)
 import httpx
 
 with httpx.Client(base_url="http://127.0.0.1:3001/agents/grok") as client:

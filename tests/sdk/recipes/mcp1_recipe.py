@@ -1,4 +1,4 @@
-# With version 1 of the Python SDK. The server needs no settings: it sees a Host that it accepts from local clients.
+# With version 1 of the Python SDK. The server needs no settings: the sidecar sends it a Host header that it accepts from local clients.
 import asyncio
 
 from mcp import ClientSession

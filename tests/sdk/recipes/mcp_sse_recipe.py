@@ -1,5 +1,5 @@
-# The older SSE transport names its endpoint as a path, so that a prefix would be lost: give the agent a listener of its own
-# (`proxy.outbound.listeners: [{listen: 127.0.0.1:3111, agent: grok}]`), or name it by header.
+# The server of the older SSE transport names its endpoint by path alone, so the client would lose the prefix `/agents/grok`. Give
+# the agent a listener of its own (`proxy.outbound.listeners: [{listen: 127.0.0.1:3111, agent: grok}]`), or name it in a header.
 import asyncio
 
 from mcp import ClientSession

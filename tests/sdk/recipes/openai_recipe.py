@@ -1,4 +1,4 @@
-# With openai for Python. Another `model` changes nothing: the URL says which agent is asked.
+# With openai for Python. The URL decides which agent is asked; `model` does not.
 from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:3001/agents/grok/v1", api_key="unused")
