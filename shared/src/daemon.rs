@@ -1,7 +1,7 @@
 //! The command line of both daemons: `[run|check [--json]] [--config FILE] [--log-format text|json]`, and the exit codes.
 //!
-//! 0: well; 1: something cannot work, such as a certificate; [`config::EXIT_CODE`]: the configuration cannot work.
-//! What `--help` says of a daemon is its man page too ([`command`]).
+//! 0: success; 1: something cannot work, such as a certificate; [`config::EXIT_CODE`]: the configuration cannot be used.
+//! The man page of a daemon has the same text as its `--help` ([`command`]).
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ enum Command {
     },
 }
 
-/// What the man page and `--help` of a daemon say of it.
+/// The texts of a daemon's man page and `--help`.
 #[derive(Debug, Clone, Copy)]
 pub struct Manual {
     /// The program's name.
@@ -57,35 +57,35 @@ pub const MESH_PROXY: Manual = Manual {
     name: "mesh-proxy",
     about: "Sidecar that terminates and originates the mesh's mutual TLS",
     description: "\
-mesh-proxy runs beside each agent and is the only program of a host that reads the node's private key and speaks to other \
-hosts. Peers come in over mutual TLS (port 3000), are judged by their certificate and by policy, and are passed on to the \
-agent as plain HTTP on loopback. Programs of this host reach other nodes and agents through 127.0.0.1:3001.
+mesh-proxy runs on the same host as the agent, and is the only program there that reads the node's private key and talks to \
+other hosts. Peers connect over mutual TLS (port 3000); mesh-proxy checks their certificates and the policy, and passes their \
+requests to the agent as plain HTTP on loopback. Programs of this host reach other nodes and agents through 127.0.0.1:3001.
 
-It is told of the mesh by registryd, and goes on with what it knows while registryd is away.",
+registryd tells it which nodes there are. While registryd is down, mesh-proxy continues with what it last knew.",
     sections: "\
 Commands:
-  run             run, which is the default
-  check [--json]  say what certificates, key, revocation lists and folders come to, without starting
+  run             run (the default)
+  check [--json]  check certificates, key, revocation lists and folders without starting
 
 Signals:
-  SIGHUP   read certificates, keys, revocation lists and policy anew; a file that cannot be used changes nothing
-  SIGUSR2  start the program that lies in its place now, and hand the listening sockets over (meshctl upgrade)
-  SIGTERM  take no new work, finish what is under way (proxy.timeouts.drain_ms), end; a second one ends at once
+  SIGHUP   reload certificates, keys, revocation lists and policy; a file that cannot be used changes nothing
+  SIGUSR2  start the program that is now installed, and hand over the listening sockets (meshctl upgrade)
+  SIGTERM  take no new requests, finish those in flight (proxy.timeouts.drain_ms), and exit; a second one exits at once
 
 Files:
   /etc/mesh/mesh.yaml       the configuration, shared with registryd
   /var/lib/mesh-proxy       the last known mesh, revocation lists, and the certificate of a node that joined
-  /run/mesh/registryd.sock  where registryd is asked
+  /run/mesh/registryd.sock  the socket of registryd
 
 Environment:
-  MESH_CONFIG      the configuration file, unless --config names it
-  MESH_LOG         how much is logged: error, warn, info (the default), debug, trace
-  MESH_LOG_FORMAT  text or json, unless --log-format says it
+  MESH_CONFIG      the configuration file, unless --config is given
+  MESH_LOG         the log level: error, warn, info (the default), debug, trace
+  MESH_LOG_FORMAT  text or json, unless --log-format is given
 
 Exit status:
-  0   it was told to stop; check: all is well
-  1   it cannot start or go on; check: a certificate, a key or a folder cannot work
-  78  the configuration cannot work, and starting again does not help
+  0   it was told to stop; check: no problem was found
+  1   it cannot start or continue; check: a certificate, a key or a folder cannot be used
+  78  the configuration cannot be used; starting again does not help
 
 See also: meshctl(1), registryd(8)",
 };
@@ -95,34 +95,34 @@ pub const REGISTRYD: Manual = Manual {
     name: "registryd",
     about: "Keeps this node in the mesh's registry: heartbeats, mesh.json, discovery, names",
     description: "\
-registryd registers its host in the mesh's registry, keeps it there by heartbeats, judges which nodes live, and tells \
-mesh-proxy, meshctl and programs of this host. It has no key and no public port; other hosts it reaches through mesh-proxy.
+registryd registers its host in the mesh's registry, sends heartbeats, decides which nodes are alive, and reports this to \
+mesh-proxy, meshctl and programs of this host. It has no key and no public port; it reaches other hosts through mesh-proxy.
 
-The registry is the file mesh.json in mesh.storage_dir, or an etcd cluster (registryd.store). Names below .mesh are \
-resolved here, and answered over DNS where registryd.dns.listen is set.",
+The registry is the file mesh.json in mesh.storage_dir, or an etcd cluster (registryd.store). registryd resolves names below \
+.mesh, and serves them over DNS if registryd.dns.listen is set.",
     sections: "\
 Commands:
-  run             run, which is the default
-  check [--json]  say what certificates and folders come to, without starting
+  run             run (the default)
+  check [--json]  check certificates and folders without starting
 
 Signals:
-  SIGHUP   publish anew what the configuration says of this node: agents, providers, models, capabilities, metadata
-  SIGTERM  end; the node is said to leave only if its mesh-proxy has stopped as well
+  SIGHUP   reload what this node publishes: agents, providers, models, capabilities, metadata and role
+  SIGTERM  exit; the node says goodbye only if its mesh-proxy has stopped as well
 
 Files:
   /etc/mesh/mesh.yaml       the configuration, shared with mesh-proxy
-  mesh.json                 the registry, in mesh.storage_dir; mesh.json.lock beside it
-  /run/mesh/registryd.sock  where mesh-proxy and meshctl ask (registryd.socket)
+  mesh.json                 the registry, in mesh.storage_dir, with its lock mesh.json.lock
+  /run/mesh/registryd.sock  the socket for mesh-proxy and meshctl (registryd.socket)
 
 Environment:
-  MESH_CONFIG      the configuration file, unless --config names it
-  MESH_LOG         how much is logged: error, warn, info (the default), debug, trace
-  MESH_LOG_FORMAT  text or json, unless --log-format says it
+  MESH_CONFIG      the configuration file, unless --config is given
+  MESH_LOG         the log level: error, warn, info (the default), debug, trace
+  MESH_LOG_FORMAT  text or json, unless --log-format is given
 
 Exit status:
-  0   it was told to stop; check: all is well
-  1   it cannot start or go on; check: a certificate or a folder cannot work
-  78  the configuration cannot work, and starting again does not help
+  0   it was told to stop; check: no problem was found
+  1   it cannot start or continue; check: a certificate or a folder cannot be used
+  78  the configuration cannot be used; starting again does not help
 
 See also: meshctl(1), mesh-proxy(8)",
 };
@@ -137,8 +137,8 @@ pub fn command(manual: &Manual) -> clap::Command {
         .max_term_width(120)
 }
 
-/// Does what the process's arguments ask of a daemon: `check` and its report, or `run`, confined to what `needs`
-/// says, with a log that begins with the configuration's warnings.
+/// Runs the command that the process's arguments name: `check`, which prints its report, or `run`, confined to what `needs`
+/// returns, with a log that begins with the configuration's warnings.
 pub fn main(
     manual: &Manual,
     check: fn(&Config) -> Vec<Check>,
@@ -151,7 +151,7 @@ pub fn main(
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => {
-            // Nobody may be left to read it; the exit code says it too.
+            // There may be no reader; the exit code reports it as well.
             let _ = writeln!(io::stderr(), "{name}: {error}");
             return ExitCode::from(config::EXIT_CODE);
         }
@@ -159,7 +159,7 @@ pub fn main(
     match arguments.command.unwrap_or(Command::Run) {
         Command::Check { json } => show(&check(&config), json),
         Command::Run => {
-            // First of all: what is confined is this thread, with all that it starts.
+            // Before anything else: only this thread, and those that it starts later, are confined.
             let confined = confine(&config, needs);
             let _log = match logging::init(arguments.log_format) {
                 Ok(log) => log,
@@ -174,7 +174,7 @@ pub fn main(
             match confined {
                 Ok(what) => tracing::info!(target: "Mesh", "{what}"),
                 Err(why) => {
-                    tracing::error!(target: "Mesh", "cannot start: {why}; mesh.landlock: false does without");
+                    tracing::error!(target: "Mesh", "cannot start: {why}; set mesh.landlock: false to start without");
                     return ExitCode::FAILURE;
                 }
             }
@@ -183,7 +183,7 @@ pub fn main(
     }
 }
 
-/// Says what this process is confined to, or what keeps it from being confined at all.
+/// Confines this process, and returns a description of what it may still do; `Err`: why it cannot be confined.
 fn confine(config: &Config, needs: fn(&Config) -> Confinement) -> Result<String, String> {
     if !config.mesh.landlock {
         return Ok("not confined by Landlock (mesh.landlock)".into());
@@ -196,7 +196,7 @@ fn confine(config: &Config, needs: fn(&Config) -> Confinement) -> Result<String,
 
 fn show(checks: &[Check], json: bool) -> ExitCode {
     let mut output = io::stdout().lock();
-    // A reader such as `head` may have what it wanted; the exit code stays the same.
+    // A reader such as `head` may have closed the pipe; the exit code stays the same.
     let _ = match json {
         true => serde_json::to_string(checks)
             .map_err(io::Error::other)

@@ -2,36 +2,36 @@
 
 use clap::Command;
 
-/// Each command by its words, and how it is used: a command line and, behind two spaces or more, what it does.
+/// Each command by its words, with its examples: a command line and, after two or more spaces, what it does.
 const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "",
         &[
             "meshctl demo                             a small mesh on this machine, to see it work",
             "meshctl ca init                          make the mesh's certificate authority",
-            "meshctl invite ct112                     on the CA's host: one command for a host that is to join",
-            "sudo meshctl join <token>                there: key, certificate, configuration, start",
+            "meshctl invite ct112                     on the CA's host: print the command for a host that is to join",
+            "sudo meshctl join <token>                on that host: get a certificate, configure and start",
             "meshctl ca issue-node ct111 192.168.10.111",
-            "meshctl ca renew --all                   renew what ends soon; daily, from a timer",
-            "meshctl status                           is this node well? (exit code 1 if not)",
-            "meshctl nodes --agent grok               who hosts the agent grok",
-            "meshctl nodes forget ct119               take a node that is gone for good out of the registry",
-            "meshctl ping                             reach every node over mutual TLS",
-            "meshctl doctor                           is the mesh well? (exit codes as monitors expect)",
-            "meshctl doctor grok                      the way to an agent or node, step by step, and what mends it",
+            "meshctl ca renew --all                   renew what expires soon; daily, from a timer",
+            "meshctl status                           is this node healthy? (exit code 1 if not)",
+            "meshctl nodes --agent grok               the nodes that host the agent grok",
+            "meshctl nodes forget ct119               remove a node from the registry for good",
+            "meshctl ping                             ping every node over mutual TLS",
+            "meshctl doctor                           is the mesh healthy? (exit codes of monitoring plugins)",
+            "meshctl doctor grok                      check the path to an agent or node, step by step",
             "meshctl top                              requests in flight, by peer and agent",
             "meshctl tap --errors                     requests that fail, as they happen",
-            "sudo meshctl drain --wait                send no new tasks here, and wait for those under way",
+            "sudo meshctl drain --wait                send no new tasks here, and wait for those in flight",
             "meshctl dashboard                        watch all of it in a browser",
             "meshctl policy explain opus@ct111 POST /api/message",
-            "meshctl upgrade                          put the newly installed mesh-proxy in place of the one that runs",
+            "meshctl upgrade                          replace the running mesh-proxy with the installed one",
         ],
     ),
     (
         "status",
         &[
             "meshctl status              exit code 1 if something is wrong with this node",
-            "meshctl status --wide       with process id, agents that are down, ends of revocation lists",
+            "meshctl status --wide       with process id, agents that are down, end of the first revocation list",
             "meshctl status --watch      again every second",
             "meshctl status --json",
             "sudo meshctl status set updating",
@@ -66,7 +66,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "ping",
         &[
-            "meshctl ping                all other nodes, those too that are said to be offline",
+            "meshctl ping                all other nodes, including those registered as offline",
             "meshctl ping ct111 --wide   with its addresses, state and version",
             "meshctl ping ct111 --watch",
         ],
@@ -74,11 +74,11 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "doctor",
         &[
-            "meshctl doctor              the mesh: exit code 0 well, 1 warning, 2 broken, 3 could not look",
-            "meshctl doctor --quiet      only what is wrong; nothing when all is well",
-            "meshctl doctor ct111        the way from here to a node",
-            "meshctl doctor grok         the way to an agent: who hosts it, who would get its tasks, does it answer",
-            "meshctl doctor grok@ct111   the way to that agent on that node",
+            "meshctl doctor              the mesh; exit code 0: healthy, 1: warning, 2: failure, 3: could not check",
+            "meshctl doctor --quiet      print only problems",
+            "meshctl doctor ct111        the path from here to a node",
+            "meshctl doctor grok         the path to an agent: who hosts it, who gets its tasks, does it answer",
+            "meshctl doctor grok@ct111   the path to that agent on that node",
             "meshctl doctor ct111 --json",
         ],
     ),
@@ -93,16 +93,16 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "watch",
         &[
             "meshctl watch               until Ctrl-C",
-            "meshctl watch --json        a document a line, for programs",
+            "meshctl watch --json        one document on each line, for programs",
         ],
     ),
     (
         "top",
         &[
-            "meshctl top                              this host, drawn again each second",
+            "meshctl top                              this host, updated each second",
             "meshctl top --node ct111                 another node, if its proxy.live.peers names this one",
             "meshctl top --once                       one table, after looking for a second",
-            "meshctl top --json                       one object a second",
+            "meshctl top --json                       one object each second",
         ],
     ),
     (
@@ -111,7 +111,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "meshctl tap                              every request of this host that ends, from now on",
             "meshctl tap --errors                     only those that failed, with the reason",
             "meshctl tap --refused                    only peers that were refused before they made a request",
-            "meshctl tap --node ct111 --direction in  what comes in at ct111, if its proxy.live.peers names this node",
+            "meshctl tap --node ct111 --direction in  requests to ct111, if its proxy.live.peers names this node",
             "meshctl tap --agent grok --path /api/message --status 5xx",
             "meshctl tap --json --for 30s > half-a-minute.jsonl",
         ],
@@ -119,9 +119,9 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "drain",
         &[
-            "sudo meshctl drain                       other nodes send no new tasks here; at once",
-            "sudo meshctl drain --wait                and wait until what they sent before is done",
-            "sudo meshctl drain --wait --timeout 2m   at most so long",
+            "sudo meshctl drain                       tell other nodes to send no new tasks here",
+            "sudo meshctl drain --wait                and wait until those that they have sent are done",
+            "sudo meshctl drain --wait --timeout 2m   for at most two minutes",
         ],
     ),
     ("undrain", &["sudo meshctl undrain                     take tasks again"]),
@@ -139,7 +139,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "hosts",
         &[
             "meshctl hosts               print the block",
-            "sudo meshctl hosts --write  put it into /etc/hosts, or bring it up to date there",
+            "sudo meshctl hosts --write  write it to /etc/hosts, in place of an older one",
             "meshctl hosts --write /srv/hosts.mesh",
         ],
     ),
@@ -155,9 +155,9 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "policy explain",
         &[
-            "meshctl policy explain opus@ct111 POST /api/message   who calls this node",
+            "meshctl policy explain opus@ct111 POST /api/message   a request to this node",
             "meshctl policy explain ct111 GET /v1/models --agent grok",
-            "meshctl policy explain ct111 POST /api/message --outbound  what this node calls",
+            "meshctl policy explain ct111 POST /api/message --outbound  a request from this node",
         ],
     ),
     (
@@ -172,9 +172,9 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "join",
         &[
-            "sudo meshctl join <token>                             what meshctl invite printed",
-            "sudo meshctl join - --set proxy.backend.address=127.0.0.1:9000  the token from stdin",
-            "meshctl join <token> --out .                          an agent or a device",
+            "sudo meshctl join <token>                             with the token that meshctl invite printed",
+            "sudo meshctl join - --set proxy.backend.address=127.0.0.1:9000  with the token from stdin",
+            "meshctl join <token> --out .                          as an agent or a device",
         ],
     ),
     (
@@ -182,7 +182,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "sudo meshctl ca init                       root, intermediate and an empty revocation list",
             "sudo meshctl ca issue-node ct110 192.168.10.110 --agents opus",
-            "sudo meshctl ca renew --all                what ends within 30 days; lists too",
+            "sudo meshctl ca renew --all                what expires within 30 days, and the revocation lists",
             "sudo meshctl ca revoke ct111 --reason key-compromise",
             "sudo meshctl ca list --json",
             "sudo meshctl ca verify                     exit code 1 if something cannot work",
@@ -238,7 +238,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "demo",
         &[
             "meshctl demo                           until Ctrl-C",
-            "meshctl demo --once                    exit code 0 only if all of it worked",
+            "meshctl demo --once                    exit code 0 only if every step worked",
         ],
     ),
     ("completions", &["meshctl completions bash > /usr/local/share/bash-completion/completions/meshctl"]),
@@ -255,7 +255,7 @@ fn add(command: Command, words: &str) -> Command {
     let command = match examples {
         Some((_, lines)) => {
             let lines: Vec<String> = lines.iter().map(|line| format!("  {line}")).collect();
-            // What the command itself has to say comes behind.
+            // The command's own notes follow the examples.
             let notes = command.get_after_help().map(|notes| format!("\n\n{notes}")).unwrap_or_default();
             command.after_help(format!("Examples:\n{}{notes}", lines.join("\n")))
         }

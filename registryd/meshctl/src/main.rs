@@ -1,5 +1,4 @@
-//! `meshctl`: what an operator does by hand. It asks the two daemons of its host and makes certificates; it
-//! changes nothing else.
+//! `meshctl`: the operator's command. It queries the two daemons of its host, and makes certificates.
 #![allow(rustdoc::invalid_html_tags, reason = "these comments are the command line's help")]
 
 mod ca;
@@ -43,11 +42,11 @@ use mesh_shared::name::{NameError, NodeName};
 use mesh_client::{ClientError, Daemon};
 use repeat::Show;
 
-/// The configuration that is installed where there is none: until somebody edits it, it says nothing of this host.
+/// The configuration that the packages install. Until somebody edits it, it does not describe this host.
 const EXAMPLE_CONFIG: &str = include_str!("../../../deploy/mesh.yaml");
 
-/// The configuration of this host's node; `None` where it is none: there is no file, or it is the one that was installed and
-/// nobody has touched.
+/// The configuration of this host's node. `None` if this host is not a node: there is no file, or it is still the one that the
+/// packages installed.
 ///
 /// # Errors
 /// It cannot be used.
@@ -59,18 +58,18 @@ fn own_config(path: &Path) -> Result<Option<Config>, ConfigError> {
     }
 }
 
-/// The operator's command for a mesh of agents: certificates, who is there, and whether it works.
+/// The operator's command for a mesh of agents: makes certificates, shows the mesh, and finds out what is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, max_term_width = 100)]
 struct Cli {
-    /// Show no colour; nor is any shown where NO_COLOR is set, TERM is dumb, or the output is not a terminal
+    /// Do not use colour; there is none either if NO_COLOR is set, TERM is dumb, or the output is not a terminal
     #[arg(long, global = true)]
     no_color: bool,
     #[command(subcommand)]
     command: Command,
 }
 
-/// What the commands share that ask this host's daemons.
+/// The options of all commands that query this host's daemons.
 #[derive(Debug, clap::Args)]
 pub struct Global {
     /// The configuration file [default: $MESH_CONFIG, else /etc/mesh/mesh.yaml]
@@ -86,25 +85,25 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show whether this node is well, or say what it is doing; exit code 1 if something is wrong
+    /// Show whether this node is healthy, or set its status; exit code 1 if something is wrong
     Status(Asking<status::StatusArgs>),
     /// Show the nodes of the mesh
     Nodes(Asking<nodes::NodesArgs>),
     /// Show the agents of the mesh and where they live
     Agents(Asking<Show>),
-    /// Reach a node (or all) over mutual TLS and back; exit code 1 if one does not answer
+    /// Ping a node (or all) over mutual TLS; exit code 1 if one does not answer
     Ping(Asking<ping::PingArgs>),
-    /// Find out what is wrong: the way to a node or an agent step by step, or the mesh as a whole
+    /// Find out what is wrong: check the path to a node or an agent step by step, or the mesh as a whole
     Doctor(Asking<doctor::DoctorArgs>),
-    /// Put a newer mesh-proxy in place of the one that runs, without refusing or losing a request
+    /// Replace the running mesh-proxy with the installed program, without refusing or losing a request
     Upgrade(Asking<upgrade::UpgradeArgs>),
     /// Show changes in the mesh as they happen
     Watch(Global),
-    /// Show what is in flight by peer and agent, with rates and times, drawn anew each second
+    /// Show what is in flight by peer and agent, with rates and times, updated each second
     Top(Asking<top::TopArgs>),
-    /// Show requests as they end: who, where to, status and time, never their content
+    /// Show requests as they end: caller, destination, status and time, never their content
     Tap(Asking<tap::TapArgs>),
-    /// Announce that this node takes no new tasks, and wait for those under way; exit code 3 if they take too long
+    /// Announce that this node takes no new tasks, and wait for those in flight; exit code 3 if they take too long
     Drain(Asking<drain::DrainArgs>),
     /// Announce that this node takes tasks again
     Undrain(Global),
@@ -118,13 +117,13 @@ enum Command {
     Config(configuration::ConfigArgs),
     /// Explain how proxy.policy and proxy.outbound.policy decide a request
     Policy(Asking<policy::PolicyArgs>),
-    /// Print one command with which a host joins the mesh; on the CA's host
+    /// Print the command with which a host joins the mesh; run this on the CA's host
     Invite(invite::InviteArgs),
-    /// Join the mesh with the token of an invitation: key, certificate, configuration, start
+    /// Join the mesh with the token of an invitation: make the key, get the certificate, configure and start the daemons
     Join(Box<join::JoinArgs>),
-    /// Make, renew, revoke and check the mesh's certificates
+    /// Issue, renew, revoke and check the mesh's certificates
     Ca(ca::CaArgs),
-    /// Make a key and the request for a certificate of it, to be signed with `meshctl ca sign`
+    /// Make a key and a certificate signing request, to be signed with `meshctl ca sign`
     ///
     /// The key stays on this host. Neither the request nor the certificate is secret.
     Csr(csr::CsrArgs),
@@ -139,7 +138,7 @@ enum Command {
     DemoAgent(demo::agent::AgentArgs),
 }
 
-/// A command's own arguments, and what it needs to ask a daemon.
+/// A command's own arguments, and the options for querying a daemon.
 #[derive(Debug, clap::Args)]
 struct Asking<A: clap::Args> {
     #[command(flatten)]
@@ -203,7 +202,7 @@ pub enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            // The reader (such as `head`) has what it wanted.
+            // The reader (such as `head`) has closed the pipe.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Config(_) => config::EXIT_CODE,
             Self::Usage(_) => 2,
@@ -221,7 +220,7 @@ fn command_line() -> clap::Command {
 fn main() -> ExitCode {
     let matches = command_line().try_get_matches();
     let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| {
-        // A monitor takes 2 for a mesh that is broken.
+        // clap exits with 2, which means to a monitor that the mesh is broken.
         let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
         if error.use_stderr() && words.next().is_some_and(|command| command == "doctor") {
             let _ = error.print();
@@ -242,7 +241,7 @@ fn main() -> ExitCode {
         let code = failure.exit_code();
         if code != 0 {
             let said = failure.to_string();
-            // Lines of our own stay; what far hosts put into them steers no terminal.
+            // Keeps this program's line breaks, but removes control characters that other hosts may have put into a line.
             let lines: Vec<String> = said.lines().map(output::one_line).collect();
             eprintln!("meshctl: {}", lines.join("\n"));
         }
