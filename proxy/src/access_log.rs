@@ -1,4 +1,4 @@
-//! What is known of an exchange, and the one line that tells it when it has ended.
+//! The record of an exchange, and the one line that it becomes when the exchange has ended.
 
 pub mod delegation;
 
@@ -41,7 +41,7 @@ pub struct Account {
     pub connect: Option<Duration>,
     /// The code of an error that the far sidecar made.
     pub far_code: Option<HeaderValue>,
-    /// Whether it is one that sidecars send each other in each heartbeat, and nothing came of it: no line, but for debugging.
+    /// Whether it is one that sidecars send each other in each heartbeat, and nothing came of it: a line at level debug only.
     pub routine: bool,
     /// What passed of the bodies.
     pub traffic: Arc<Traffic>,

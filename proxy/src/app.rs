@@ -217,7 +217,7 @@ impl Sidecar {
                 Ok(told) => return told,
                 Err(error) => error,
             };
-            tracing::error!(target: "Mesh", "upgrade failed, going on as before: {error}");
+            tracing::error!(target: "Mesh", "upgrade failed, continuing as before: {error}");
             self.reporter.upgrade_failed(error.to_string());
         }
     }

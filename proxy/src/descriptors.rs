@@ -1,5 +1,5 @@
-//! How many files the system lets this process have. Where it runs out of file descriptors nothing can be accepted any
-//! more, not even from this host's own agent; so what is taken in is kept to what there are files for.
+//! The limit of open files of this process. Without free file descriptors nothing can be accepted, not even from this host's
+//! own agent, so the number of connections is limited to what the file descriptors allow.
 
 use mesh_shared::config::Proxy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -1,5 +1,4 @@
-//! One side of the sidecar on its way from open to closed: who is told to take nothing new, and what is still
-//! under way.
+//! Closing one side of the sidecar: who is told to take nothing new, and what is still in progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

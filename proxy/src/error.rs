@@ -1,6 +1,6 @@
 //! Every error that a sidecar makes: whose fault it is, whether anything was sent, whether a repeat is safe. Pure.
 //!
-//! Errors of the far agent are not among them: they pass through untouched.
+//! Errors of the called agent are not among them: they pass through untouched.
 
 use std::error::Error;
 
@@ -62,7 +62,7 @@ pub enum ProxyError {
     DeadlineExceeded { limit_ms: u128, sent: Sent },
 
     // Limits.
-    #[error("{peer} has {most} requests under way here (proxy.limits.max_requests_per_peer)")]
+    #[error("{peer} already has {most} requests in flight here (proxy.limits.max_requests_per_peer)")]
     TooManyRequests { peer: String, most: usize },
     #[error(
         "{peer} sends more than {most} requests a second (proxy.limits.max_requests_per_second_per_peer)"
@@ -71,7 +71,7 @@ pub enum ProxyError {
     #[error("{peer} sends revocation lists too often")]
     ListsTooOften { peer: String },
     #[error(
-        "the agent behind this sidecar has {most} requests under way, and no slot became free within {waited_ms} ms \
+        "the agent behind this sidecar already has {most} requests, and no slot became free within {waited_ms} ms \
          ({key})"
     )]
     AgentBusy { most: usize, waited_ms: u128, key: &'static str },
@@ -88,7 +88,7 @@ pub enum ProxyError {
     UnknownAgent(AgentName),
     #[error("node {0} is offline: nothing has been heard from it for longer than its stale threshold")]
     NodeOffline(NodeName),
-    #[error("agent {agent} lives on {nodes}, and none of them takes tasks now")]
+    #[error("agent {agent} lives on {nodes}, and none of them accepts tasks at present")]
     AgentOffline { agent: AgentName, nodes: String },
 
     // The connection to the peer.
@@ -97,7 +97,7 @@ pub enum ProxyError {
     #[error("cannot connect to {node}.mesh: {reason}")]
     PeerUnreachable { node: NodeName, reason: String },
     #[error(
-        "{most} requests to {node}.mesh are under way from here, and no more are taken until some of them end"
+        "{most} requests from this host to {node}.mesh are already in flight; no more are sent until some of them end"
     )]
     PeerBusy { node: NodeName, most: usize },
     #[error("{node}.mesh did not complete the connection within {limit_ms} ms ({addresses})")]
@@ -124,27 +124,25 @@ pub enum ProxyError {
     // This host.
     #[error("{0}. Nothing was sent; replace its certificate and key, or remove both to call as the node")]
     IdentityUnusable(String),
-    #[error("peer {0} is not allowed in by proxy.policy of this node")]
+    #[error("proxy.policy of this node does not allow peer {0} to connect")]
     PeerNotAllowed(String),
     #[error(
         "this request is not allowed by the node that answers ({by}); meshctl policy explain on that node says which rule decides"
     )]
     RequestNotAllowed { by: String },
     #[error(
-        "peer {0} may not see what this node carries; if it should, name it in proxy.live.peers of this node's configuration"
+        "peer {0} may not read this node's live view; to permit it, list it in proxy.live.peers of this node's configuration"
     )]
     LivePeerNotNamed(String),
     #[error(
-        "what another node carries is told to operators, on the socket of this sidecar (proxy.admin.socket): meshctl tap --node"
+        "the live view of another node can be read only through the socket of this sidecar (proxy.admin.socket): meshctl tap --node"
     )]
     LiveNotHere,
     #[error(
-        "{most} readers follow what this node carries already; end one of them (meshctl top, tap or drain)"
+        "{most} programs already read this node's live view; stop one of them (meshctl top, tap or drain)"
     )]
     LiveFull { most: usize },
-    #[error(
-        "{0}.mesh does not tell what it carries: its mesh-proxy is of an older version, or of another kind"
-    )]
+    #[error("{0}.mesh has no live view: its mesh-proxy is older, or another program answers there")]
     LiveUnknown(NodeName),
     #[error(
         "the agent behind this sidecar does not accept connections on {address}: {reason}; is it running?"
@@ -155,7 +153,7 @@ pub enum ProxyError {
     #[error("registryd does not answer on {socket}: {reason}; is it running?")]
     RegistryUnavailable { socket: String, reason: String },
     #[error(
-        "the mesh's CA does not run beside this node; mesh.ca.node must name the node where `meshctl ca serve` does"
+        "the mesh's CA does not run on this host; mesh.ca.node must name the node where `meshctl ca serve` runs"
     )]
     NoCaHere,
     #[error("the CA's process does not answer on {socket}: {reason}; is mesh-ca.service running?")]

@@ -1,7 +1,7 @@
 //! A request and its answer as one value, from the head of the request until the last byte of the answer has passed.
 //!
-//! Both pipelines begin one, note on it what happens, and give it the outcome. It ends exactly once, on drop if need
-//! be: then it writes the access line, the metrics and the span, and gives back every slot that it holds.
+//! Both pipelines begin one, note on it what happens, and give it the outcome. It ends exactly once, at the latest
+//! on drop: then it writes the access line, the metrics and the span, and gives back every slot that it holds.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -292,7 +292,7 @@ impl Exchange {
         }
     }
 
-    /// The exchange goes on as a tunnel; what it is told at the end is how many bytes went each way.
+    /// The exchange continues as a tunnel; what it is told at the end is how many bytes went each way.
     fn switched(mut self: Box<Self>) -> impl FnOnce(std::io::Result<(u64, u64)>) + Send + 'static {
         self.answered(StatusCode::SWITCHING_PROTOCOLS);
         move |ended| {

@@ -42,7 +42,7 @@ use crate::supervisor;
 
 /// Tells a process that its parent hands over: the parent's process id.
 const PREDECESSOR: &str = "MESH_PROXY_PREDECESSOR";
-/// How long the new process may take until it is ready. It reads certificates, which may lie on a slow mount.
+/// How long the new process may take until it is ready. It reads certificates, which may be on a slow mount.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long the new process waits for each word of the old one, which says them at once.
 const WORD_LIMIT: Duration = Duration::from_secs(10);

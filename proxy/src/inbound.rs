@@ -1,4 +1,4 @@
-//! Peers come in: [`accept`] takes a connection through mutual TLS, [`pipeline`] takes each request to the agent.
+//! Requests from peers: [`accept`] takes a connection through mutual TLS, [`pipeline`] takes each request to the agent.
 
 pub mod accept;
 pub mod admission;

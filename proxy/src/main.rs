@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     daemon::main(&daemon::MESH_PROXY, check::mesh_proxy, needs, run)
 }
 
-/// What the process may do once it runs: keep its state, renew its certificate, make its sockets, and start what lies in
+/// What the process may do once it runs: keep its state, renew its certificate, make its sockets, and start what is in
 /// its place at an upgrade.
 fn needs(config: &Config) -> Confinement {
     let mut needs = Confinement::default().writing_replaceable(&config.proxy.state_dir);

@@ -37,9 +37,9 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 /// The `content-type` of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How many pairs of a peer and an agent are told apart; those that come later are counted as `other`.
+/// How many pairs of a peer and an agent are distinguished; those that come later are counted as `other`.
 pub const MAX_LABEL_SETS: usize = 2000;
-/// How many peers are told apart in each direction.
+/// How many peers are distinguished in each direction.
 const MAX_PEERS: usize = 1000;
 /// Stands for a peer or an agent beyond those.
 const OTHER: &str = "other";
@@ -568,7 +568,7 @@ impl AgentMetrics {
     }
 }
 
-/// Peers and agents that are told apart.
+/// Peers and agents that are distinguished.
 struct Peers {
     /// Read without a lock, as a new peer is rare.
     by_name: [ArcSwap<HashMap<Arc<str>, Arc<PeerMetrics>>>; Direction::ALL.len()],

@@ -1,4 +1,4 @@
-//! This host's programs go out: [`accept`] takes a connection, [`pipeline`] takes each request to a peer.
+//! Requests from this host's programs: [`accept`] takes a connection, [`pipeline`] takes each request to a peer.
 
 pub mod accept;
 pub mod browser_guard;

@@ -39,7 +39,7 @@ impl Policies {
 /// The policies in use.
 pub type PolicyStore = ArcSwap<Policies>;
 
-/// Takes the policies anew from the configuration file on SIGHUP, and calls `replaced` then. While it is bad, those in use stay.
+/// Reloads the policies from the configuration file on SIGHUP, and calls `replaced` then. If the file is bad, those in use stay.
 pub async fn follow(
     mut hangup: Signal,
     config: Arc<Config>,
@@ -58,7 +58,7 @@ pub async fn follow(
             }
             Ok(Err(error)) => {
                 METRICS.reloaded(false);
-                tracing::error!(target: "Mesh", "policy not reloaded, going on with the one in use: {error}");
+                tracing::error!(target: "Mesh", "policy not reloaded, continuing with the one in use: {error}");
             }
         }
     }

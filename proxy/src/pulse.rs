@@ -1,4 +1,4 @@
-//! Whether the workers turn: each leaves a mark once a second, and another thread compares.
+//! Whether the workers are running: each leaves a mark once a second, which another thread checks.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

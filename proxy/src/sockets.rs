@@ -31,7 +31,7 @@ pub struct Given {
     pub address: Address,
 }
 
-/// Why the sockets cannot be had.
+/// Why the sockets are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketsError {
     /// One that has to be bound here.
@@ -203,7 +203,7 @@ impl Offer {
         if !same_place(&found, wanted) {
             tracing::warn!(
                 target: "Config",
-                "the supervisor's socket {name} listens on {found}, {key} says {wanted}; the socket counts"
+                "the supervisor's socket {name} listens on {found}, {key} says {wanted}; the socket is used"
             );
         }
         Some(Listener::adopt(socket, wanted.clone(), key))

@@ -70,7 +70,7 @@ pub fn of(account: &Account, caller: &Caller, version: Version, end: &End) -> Sp
     if let Some(first_byte) = figures.first_byte {
         attributes.push(KeyValue::new("mesh.first_byte_ms", first_byte.as_millis() as i64));
     }
-    // What the caller did wrong is no failure of who was called.
+    // What the caller did wrong is not a failure of who was called.
     let fails_from = if kind == SpanKind::Server { 500 } else { 400 };
     let error = match (figures.outcome, figures.status) {
         (Outcome::CutByUpstream | Outcome::CutBySidecar, _) => Some(figures.outcome.as_str().to_owned()),

@@ -122,6 +122,6 @@ impl Supervisor {
                 }
             }
         }
-        tracing::warn!(target: "Mesh", "the service manager does not read what it is told");
+        tracing::warn!(target: "Mesh", "the service manager does not read its notifications");
     }
 }

@@ -1,5 +1,5 @@
-//! What the sidecar's TCP connections get, so that a host that lost its power or its network, which says nothing, does
-//! not hold them for ever, while one that merely reads late keeps them.
+//! Timeouts of the sidecar's TCP connections: a host that lost its power or its network does not hold them for ever, while
+//! one that merely reads late keeps them.
 //!
 //! - **Silence**: keepalive probes, on all connections (`SO_KEEPALIVE`). Accepted ones inherit them from the listener.
 //! - **Data that is not acknowledged**: probes are not sent while data is under way; the system then gives up after its

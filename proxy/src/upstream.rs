@@ -1,6 +1,6 @@
 //! From "which node" to "which connection": [`Upstream::send`] is the entry.
 //!
-//! [`mod@choose`] picks a node, by what [`endpoint`] observes of each ([`health`] says who is passed over) and by [`session`];
+//! [`mod@choose`] picks a node, by what [`endpoint`] observes of each ([`health`] knows which are ejected) and by [`session`];
 //! [`ways`] finds its [`pool`] of connections, which [`connect`] makes. When a request fails there, [`retry`] says whether it
 //! may be sent again.
 
@@ -56,7 +56,7 @@ use crate::upstream::ways::{Endpoints, Way, Ways};
 /// How long a request waits for a connection where another node could do the work.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A peer whose certificate lacks an agent is asked for its certificate anew when that one was shown longer ago.
+/// A peer whose certificate lacks an agent is asked for its certificate again when that one was shown longer ago.
 const CERTIFICATE_AGE: Duration = Duration::from_secs(10);
 /// Certificates that one request waits for.
 const MOST_RENEWALS: u32 = 2;
@@ -206,7 +206,7 @@ struct Unanswered {
     error: ProxyError,
     /// What proves that nothing of it was processed, if it was sent.
     reason: Option<RetryReason>,
-    /// Whether the node is to show its certificate anew.
+    /// Whether the node is to show its certificate again.
     renewed: bool,
 }
 

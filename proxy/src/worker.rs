@@ -35,7 +35,7 @@ impl Worker {
         self.runtime.spawn(socket.serve(app, drain));
     }
 
-    /// Will run `task` beside them, until it is aborted.
+    /// Will run `task` alongside them, until it is aborted.
     pub fn run(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.runtime.spawn(task).abort_handle()
     }

@@ -87,7 +87,7 @@ pub enum AppError {
 fn certificate_names_node(config: &Config) -> Result<(), AppError> {
     let (path, node) = (config.mesh.tls.cert_path.clone(), config.mesh.node_name.clone());
     let (looked, look) = std::sync::mpsc::channel();
-    // The certificate may lie on a mount that hangs.
+    // The certificate may be on a mount that hangs.
     let looking = thread::Builder::new().spawn(move || {
         let leaf = certificate::read_leaf(&path);
         // Nobody waits any more where it took too long.
@@ -208,13 +208,13 @@ async fn serve(config: Arc<Config>, listener: net::UnixListener) -> Result<(), A
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             Some(()) = hangup.recv() => reload(&state).await,
-            // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all anew.
+            // Without one of them the rest would go on, wrong and unnoticed. The service manager starts all again.
             Some(_) = parts.join_next() => return Err(AppError::Part),
         }
     }
     notify(NotifyState::Stopping).await;
     if stays_in_the_mesh(&state).await {
-        tracing::info!(target: "Registry", "registryd stops while mesh-proxy goes on serving: this node stays in the mesh");
+        tracing::info!(target: "Registry", "registryd stops while mesh-proxy continues to serve: this node stays in the mesh");
         if let Some(announcing) = announcing {
             // Without a goodbye.
             announcing.abort();
@@ -255,11 +255,11 @@ async fn registered(state: &State) {
         }
     };
     if timeout(REGISTRATION_LIMIT, registered).await.is_err() {
-        tracing::warn!(target: "Registry", "this node is not in the registry yet; it goes on trying");
+        tracing::warn!(target: "Registry", "this node is not in the registry yet; it keeps trying");
     }
 }
 
-/// Whether this node goes on without its registryd: a goodbye is for one whose sidecar has stopped too. Of two hosts
+/// Whether this node continues without its registryd: a goodbye is for one whose sidecar has stopped too. Of two hosts
 /// with one name, none speaks for both.
 async fn stays_in_the_mesh(state: &State) -> bool {
     if state.read(|inner, now| inner.members.has_rival(now)) {
@@ -282,7 +282,7 @@ async fn stays_in_the_mesh(state: &State) -> bool {
 /// Reads the configuration again and publishes what it says of this node. What cannot be used changes nothing.
 async fn reload(state: &Arc<State>) {
     let Some(source) = state.config.source.clone() else { return };
-    // It may lie on a mount that hangs.
+    // It may be on a mount that hangs.
     let loaded = timeout(RELOAD_LIMIT, tokio::task::spawn_blocking(move || Config::load(&source))).await;
     let refused = match loaded {
         Ok(Ok(Ok(config))) if config.mesh.node_name != *state.local() => {
@@ -301,7 +301,7 @@ async fn reload(state: &Arc<State>) {
         Ok(Ok(Err(error))) => error.to_string(),
         Ok(Err(_)) | Err(_) => "the configuration cannot be read in time".into(),
     };
-    state.problem(About::Configuration, format!("{refused}; going on as before"));
+    state.problem(About::Configuration, format!("{refused}; continuing as before"));
 }
 
 async fn leave(state: &State, backend: &Backend, client: &PeerClient) {
@@ -317,7 +317,7 @@ async fn leave(state: &State, backend: &Backend, client: &PeerClient) {
 async fn watch_trust(state: Arc<State>) {
     loop {
         let path = state.config.mesh.tls.ca_path.clone();
-        // It may lie on a mount that hangs.
+        // It may be on a mount that hangs.
         let looked = tokio::task::spawn_blocking(move || certificate::replaceable(&path)).await;
         match looked {
             Ok(Some(sentence)) => state.problem(About::Trust, sentence),
@@ -362,5 +362,5 @@ async fn notify(state: NotifyState<'_>) {
             }
         }
     }
-    tracing::warn!(target: "Registry", "the service manager does not read what it is told");
+    tracing::warn!(target: "Registry", "the service manager does not read its notifications");
 }

@@ -173,7 +173,7 @@ impl Backend {
 
     async fn ask(&self, wish: Wish, patient: bool) -> Result<(), String> {
         let (done, outcome) = oneshot::channel();
-        let stopped = || "what keeps the storage has stopped".to_owned();
+        let stopped = || "the task that keeps the storage has stopped".to_owned();
         let job = Job { wish, patient, done };
         let sent = match &self.jobs {
             Jobs::Thread(jobs) => jobs.send(job).is_ok(),

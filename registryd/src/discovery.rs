@@ -23,7 +23,7 @@ pub struct Candidate {
 /// What an engine that watches the network (mDNS) reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sighting {
-    /// A node announced itself, or announced itself anew.
+    /// A node announced itself, or announced itself again.
     Found(Candidate),
     /// A node said goodbye. Not authenticated: registryd asks the node itself before it believes it.
     Goodbye(NodeName),

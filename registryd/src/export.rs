@@ -29,7 +29,7 @@ pub async fn run(state: Arc<State>, path: PathBuf) {
         {
             registry.updated_at = State::now().epoch_ms;
             let (target, writer, content) = (path.clone(), state.local().clone(), registry.to_json());
-            // It may lie on a mount that hangs.
+            // It may be on a mount that hangs.
             let writing =
                 spawn_blocking(move || atomic_file::replace(&target, writer.as_str(), &content, MODE)).await;
             match writing.unwrap_or_else(|error| Err(io::Error::other(error))) {

@@ -18,7 +18,7 @@ use crate::state::State;
 
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 
-/// The listener cannot be had.
+/// The listener is not available.
 #[derive(Debug, thiserror::Error)]
 #[error("registryd.metrics.listen: cannot listen on {address}: {source}; name a free port")]
 pub struct MetricsError {

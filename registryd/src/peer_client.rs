@@ -50,7 +50,7 @@ impl AskError {
         matches!(self, Self::Refused { status: 404 | 405 | 501, code: None, .. })
     }
 
-    /// Whether the far sidecar answered, and only its registryd is away, as while it is restarted.
+    /// Whether the far sidecar answered, and only its registryd cannot be reached, as while it is restarted.
     pub fn only_registryd_is_away(&self) -> bool {
         matches!(self, Self::Refused { code: Some(code), .. } if code == "registry_unavailable")
     }

@@ -99,7 +99,7 @@ impl Resolver {
         let (retry, reason, failed) = match from_name {
             Answer::Addresses(addresses, ttl) => return found(addresses, ttl, None),
             Answer::Nothing(ttl) => (ttl, format!("{host} does not exist in DNS"), false),
-            Answer::NoServers(why) => (NEGATIVE_DEFAULT, format!("{host} cannot be asked for: {why}"), false),
+            Answer::NoServers(why) => (NEGATIVE_DEFAULT, format!("{host} cannot be looked up: {why}"), false),
             Answer::Failed(why) => (RETRY, format!("{host} does not resolve: {why}"), true),
         };
         match self.fallback(&snapshot, name, fallback_host, loopback).await {
@@ -125,7 +125,7 @@ impl Resolver {
         self.system.snapshot().await.generation
     }
 
-    /// The addresses of a host that is no mesh name, as registered by a node. Cached like everything else.
+    /// The addresses of a host that is not a mesh name, as registered by a node. Cached like everything else.
     ///
     /// # Errors
     /// Why there are none, as a part of a sentence.
@@ -201,7 +201,7 @@ async fn lookup_host(snapshot: &Snapshot, host: &str) -> Result<(Vec<IpAddr>, Du
         Answer::Addresses(addresses, ttl) => Ok((addresses, ttl)),
         Answer::Nothing(_) => Err(format!("its host in the registry, {host}, does not exist either")),
         Answer::NoServers(why) => {
-            Err(format!("its host in the registry, {host}, cannot be asked for: {why}"))
+            Err(format!("its host in the registry, {host}, cannot be looked up: {why}"))
         }
         Answer::Failed(why) => Err(format!("its host in the registry, {host}, does not resolve: {why}")),
     }
@@ -277,7 +277,9 @@ async fn ask_family(servers: &Servers, name: &Name, kind: RecordType) -> Answer 
     match timeout(LOOKUP_MAX, asking).await {
         Ok(Some(answer)) => answer,
         Ok(None) => Answer::Failed(reasons.join(", ")),
-        Err(_) => Answer::Failed(format!("{}; no time was left to ask more servers", reasons.join(", "))),
+        Err(_) => {
+            Answer::Failed(format!("{}; there was no time left to ask more servers", reasons.join(", ")))
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What this node knows, in one place: the only owner of a [`Membership`], and the publisher of what follows from
-//! it. Every change goes through [`State::with`], which judges anew and publishes once; [`State::read`] only looks.
+//! it. Every change goes through [`State::with`], which judges again and publishes once; [`State::read`] only looks.
 
 mod changes;
 mod own;
@@ -388,7 +388,7 @@ impl Inner {
         (now.instant.saturating_duration_since(*at) < REPORT_LIFETIME).then_some(report)
     }
 
-    /// Marks the row and view of a node as to be published anew.
+    /// Marks the row and view of a node as to be published again.
     pub fn touch(&mut self, name: &NodeName) {
         self.touched.insert(name.clone());
     }

@@ -198,7 +198,7 @@ pub fn is_host(text: &str) -> bool {
 
 /// Why no connection to another node is made to this address; `None`: it can be some host's.
 ///
-/// What stands in a registry is a claim, and a sidecar dials what stands there: an address that is nobody's, or that
+/// What is in a registry is a claim, and a sidecar dials what stands there: an address that is nobody's, or that
 /// means this host or its cloud's metadata service, is never a node's. `loopback` tells whether nodes can be on this
 /// host's loopback, because this one is there too.
 pub fn nobodys(address: IpAddr, loopback: bool) -> Option<&'static str> {

@@ -95,7 +95,7 @@ impl Draft {
         self.still_ours()?;
         match renameat_with(CWD, &self.temporary, CWD, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => self.in_place = true,
-            // A file system without that: a second name, which fails where there is one. The first goes on drop.
+            // A file system without that: a second name, which fails where there is one. The first is removed on drop.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => fs::hard_link(&self.temporary, &self.target)?,
             Err(error) => return Err(error.into()),
         }
@@ -141,7 +141,7 @@ pub fn keep_owner(new: &File, old: &Path) {
 }
 
 /// Makes the names in a file's folder durable. File systems that cannot sync a folder (SMB, some FUSE) keep names in
-/// their own way; that is no error.
+/// their own way; that is not an error.
 ///
 /// # Errors
 /// The folder cannot be opened, or its disk fails.

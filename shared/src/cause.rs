@@ -1,4 +1,4 @@
-//! What lies behind an error.
+//! The root cause of an error.
 
 use std::error::Error;
 

@@ -18,7 +18,7 @@ use crate::revocation::{self, InForce, RevocationList};
 
 /// A certificate that ends within so many seconds deserves a warning, unless its whole life is short.
 const SOON: i64 = 14 * DAY;
-/// As mesh-proxy warns of them: a list lives for 14 days and is signed anew after 7.
+/// As mesh-proxy warns of them: a list lives for 14 days and is signed again after 7.
 const LIST_SOON: i64 = 3 * DAY;
 const DAY: i64 = 86_400;
 
@@ -264,7 +264,7 @@ impl<'c> Report<'c> {
             match revocation::read(&path) {
                 Ok(lists) => found.push((path, lists)),
                 Err(error) => {
-                    self.tell(About::Revocation, Outcome::Warning, format!("{error}; it does not count"))
+                    self.tell(About::Revocation, Outcome::Warning, format!("{error}; it is ignored"))
                 }
             }
         }
@@ -338,7 +338,7 @@ impl<'c> Report<'c> {
             self.tell(
                 About::Revocation,
                 Outcome::Warning,
-                format!("revocation lists {path}: the list of {issuer} was not signed by that CA, so it does not count"),
+                format!("revocation lists {path}: the list of {issuer} was not signed by that CA, so it is ignored"),
             );
         }
         for list in &lists.coming {

@@ -49,7 +49,7 @@ pub struct Config {
     pub registryd: Registryd,
     /// Where the traces of both go.
     pub telemetry: Telemetry,
-    /// Remarks that are no mistakes, such as a deprecated key.
+    /// Remarks that are not mistakes, such as a deprecated key.
     pub warnings: Vec<Mistake>,
     /// The file that it was read from.
     pub source: Option<PathBuf>,

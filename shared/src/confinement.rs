@@ -1,5 +1,5 @@
-//! What a daemon takes from itself before it serves anybody: writing outside its own folders, starting programs where it
-//! never does, and signals to other processes (Landlock, landlock(7)).
+//! Rights that a daemon gives up before it serves anybody: writing outside its own folders, starting programs if it never
+//! needs to, and sending signals to other processes (Landlock, landlock(7)).
 //!
 //! It comes on top of what a unit file does, and works in containers too. Rules belong to folders as they are when the
 //! process starts, not to their names. So where a folder may be mounted or replaced later, writing is allowed from the

@@ -62,7 +62,7 @@ pub struct Enrolled {
     pub crl: String,
     /// `mesh.trust_domain`.
     pub trust_domain: TrustDomain,
-    /// `mesh.ca.node`: whose sidecar forwards renewals; `None` where the CA's host is no node.
+    /// `mesh.ca.node`: whose sidecar forwards renewals; `None` where the CA's host is not a node.
     #[serde(default)]
     pub ca_node: Option<NodeName>,
     /// Where to find the mesh.

@@ -1,4 +1,4 @@
-//! A change of the mesh, as registryd tells it on its event stream and meshctl shows it.
+//! A change of the mesh, as registryd reports it on its event stream and meshctl shows it.
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::name::{AgentName, NameError, NodeName};
 
-/// The kinds of identity that the mesh CA issues, told apart by the shape of the CN.
+/// The kinds of identity that the mesh CA issues, distinguished by the shape of the CN.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// `ct110` or `ct110.mesh`.
@@ -23,7 +23,7 @@ pub enum IdentityError {
     /// The CN has none of the three shapes.
     #[error("CN {cn:?} names neither a node, nor <agent>@<node>, nor device:<name>: {source}")]
     Shape {
-        /// The common name as it stands in the certificate.
+        /// The common name as it is in the certificate.
         cn: String,
         /// What the nearest shape misses.
         source: NameError,

@@ -149,7 +149,7 @@ pub struct SidecarReport {
     pub failed_upgrade: Option<FailedUpgrade>,
 }
 
-/// An upgrade of the sidecar that did not come about; it goes on as before.
+/// An upgrade of the sidecar that did not come about; it continues as before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedUpgrade {

@@ -55,7 +55,7 @@ impl Drop for Log {
 /// Starts logging to stdout; stdout belongs to nothing else in a daemon. Panics are logged too.
 ///
 /// `MESH_LOG` chooses what is shown (`info` by default, e.g. `debug` or `Outbound=debug`). Where systemd's journal reads
-/// stdout, lines go to it directly, with their priorities and, but for JSON, their fields; the time is left to it.
+/// stdout, lines go to it directly, with their priorities and, apart from JSON, their fields; the time is left to it.
 ///
 /// # Errors
 /// The system gives no thread.

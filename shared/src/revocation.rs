@@ -1,7 +1,7 @@
-//! Revocation lists as files, and which of several counts.
+//! Revocation lists as files, and which of several is used.
 //!
 //! Of all lists of one issuer only the newest counts, wherever it comes from and in whatever order they stand: an older
-//! one would take revocations back. A list from the future does not count before its time.
+//! one would take revocations back. A list from the future is not used before its date.
 
 use std::path::{Path, PathBuf};
 
@@ -110,7 +110,7 @@ impl RevocationList {
 
     /// Whether it counts instead of the other one, which has the same issuer: it was made later or, in the same second,
     /// has the higher number or, without numbers, revokes more. Time comes first: numbers of other CAs
-    /// than ours may begin anew where a folder is restored.
+    /// than ours may begin again where a folder is restored.
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let rank = |list: &Self| (list.this_update, list.number.len(), list.number.clone(), list.revoked);
         rank(self) > rank(other)
@@ -149,7 +149,7 @@ pub fn read(path: &Path) -> Result<Vec<RevocationList>, MaterialError> {
     }
 }
 
-/// Where revocation lists lie that no configuration names: beside the trust bundle or, as RivetOS has them, one folder up.
+/// Where revocation lists lie that no configuration names: next to the trust bundle or, as RivetOS has them, one folder up.
 pub fn beside(ca_path: &Path) -> [PathBuf; 2] {
     let folder = ca_path.parent().unwrap_or(Path::new(""));
     [folder.join(FILE), folder.join("..").join(FILE)]

@@ -43,7 +43,7 @@ impl fmt::Display for TrustDomain {
     }
 }
 
-/// Why a text is no SPIFFE ID.
+/// Why a text is not a SPIFFE ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeError {
     /// Not usable as a trust domain.
@@ -102,7 +102,7 @@ impl SpiffeId {
         Self { trust_domain: trust_domain.clone(), path }
     }
 
-    /// That `agent` may be hosted on `node`; stands in the node's certificate.
+    /// That `agent` may be hosted on `node`; is in the node's certificate.
     pub fn of_hosted(trust_domain: &TrustDomain, agent: &AgentName, node: &NodeName) -> Self {
         Self::of(trust_domain, &Identity::Agent(agent.clone(), node.clone()))
     }

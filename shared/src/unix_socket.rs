@@ -1,4 +1,4 @@
-//! Unix sockets that listen: nobody can connect before it is said who may, and nothing is replaced that somebody uses.
+//! Listening unix sockets: nobody can connect before the permissions are set, and a socket in use is never replaced.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};

@@ -231,7 +231,7 @@ async fn a_peer_that_refuses_an_agent_is_passed_over_for_nobody_else() {
         assert_eq!(near.get("/agents/grok/x").await.status, 200);
     }
     far.proxy().wait_log(&["TLS handshake failed"]).await;
-    assert!(near.proxy.as_ref().unwrap().lines_with(&["ct111 is passed over"]).is_empty());
+    assert!(near.proxy.as_ref().unwrap().lines_with(&["ct111 is not used for"]).is_empty());
 }
 
 /// A folder that everybody may enter, and a socket in it.

@@ -244,18 +244,15 @@ async fn daemons_that_do_not_run() {
     one.proxy().kill();
     for arguments in [&[] as &[&str], &["ct111"], &["grok"]] {
         let told = doctor_json(&one, arguments).await;
-        fails_at(&told, "sidecar", &["does not run", "sudo systemctl start mesh-proxy"]);
+        fails_at(&told, "sidecar", &["is not running", "sudo systemctl start mesh-proxy"]);
     }
     one.registryd().kill();
     for arguments in [&[] as &[&str], &["ct111"], &["grok"]] {
         let told = doctor_json(&one, arguments).await;
-        fails_at(&told, "registryd", &["does not run", "sudo systemctl start registryd"]);
+        fails_at(&told, "registryd", &["is not running", "sudo systemctl start registryd"]);
     }
     let (code, told) = doctor(&one, &["ct111"]).await;
-    assert!(
-        code == 2 && told.contains("skip  TLS            not looked at, since registryd failed"),
-        "{told}"
-    );
+    assert!(code == 2 && told.contains("skip  TLS            not checked, since registryd failed"), "{told}");
     let (code, told) = doctor(&one, &["--quiet"]).await;
     assert!(code == 2 && told.starts_with("FAIL  registryd") && told.lines().count() == 2, "{told}");
     assert!(told.contains("run: sudo systemctl start registryd"), "{told}");
@@ -299,7 +296,7 @@ async fn what_the_registry_does_not_have() {
     fails_at(
         &doctor_json(&one, &["grok"]).await,
         "registry",
-        &["ct111 (offline)", "none of them takes tasks"],
+        &["ct111 (offline)", "none of them accepts tasks"],
     );
     let (code, told) = doctor_json(&one, &[]).await;
     assert_eq!(code, 2);

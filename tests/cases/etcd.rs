@@ -146,14 +146,14 @@ async fn a_lost_member_is_not_noticed_and_a_lost_cluster_stops_nothing() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         one.reaches("ct111").await;
         let told = problems(&one).await;
-        assert!(told.len() == 1 && told[0].starts_with("etcd does not serve at"), "{told:?}");
+        assert!(told.len() == 1 && told[0].starts_with("no member of etcd serves at"), "{told:?}");
         assert_eq!(status_of(&one, "ct111").await.as_deref(), Some("online"));
     }
     // One that starts meanwhile does so, and says what is wrong.
     let mut three = node(&mesh, &cluster, "ct112").prepare().await;
     three.start_registryd().await;
     three.start_proxy().await;
-    three.registryd().wait_log(&["WARN", "etcd does not serve at"]).await;
+    three.registryd().wait_log(&["WARN", "no member of etcd serves at"]).await;
     cluster.start_all();
     cluster.serves().await;
     for node in [&one, &two, &three] {
@@ -172,7 +172,7 @@ async fn a_lost_member_is_not_noticed_and_a_lost_cluster_stops_nothing() {
     three.reaches("ct110").await;
     never_called_offline(&one, "ct111");
     never_called_offline(&two, "ct110");
-    one.registryd().wait_log(&["INFO", "resolved: etcd does not serve at"]).await;
+    one.registryd().wait_log(&["INFO", "resolved: no member of etcd serves at"]).await;
     // A lease that ran out is taken anew.
     let text = cluster.ctl(&["get", "/mesh/alive/ct111", "-w", "json"]);
     let lease = serde_json::from_str::<Value>(&text).unwrap()["kvs"][0]["lease"].as_i64().unwrap();
@@ -376,7 +376,7 @@ async fn a_nodes_credentials_write_its_own_entry_and_no_other() {
     // A wrong password, and one that would go over the network in the clear.
     std::fs::write(folder.join("ct111.password"), "wrong").unwrap();
     two.start_registryd().await;
-    two.registryd().wait_log(&["WARN", "etcd does not serve at", "authentication failed"]).await;
+    two.registryd().wait_log(&["WARN", "no member of etcd serves at", "authentication failed"]).await;
 }
 
 /// Changes where a node keeps its registry, and restarts its registryd.

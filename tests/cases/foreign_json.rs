@@ -57,6 +57,6 @@ async fn what_one_entry_has_wrong_costs_neither_it_nor_others_anything() {
     let names: Vec<_> = known.as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["ct110", "ct151", "ct152"]);
     assert_eq!(known[2]["port"], 3000);
-    // Which one does not count is said.
-    node.registryd().wait_log(&["WARN", "entry \"c\" does not count as a node", "kept as it is"]).await;
+    // The log names the one that is not valid.
+    node.registryd().wait_log(&["WARN", "entry \"c\" is not a valid node", "kept unchanged"]).await;
 }

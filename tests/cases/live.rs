@@ -203,7 +203,7 @@ async fn a_node_without_the_view_is_named() {
     near.reaches("ct119").await;
     let refused = Reader::open(&near, "/v1/live?node=ct119").await.err().unwrap();
     let detail = refused.problem(502, "live_unsupported");
-    assert!(detail.contains("ct119.mesh does not tell what it carries"), "{detail}");
+    assert!(detail.contains("ct119.mesh has no live view"), "{detail}");
 }
 
 #[tokio::test]

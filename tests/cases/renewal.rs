@@ -229,11 +229,11 @@ async fn what_the_ca_publishes_is_taken_where_it_fits() {
     .await;
     ca.behave(|ca| ca.chain.clone_from(&alone));
     two.proxy()
-        .wait_log(&["WARN [Mesh] the CA of ct110 publishes other certificates", "would not accept"])
+        .wait_log(&["WARN [Mesh] the CA of ct110 publishes certificates that differ", "would not accept"])
         .await;
     assert_eq!(fs::read_to_string(&path).unwrap(), both);
     eventually("meshctl status tells", async || {
-        status(&two).contains("publishes other certificates").then_some(())
+        status(&two).contains("publishes certificates that differ").then_some(())
     })
     .await;
 }

@@ -89,8 +89,8 @@ async fn a_service_manager_that_reads_nothing_stops_nobody() {
         *slot = Some(daemon);
         managers.push(manager);
     }
-    node.proxy().wait_log(&["WARN [Mesh] the service manager does not read what it is told"]).await;
-    node.registryd().wait_log(&["WARN [Registry] the service manager does not read what it is told"]).await;
+    node.proxy().wait_log(&["WARN [Mesh] the service manager does not read its notifications"]).await;
+    node.registryd().wait_log(&["WARN [Registry] the service manager does not read its notifications"]).await;
     node.has_roster().await;
     let healthy = mesh_tests::web::get(node.port(3002), "/healthz").await;
     assert_eq!(healthy.status, 200);

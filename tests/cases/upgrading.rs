@@ -93,8 +93,8 @@ impl Replaceable {
     async fn fails_to_upgrade(&mut self, why: &str) {
         let pid = self.node.proxy().pid();
         let complaint = self.upgrade().await.unwrap_err();
-        assert!(complaint.contains(why) && complaint.contains("goes on as before"), "{why:?}: {complaint}");
-        let line = ["ERROR [Mesh] upgrade failed, going on as before: ", why];
+        assert!(complaint.contains(why) && complaint.contains("continues as before"), "{why:?}: {complaint}");
+        let line = ["ERROR [Mesh] upgrade failed, continuing as before: ", why];
         self.node.proxy().wait_log(&line).await;
         assert!(self.node.proxy().is_running());
         assert_eq!(self.reported().await, Some(pid));
@@ -189,7 +189,7 @@ async fn the_program_that_lies_there_now_is_started_and_a_bad_one_changes_nothin
     it.fails_to_upgrade("cannot work: ").await;
     it.node.proxy().wait_log(&["ERROR [Mesh] upgrade failed", "/nonexistent.crt"]).await;
     let status = process::run(it.node.command("meshctl").arg("status"));
-    assert!(text(&status.stdout).contains("upgrade failed, and it goes on as before"), "{status:?}");
+    assert!(text(&status.stdout).contains("upgrade failed, and it continues as before"), "{status:?}");
 
     fs::write(&it.node.config_path, config).unwrap();
     it.replace_by(&format!("#!/bin/sh\necho the new one\nexec {} \"$@\"\n", good.display()));

@@ -78,7 +78,7 @@ impl Failover {
             tokio::time::sleep(self.every).await;
             if found_out.is_none() {
                 let log = caller.proxy().log();
-                let is_out = |node| log.iter().any(|line| line.contains(&format!("{node} is passed over")));
+                let is_out = |node| log.iter().any(|line| line.contains(&format!("{node} is not used for")));
                 found_out = (is_out("ct111") && is_out("ct112")).then(Instant::now);
             }
         }

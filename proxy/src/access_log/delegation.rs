@@ -1,7 +1,7 @@
 //! Reads who asks and what for out of a `MessageRequest` while it streams past, for the log line.
 //!
 //! Pure: bytes in, two short texts out. It never holds the body back, keeps only the beginning of the two
-//! fields it looks for, and takes any input without failing; what it finds in what is no JSON means nothing.
+//! fields it looks for, and takes any input without failing; what it finds in what is not JSON means nothing.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! What registryd is told of this sidecar.
+//! Reports the state of this sidecar to registryd.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Reporter {
         self.running = Some(reporting.abort_handle());
     }
 
-    /// Tells it no more.
+    /// Stops reporting it.
     pub(super) fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();

@@ -11,7 +11,7 @@ pub(super) enum Asked {
     Upgrade,
 }
 
-/// The signals that this process answers to, but for SIGHUP.
+/// The signals that this process answers to, apart from SIGHUP.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,

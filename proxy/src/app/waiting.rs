@@ -1,4 +1,4 @@
-//! How a process that takes no new work waits for what it still has.
+//! How a process that accepts no new work waits for the work in progress.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What hyper refuses by itself on HTTP/1.1: heads that it cannot read, or that are too large. It answers them without a
 //! body, a code or a line in the log, and with no way to change that. Here, below hyper, its answer is replaced.
 //!
-//! An answer of the agent may look the same, so the place decides, not the look: hyper writes one of its own only where
+//! An answer of the agent may look the same, so its position decides: hyper writes an answer of its own only where
 //! every request that it gave to the sidecar has been answered, and every byte of those answers has been written. Where
 //! that is not certain, what is written passes as it is.
 

@@ -26,7 +26,7 @@ use crate::http::incoming::{self, Incoming};
 use crate::http::interim::{Gate, Interim, UNASKED};
 use crate::http::pace::{Allowance, Pace};
 
-/// How long to go on reading a request that nobody wants any more, in all and between two pieces.
+/// How long to continue reading a request that nobody wants any more, in all and between two pieces.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 /// How much of it is read: so many times what a request may have, and at least as many bytes.
 const DRAIN_BYTES: (u64, u64) = (4, 64 << 20);
@@ -65,7 +65,7 @@ impl Traffic {
 #[derive(Default)]
 pub struct Passage {
     bytes: AtomicU64,
-    /// An [`Ending`], or 0 while it goes on.
+    /// An [`Ending`], or 0 while it continues.
     ending: AtomicU8,
     /// What its source, or whoever cut it, said.
     reason: OnceLock<String>,
@@ -97,7 +97,7 @@ impl Passage {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How it ended; `None` while it goes on.
+    /// How it ended; `None` while it continues.
     pub fn ending(&self) -> Option<Ending> {
         Some(match self.ending.load(Ordering::Acquire) {
             1 => Ending::Complete,
@@ -174,7 +174,7 @@ enum GivenUp {
 impl RequestBody {
     /// The body of a request that came in by `version`. If it announced no length, it is cut off with an error when it
     /// passes `max_bytes` before its answer has begun: one that is answered while it comes is a conversation, which may
-    /// go on for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
+    /// continue for ever, and of which no more is kept than windows allow. The HTTP parser holds others to what they
     /// announced ([`RequestBody::announced`]).
     pub fn new(
         inner: Incoming,
@@ -189,7 +189,7 @@ impl RequestBody {
         }
         let drains = (version == Version::HTTP_2).then(|| drains.clone());
         let drain_bytes = max_bytes.saturating_mul(DRAIN_BYTES.0).max(DRAIN_BYTES.1);
-        // On HTTP/2, only what the caller sends comes. On HTTP/1.1, hyper tells it to go on when the body is asked for.
+        // On HTTP/2, only what the caller sends comes. On HTTP/1.1, hyper tells it to continue when the body is asked for.
         let gate = (version < Version::HTTP_2 && traffic.interim.expects())
             .then(|| Gate::new(traffic.interim.clone()));
         Self { inner: Some(inner), drains, drain_bytes, left_bytes, gate, pace: None, tap: None, traffic }
@@ -200,7 +200,7 @@ impl RequestBody {
         Self::bare(Some(incoming::given(bytes)), Arc::default())
     }
 
-    /// One that nothing else hangs on.
+    /// One that nothing else depends on.
     fn bare(inner: Option<incoming::Incoming>, traffic: Arc<Traffic>) -> Self {
         Self {
             inner,

@@ -71,7 +71,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if unwanted.contains(&CONNECTION) {
         let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
         let named = values.flat_map(|value| value.split(',')).map(str::trim);
-        // The first is no header, and the second is in the list.
+        // The first is not a header, and the second is in the list.
         let named = named.filter(|name| !matches!(*name, "close" | "keep-alive"));
         unwanted.extend(named.filter_map(|name| name.parse().ok()));
     }

@@ -28,7 +28,7 @@ const MOST: (usize, u32) = (8, 64);
 const MOST_BYTES: usize = 64 << 10;
 /// How long a body is held back. Not every server gives the sign (RFC 9110, section 10.1.1).
 const PATIENCE: Duration = Duration::from_secs(5);
-/// When a body that was never asked for is read after the answer has begun. Before, hyper would tell the caller to go on.
+/// When a body that was never asked for is read after the answer has begun. Before, hyper would tell the caller to continue.
 pub const UNASKED: Duration = Duration::from_millis(200);
 
 /// The interim answers to one request.

@@ -1,7 +1,7 @@
-//! What every request must be before anything is done with it: a message with one reading, the same for this sidecar
-//! and for everyone behind it. Pure.
+//! The first check of every request: it must have exactly one interpretation, the same for this sidecar and for every server
+//! behind it. Pure.
 //!
-//! hyper and h2 refuse much by themselves. Here stands what they let pass and another server could read otherwise
+//! hyper and h2 refuse much by themselves. This module checks what they accept and another server could interpret differently
 //! (RFC 9112, section 11; RFC 9113, section 10.3).
 
 use std::borrow::Cow;

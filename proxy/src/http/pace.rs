@@ -1,5 +1,5 @@
-//! How slowly a request's body may come. What counts is the time for which it keeps whoever is to read it waiting; time
-//! in which nobody wants to read it does not.
+//! How slowly a request's body may arrive. Only the time counts for which its reader has to wait for it, not the time in which
+//! nobody reads it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

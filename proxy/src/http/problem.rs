@@ -1,6 +1,6 @@
 //! An error of a sidecar as an answer. Pure.
 //!
-//! It is `application/problem+json` (RFC 9457), except that a gRPC client gets the form of its own, since it shows nothing
+//! It is `application/problem+json` (RFC 9457), except that a gRPC client gets gRPC's own form, since it shows nothing
 //! else (gRPC over HTTP/2, "Responses").
 
 use std::fmt::Write as _;

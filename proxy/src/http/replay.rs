@@ -302,7 +302,7 @@ mod tests {
         assert!(first.frame().await.unwrap().is_err());
         assert_eq!(source.attempt(&Arc::default()).collect().await.unwrap().to_bytes().len(), KEPT_BYTES + 6);
 
-        // Not taken back, it goes on to the first one only.
+        // Not taken back, it continues to the first one only.
         let source = Source::new(body(&[b"one", &LARGE, b"two", b"end"]));
         let mut first = source.attempt(&Arc::default());
         while next(&mut first).await.unwrap() != "two" {}
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(next(&mut second).await.unwrap(), "end");
         assert_eq!(next(&mut second).await, None);
 
-        // It goes on in the end, and does not wait where nothing more is to come.
+        // It continues in the end, and does not wait where nothing more is to come.
         let source = Source::new(body(&[&LARGE, b"y", b"z"]));
         let all = source.attempt(&Arc::default()).patient(Some(patience)).collect().await.unwrap();
         assert_eq!(all.to_bytes().len(), KEPT_BYTES + 2);

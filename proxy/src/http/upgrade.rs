@@ -61,7 +61,7 @@ impl Upgrade {
         headers::set_websocket(headers);
     }
 
-    /// Whether the next hop's answer, as it came, changes the protocol only as it was `asked` to.
+    /// Whether the next hop's answer, as it arrived, changes the protocol only as it was `asked` to.
     ///
     /// # Errors
     /// What is wrong with it. What follows it must not be read.

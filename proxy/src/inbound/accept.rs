@@ -117,7 +117,7 @@ impl ServerApp for Inbound {
             });
             let reason = reason.await;
             // Before the requests under way end, so that they know why.
-            from.cut("the peer is trusted no more");
+            from.cut("the peer is no longer trusted");
             reason
         };
         tokio::select! {
@@ -262,7 +262,7 @@ impl Inbound {
             }
         }
         if !from.has_begun() {
-            let reason = "not allowed in by proxy.policy";
+            let reason = "not allowed to connect by proxy.policy";
             let line = format_args!("refusing peer.cn={} from {address}: it is {reason}", peer.name());
             let told = warn(reason, address, line);
             REFUSED.note(address, Some(&peer), POLICY, reason, told);
@@ -270,7 +270,7 @@ impl Inbound {
     }
 }
 
-/// Who the peer is. A resumed session says who it was, which is judged anew.
+/// Who the peer is. A resumed session says who it was, which is judged again.
 fn identify(
     credentials: &Credentials,
     tls: &PeerStream,
@@ -307,7 +307,7 @@ fn handshake_reason(error: &io::Error) -> String {
         }
         Some(E::PeerIncompatible(detail)) => {
             format!(
-                "no common ground with the peer ({detail:?}); TLS 1.3 is needed, or 1.2 where proxy.tls.min_version allows it"
+                "no TLS parameters in common with the peer ({detail:?}); TLS 1.3 is needed, or 1.2 where proxy.tls.min_version allows it"
             )
         }
         Some(other) => describe(other, Role::Client),

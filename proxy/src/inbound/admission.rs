@@ -1,7 +1,7 @@
 //! Who may come in, and how much of the sidecar one address or one peer may take.
 //!
-//! Before the handshake an address is all that is known, afterwards it is an identity that counts. What is counted for
-//! an address or a peer lives as long as something of it is under way.
+//! Before the handshake, limits apply to an address; afterwards, to an identity. The counters of an address or a peer are
+//! kept only while something of it is in progress.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;

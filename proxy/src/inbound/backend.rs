@@ -1,5 +1,5 @@
-//! The servers of this host's agents: plain HTTP on loopback or a unix socket, and no more requests at once than each is
-//! to get.
+//! The servers of this host's agents: plain HTTP on loopback or a unix socket, with a limit of concurrent
+//! requests for each.
 //!
 //! [`agent_slots`] says when a request may go to one, [`server`] in which protocol; [`connections`] and [`shared`] have
 //! something to send it on, which [`dial`] connects.

@@ -31,7 +31,7 @@ use crate::tls::verify::PeerIdentity;
 const PER_SECOND: u32 = 4;
 /// How long it may take to send them.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// Senders that are told apart.
+/// Senders that are distinguished.
 const MAX_SENDERS: usize = 1000;
 /// How many judge lists at once.
 static JUDGES: Semaphore = Semaphore::const_new(2);

@@ -41,7 +41,7 @@ pub struct Pipeline {
     local_agents: LocalAgents,
     rules: Rules,
     node: String,
-    /// The agents that live here; others are not told apart.
+    /// The agents that live here; others are not distinguished.
     agents: HashSet<String>,
     /// Whom a delegation is for when the request does not say.
     default_agent: String,

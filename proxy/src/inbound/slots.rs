@@ -1,7 +1,7 @@
 //! Who gets the next slot at the agent. Pure: it decides, [`super::backend::agent_slots`] waits and sends.
 //!
-//! A caller may take a slot as long as it has fewer than `SHARE` times as many as are free. So one caller alone gets
-//! nearly all of them, many get equal parts, and some are left for a caller that has none (the dynamic
+//! A caller may take a slot as long as it has fewer than `SHARE` times as many as are free. A single caller thus gets
+//! nearly all of them, many callers get equal parts, and some are left for a caller that has none (the dynamic
 //! thresholds of A. Choudhury and E. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Those who wait are served
 //! in turn by caller, each caller's in order.
 

@@ -1,5 +1,5 @@
-//! What passes on one connection to a peer, seen from beside: whether anything came, how the peer refused this node, and
-//! a way to end it in the middle of what it does.
+//! What passes on one connection to a peer, observed from outside: whether anything came, how the peer refused this node, and
+//! a way to close it while requests are in flight.
 
 use std::io;
 use std::pin::Pin;
@@ -46,7 +46,7 @@ impl Default for Hosted {
     }
 }
 
-/// One connection, seen from beside.
+/// One connection, observed from outside.
 #[derive(Debug, Default)]
 pub struct Link {
     hosted: Hosted,

@@ -272,7 +272,7 @@ impl EncodeMetric for Stamp {
     }
 }
 
-/// The seconds since something last happened, reckoned when they are asked for; not shown before the first time.
+/// The seconds since something last happened, computed when they are asked for; not shown before the first time.
 #[derive(Debug, Clone)]
 pub struct Age {
     start: Instant,

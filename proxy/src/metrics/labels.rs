@@ -11,7 +11,7 @@ macro_rules! label {
             /// All values, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The value as it stands in the text.
+            /// The value as it is in the text.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
             }

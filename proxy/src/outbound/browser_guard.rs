@@ -5,7 +5,7 @@
 //!
 //! They mark them less where the sidecar is the browser's proxy. `Sec-Fetch-Site` is for https and loopback only, so
 //! an image, a script, a form or a link to `http://ct111.mesh` arrives like an address that a person typed, without
-//! any mark but the browser's name. Such a request is refused, whoever asked for it.
+//! any mark except the browser's name. Such a request is always refused.
 
 use http::HeaderMap;
 use http::header::{HeaderName, ORIGIN, USER_AGENT};

@@ -72,11 +72,11 @@ const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
 /// Reads the destination, and takes a prefix that names it out of the path. The request was checked
-/// ([`crate::http::message`]). `only`: where everything goes on this listener. `on_unix_socket`: clients make up a host
+/// ([`crate::http::message`]). `only`: where everything on this listener is sent. `on_unix_socket`: clients make up a host
 /// there, such as `unix`. `is_mesh_port` says whether the mesh itself is at this port of a destination.
 ///
 /// # Errors
-/// None named, one that is no name, a port behind which there is nothing, or a host outside the mesh.
+/// None named, one that is not a name, a port behind which there is nothing, or a host outside the mesh.
 pub fn read(
     request: &mut Parts,
     only: Option<&Destination>,

@@ -1,4 +1,4 @@
-//! The roster's copy on disk: a sidecar that starts while registryd is away still knows its peers.
+//! The roster's copy on disk: a sidecar that starts while registryd is down still knows its peers.
 
 use std::io;
 use std::path::{Path, PathBuf};

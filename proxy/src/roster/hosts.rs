@@ -1,5 +1,5 @@
 //! Which nodes have hosted which agents: every member can register itself for any agent and get its share of the tasks, so
-//! an agent that appears where it was not before is told. Kept for the next start.
+//! the log reports an agent that appears on a node that did not host it before. Kept for the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,7 +16,7 @@ use crate::roster::store::RosterStore;
 const FILE_NAME: &str = "agent-hosts.json";
 /// For how long an operator is told, in seconds.
 const TOLD: u64 = 86_400;
-/// Agents on nodes that are remembered; others are not told apart. Far more than a mesh has.
+/// Agents on nodes that are remembered; others are not distinguished. Far more than a mesh has.
 const MOST: usize = 20_000;
 /// New ones that are remembered, and shown.
 const MOST_NEWS: usize = 50;
@@ -66,7 +66,7 @@ impl Hosts {
             Err(error) => {
                 tracing::warn!(
                     target: "Mesh",
-                    "which nodes hosted which agents is no longer known: {}: {error}",
+                    "the record of which nodes host which agents cannot be read: {}: {error}",
                     path.display()
                 );
                 None
@@ -108,7 +108,7 @@ impl Hosts {
         if let Err(error) = saved {
             tracing::warn!(
                 target: "Mesh",
-                "cannot keep {} (proxy.state_dir): {error}; agents that appeared would be told again",
+                "cannot keep {} (proxy.state_dir): {error}; agents that appeared would be reported again",
                 self.path.display()
             );
         }

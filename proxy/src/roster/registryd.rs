@@ -85,7 +85,7 @@ impl RegistryLink {
             let report = look().await;
             let told = self.report_once(&report).await;
             if let Err(error) = &told {
-                // That registryd is away is logged where the roster is followed.
+                // That registryd cannot be reached is logged where the roster is followed.
                 tracing::debug!(target: "Mesh", "cannot report to registryd: {error}");
             }
             let changed = last.as_ref() != Some(&report);
@@ -96,7 +96,7 @@ impl RegistryLink {
 
     /// Tells registryd once, if it is there.
     pub async fn tell(&self, report: &SidecarReport) {
-        // That registryd is away is logged where the roster is followed.
+        // That registryd cannot be reached is logged where the roster is followed.
         let _ = self.report_once(report).await;
     }
 

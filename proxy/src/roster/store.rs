@@ -1,5 +1,4 @@
-//! The current view of the mesh. Whoever looks something up holds its lock for that long; registryd's changes are
-//! entered node by node.
+//! The current view of the mesh. A lookup holds its lock only briefly; registryd's changes are entered node by node.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -38,7 +37,7 @@ struct View {
 
 /// A difference to another view than the one that is here.
 #[derive(Debug, thiserror::Error)]
-#[error("it tells what changed since revision {0} of its roster, which is not the one here")]
+#[error("it sent the changes since revision {0} of its roster, but this sidecar has another one")]
 pub struct OutOfStep(u64);
 
 impl RosterStore {
@@ -69,7 +68,7 @@ impl RosterStore {
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(target: "Mesh", "cannot use the saved roster {path}: {error}; going on without it");
+                tracing::warn!(target: "Mesh", "cannot use the saved roster {path}: {error}; continuing without it");
             }
         }
         store
@@ -126,7 +125,7 @@ impl RosterStore {
 
     fn add_partial(&self, rows: &[Arc<RosterNode>]) -> bool {
         let mut view = self.write();
-        // What comes of it is no view of registryd's.
+        // What comes of it is not a view of registryd's.
         view.revision = None;
         view.missing = "registryd could not read its registry yet, see meshctl status".into();
         let mut news = false;
@@ -354,7 +353,7 @@ mod tests {
         let hosts = store.agent(&"grok".parse().unwrap()).unwrap();
         assert_eq!(hosts.iter().map(|route| route.node.as_str()).collect::<Vec<_>>(), ["ct112"]);
         assert!(!store.publish(change(7, 8, vec![node("ct113", &[])], &[])).unwrap(), "nothing new");
-        // Of another line of revisions: asked for anew from the beginning.
+        // Of another line of revisions: asked for again from the beginning.
         assert!(store.publish(change(7, 9, Vec::new(), &["ct112"])).is_err());
         assert_eq!((node_code(&store, "ct112"), store.revision()), (None, 0));
     }

@@ -45,8 +45,8 @@ async fn keep_current(registry: &RegistryLink, roster: &RosterStore, unsaved: &N
             .map_or_else(|| "it ended the connection".into(), |error| root_cause(&*error).to_string());
         if !away {
             let view =
-                if roster.is_known() { "going on with the last known roster" } else { "no roster yet" };
-            tracing::warn!(target: "Mesh", "registryd is away ({}: {reason}); {view}", registry.socket().display());
+                if roster.is_known() { "continuing with the last known roster" } else { "no roster yet" };
+            tracing::warn!(target: "Mesh", "registryd does not answer ({}: {reason}); {view}", registry.socket().display());
         }
         roster.unavailable(format!("{}: {reason}", registry.socket().display()));
         away = true;
@@ -70,7 +70,7 @@ async fn follow_once(
     }
     let mut body = response.into_body();
     let (mut pending, mut searched) = (BytesMut::new(), 0);
-    while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| "it sends nothing any more")? {
+    while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| "it has stopped sending")? {
         let Ok(data) = frame?.into_data() else { continue };
         METRICS.roster_heard();
         pending.extend_from_slice(&data);
@@ -81,7 +81,7 @@ async fn follow_once(
             }
             let update: RosterUpdate = serde_json::from_slice(&line)?;
             if std::mem::take(away) {
-                tracing::info!(target: "Mesh", "registryd is back");
+                tracing::info!(target: "Mesh", "registryd answers again");
             }
             *received = true;
             if roster.publish(update)? {
@@ -90,7 +90,7 @@ async fn follow_once(
         }
         searched = pending.len();
         if pending.len() > MAX_LINE_BYTES {
-            return Err("its roster is larger than any mesh".into());
+            return Err("its roster is larger than any mesh can be".into());
         }
     }
     Ok(())

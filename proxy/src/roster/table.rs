@@ -116,7 +116,7 @@ impl Route {
         })
     }
 
-    /// Whether connections made by the route `before` still lead to this node: a further address is no move, but one
+    /// Whether connections made by the route `before` still lead to this node: a further address is not a move, but one
     /// that is gone may be the one that is connected.
     pub fn continues(&self, before: &Self) -> bool {
         before.addresses.iter().all(|address| self.addresses.contains(address))
@@ -160,7 +160,7 @@ mod tests {
         assert!(!route(&[]).continues(&before));
     }
 
-    /// After any sequence of changes the table is the one that would be made anew.
+    /// After any sequence of changes the table equals one that is built from scratch.
     #[test]
     fn a_table_that_was_changed_is_equal_to_a_fresh_one() {
         for seed in 1..=40_u64 {

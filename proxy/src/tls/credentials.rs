@@ -71,7 +71,7 @@ pub struct Credentials {
     material: Arc<Material>,
     key: Arc<CertifiedKey>,
     tls: Tls,
-    /// End of the own certificate's validity, epoch seconds.
+    /// End of this node's own certificate's validity, epoch seconds.
     pub not_after: i64,
 }
 
@@ -158,7 +158,7 @@ impl Credentials {
         self.with(material, key, Vec::new())
     }
 
-    /// The same with other public files or another key. The agents' certificates stay, and are judged anew.
+    /// The same with other public files or another key. The agents' certificates stay, and are judged again.
     fn with(
         &self,
         material: Material,

@@ -1,4 +1,4 @@
-//! Certificates, keys, trust bundle and revocation lists are read anew when their content changes, and on SIGHUP.
+//! Certificates, keys, trust bundle and revocation lists are read again when their content changes, and on SIGHUP.
 //!
 //! Content counts, not dates: a volume of Kubernetes swaps a link, NFS shows dates late. All files are judged together and
 //! used whole or not at all; while they do not fit together, those in use stay.
@@ -25,7 +25,7 @@ const RETRIES: Duration = Duration::from_secs(60);
 /// How often the same warning is repeated.
 const WARNS: Duration = Duration::from_secs(86_400);
 
-/// Reads the files anew for as long as the sidecar runs. They may lie on a mount that hangs; nothing else waits for it.
+/// Reads the files again for as long as the sidecar runs. They may be on a mount that hangs; nothing else waits for it.
 ///
 /// Revocation lists that others passed on are applied at once.
 pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<CredentialStore>, lists: Arc<Lists>) {
@@ -75,7 +75,7 @@ pub async fn follow(mut hangup: Signal, config: Arc<Config>, store: Arc<Credenti
                 let was_told = before.is_some_and(|failed| failed.told);
                 if tell && (told || !was_told) {
                     METRICS.reloaded(false);
-                    let text = format!("certificates not reloaded, going on with the ones in use: {error}");
+                    let text = format!("certificates not reloaded, continuing with the ones in use: {error}");
                     match told {
                         true => tracing::error!(target: "Mesh", "{text}"),
                         false => tracing::warn!(target: "Mesh", "{text}"),

@@ -235,14 +235,14 @@ pub fn add_found(config: &Config, material: &mut Material) -> Vec<String> {
                     match list.is_understood(&material.bundle) {
                         true => material.crls.push(list),
                         false => problems.push(format!(
-                            "the revocation list of {} in {} has a form that is not understood, so it does not count",
+                            "the revocation list of {} in {} has a form that is not supported, so it is ignored",
                             list.issuer_name,
                             path.display()
                         )),
                     }
                 }
             }
-            Err(error) => problems.push(format!("{error}; it does not count")),
+            Err(error) => problems.push(format!("{error}; it is ignored")),
         }
     }
     problems
@@ -261,14 +261,14 @@ pub fn join(material: &mut Material, lists: &Lists) -> Vec<String> {
         problems.push(format!("the revocation list of {}{place} {what}", list.issuer_name));
     };
     for list in &of_files.forged {
-        told(list, "was not signed by that CA, so it does not count");
+        told(list, "was not signed by that CA, so it is ignored");
     }
     for list in &of_files.coming {
-        told(list, "says that it was made in the future, so it does not count yet (is a clock wrong?)");
+        told(list, "says that it was made in the future, so it is not used yet (is a clock wrong?)");
     }
     for list in &of_files.lists {
         let newer = |known: &&RevocationList| known.is_about_the_same_as(list) && known.is_newer_than(list);
-        // Where the newer one came from a peer, a file that nobody brings up to date is no mistake.
+        // Where the newer one came from a peer, a file that nobody brings up to date is not a mistake.
         if known.iter().filter(newer).any(|known| !learned.contains(&digest_of(known))) {
             told(
                 list,

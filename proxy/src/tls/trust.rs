@@ -1,4 +1,4 @@
-//! For how long a verdict about a peer's certificate holds: until a certificate of its chain or a revocation list ends,
+//! How long a verdict about a peer's certificate is valid: until a certificate of its chain or a revocation list ends,
 //! or new files are read. Both directions judge their connections by this, full handshakes and resumed ones alike.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::tls::credentials::{CredentialStore, Credentials};
 /// A clock that was set meanwhile is noticed within this.
 const LOOKS: Duration = Duration::from_secs(3600);
 
-/// Returns why a connected peer is trusted no more, once it is not. `judge` says whether credentials accept it now;
+/// Returns why a connected peer is no longer trusted, once it is not. `judge` says whether credentials accept it now;
 /// `replaced` tells of new ones, and was subscribed to before the handshake.
 pub async fn lost(
     store: &CredentialStore,

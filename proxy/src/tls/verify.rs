@@ -186,7 +186,7 @@ pub struct WrongPeer {
     pub expected: String,
 }
 
-/// A verifier for any moment. CA certificates and revocation lists begin and end to count while nothing is read anew.
+/// A verifier for any moment. CA certificates and revocation lists begin and end to count while nothing is read again.
 struct Timed<V> {
     material: Arc<Material>,
     make: fn(&Material, UnixTime) -> Result<V, MaterialError>,
@@ -258,7 +258,7 @@ impl ClientVerifier {
     /// Whether a connected peer would be let in now as well.
     ///
     /// # Errors
-    /// Its certificate has ended or was revoked since, or its CA is trusted no more. Fails closed.
+    /// Its certificate has ended or was revoked since, or its CA is no longer trusted. Fails closed.
     pub fn still_trusts(&self, peer: &PeerIdentity, now: UnixTime) -> Result<(), rustls::Error> {
         self.accepts(&peer.chain, now)
     }
@@ -345,7 +345,7 @@ impl ServerVerifier {
     /// Whether a connected peer, dialled as `name`, would be accepted now as well.
     ///
     /// # Errors
-    /// Its certificate or the revocation list has ended, it was revoked since, or its CA is trusted no more. Fails closed.
+    /// Its certificate or the revocation list has ended, it was revoked since, or its CA is no longer trusted. Fails closed.
     pub fn still_trusts(
         &self,
         chain: &[CertificateDer<'_>],

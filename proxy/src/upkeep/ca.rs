@@ -32,7 +32,7 @@ impl Ca {
         Some(Self { node, here, requests, own_name })
     }
 
-    /// The node beside which it runs.
+    /// The node on whose host it runs.
     pub fn node(&self) -> &NodeName {
         &self.node
     }

@@ -1,6 +1,6 @@
 //! A certificate and its key as files that are replaced together.
 //!
-//! Each pair lies in a folder of its own, a generation, and a link leads to the current one. Swapping the link replaces
+//! Each pair is in a folder of its own, a generation, and a link leads to the current one. Swapping the link replaces
 //! both at once. Files that lie by themselves become links to such a pair when they are replaced for the first time.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -135,7 +135,7 @@ impl LeafFiles {
             }
             tracing::info!(
                 target: "Mesh",
-                "{} and its key are links from now on, to the pair in use below {}",
+                "{} and its key are now links to the pair in use below {}",
                 self.certificate.display(),
                 place.folder.display()
             );

@@ -1,5 +1,5 @@
 //! This node's certificate is renewed at half its life: a new key, a certificate for it from the CA, a trial, and only then
-//! the files are replaced. While the CA is away, nothing changes; from when on that matters, an operator is told.
+//! the files are replaced. While the CA cannot be reached, nothing changes; once that becomes urgent, the operator is warned.
 //!
 //! What the CA publishes for all nodes, its certificates and its revocation lists, is fetched here as well.
 
@@ -197,7 +197,7 @@ impl Renewal {
                 let ca = self.ca.node();
                 let path = self.config.mesh.tls.ca_path.display();
                 let text = format!(
-                    "the CA of {ca} publishes other certificates than {path} has, and they are not taken: {reason}"
+                    "the CA of {ca} publishes certificates that differ from those in {path}, and they are not adopted: {reason}"
                 );
                 if self.credentials.note(ABOUT, Some(text.clone())) {
                     tracing::warn!(target: "Mesh", "{text}");
@@ -292,7 +292,7 @@ impl Renewal {
         let route = route.map_err(|error| Failure::new(Outcome::Unreachable, error))?;
         trial::accepted(&route, fresh).await.map_err(|reason| {
             let node = self.ca.node();
-            Failure::new(Outcome::NotAccepted, format!("{node} was tried with the new one: {reason}"))
+            Failure::new(Outcome::NotAccepted, format!("the new certificate was tried with {node}: {reason}"))
         })?;
         let files = self.files.clone();
         let written = spawn_blocking(move || files.replace(&chain_pem(&made), &wanted.key)).await;

@@ -1,4 +1,4 @@
-//! Which node gets a request. Pure: what is known of the candidates in, one of them out.
+//! Which node gets a request. Pure: takes what is known of the candidates, and returns one of them.
 
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,13 @@ pub struct Candidate {
 pub enum Readiness {
     /// Nothing speaks against it.
     Ready,
-    /// It could not be reached lately, and is passed over until then.
+    /// It could not be reached recently, and is not used until then.
     Ejected(Instant),
     /// As many requests are under way to it as there may be.
     Full,
 }
 
-/// Latencies are told apart only beyond this; less is noise.
+/// Latencies are distinguished only beyond this; less is noise.
 const LATENCY_NOISE: Duration = Duration::from_millis(20);
 
 /// The position of the candidate to send to; `None` if all are full.

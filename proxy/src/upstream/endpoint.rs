@@ -165,7 +165,7 @@ impl Endpoint {
             }
             tracing::warn!(
                 target: "Outbound",
-                "{} is passed over for {} ms where another node can do the work: {reason}",
+                "{} is not used for {} ms if another node can do the work: {reason}",
                 self.node,
                 lasting.as_millis()
             );

@@ -1,7 +1,7 @@
-//! Which nodes are passed over because they could not be reached. Pure: what happened and the time in, a verdict out.
+//! Which nodes are not used because they could not be reached. Pure: takes what happened and the time, and returns a verdict.
 //!
 //! A node whose connection cannot be made is *ejected* for a while, longer each time. When that is over, a probe in the
-//! background decides; until it has succeeded, requests still pass the node over, so that none is lost to finding out.
+//! background decides; until it has succeeded, requests still avoid the node, so that none is lost to the test.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub struct Health {
 pub enum Standing {
     /// It does.
     Well,
-    /// It is passed over until then.
+    /// It is not used until then.
     Ejected(Instant),
     /// Its time is over and a probe is to decide, or has begun to.
     Due(Instant),

@@ -1,4 +1,4 @@
-//! When a request that failed may be sent again. Pure: an error and the time in, a verdict out.
+//! When a request that failed may be sent again. Pure: takes an error and the time, and returns a verdict.
 //!
 //! It may only where it is certain that nobody processed any byte of it:
 //! - no connection came about;
@@ -64,7 +64,7 @@ pub fn again(error: &ProxyError) -> Again {
         | ProxyError::PeerIdentityMismatch { .. }
         | ProxyError::PeerUntrusted { .. }
         | ProxyError::PeerBusy { .. } => Again::Elsewhere,
-        // The fault lies in this node's certificate; the next peer would refuse it as well.
+        // The fault is in this node's certificate; the next peer would refuse it as well.
         _ => Again::Nowhere,
     }
 }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn only_what_is_certain_counts_as_not_sent() {
-        // What the h2 crate makes itself is no word of the peer's.
+        // What the h2 crate makes itself is not a word of the peer's.
         for reason in [Reason::REFUSED_STREAM, Reason::NO_ERROR, Reason::CANCEL] {
             assert_eq!(unprocessed(&h2::Error::from(reason)), None);
         }

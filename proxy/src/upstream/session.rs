@@ -2,8 +2,8 @@
 //!
 //! **A session that the caller names** (`x-mesh-session`) goes by rendezvous hashing ([`rank()`]): each node has a rank for it, and the
 //! highest wins. A node that leaves moves its own sessions and no others; one that comes takes those for which it ranks
-//! highest, and no others move; one that is passed over for a while gets its sessions back. A ring such as ketama gives
-//! less for more: it is rebuilt with each change, it also moves sessions between nodes that stayed, and pingora's
+//! highest, and no others move; one that is ejected for a while gets its sessions back. A ring such as ketama is
+//! more costly and less stable: it is rebuilt with each change, it also moves sessions between nodes that stayed, and pingora's
 //! hashes socket addresses, so that a node with a new address would lose its sessions. An agent lives on few nodes, so
 //! that ranking them all costs nothing.
 //!

@@ -97,7 +97,7 @@ impl Ways {
         self.presents.as_ref()
     }
 
-    /// Connections are made anew from now on where `way` leads. Those of before end when their requests have ended.
+    /// Connections are made again from now on where `way` leads. Those of before end when their requests have ended.
     pub fn renew(&self, way: &Way) {
         let by_node = &mut self.known.lock().by_node;
         if by_node.get(&way.route.node).is_some_and(|known| Arc::ptr_eq(&known.pool, &way.pool)) {

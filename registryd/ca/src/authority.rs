@@ -98,7 +98,7 @@ impl Ca {
         }
     }
 
-    /// The key of an authority: the one that signs, or one that was kept beside it or in the CA's folder.
+    /// The key of an authority: the one that signs, or one that was kept next to it or in the CA's folder.
     pub(crate) fn key_of(&self, authority: &Authority) -> Result<KeyPair, CaError> {
         let signing = self.signing_key_path();
         let places = self.key_files();
@@ -110,7 +110,7 @@ impl Ca {
         }
     }
 
-    /// The files that may hold keys which sign: the one that does, and those beside it or in the CA's folder.
+    /// The files that may hold keys which sign: the one that does, and those next to it or in the CA's folder.
     pub(crate) fn key_files(&self) -> Vec<PathBuf> {
         let signing = self.signing_key_path();
         let stem = signing.file_stem().unwrap_or_default().to_string_lossy().into_owned() + "-";

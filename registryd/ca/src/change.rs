@@ -1,6 +1,6 @@
 //! What every change of a CA's folder begins with: the lock, and the end of what was interrupted.
 //!
-//! A certificate and its key are two files, which cannot be replaced at once. So a new key waits beside the old one under a
+//! A certificate and its key are two files, which cannot be replaced at once. So a new key waits next to the old one under a
 //! name of its own (`<name>.key.new`) while its certificate is put in place, and takes the old one's name after that. Whoever
 //! reads the pair looks for a key there that fits ([`mesh_shared::certificate::join_key`]), so the pair works at every instant.
 

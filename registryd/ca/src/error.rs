@@ -88,7 +88,7 @@ pub enum CaError {
     #[error("nothing is revoked: {0}")]
     NothingToRevoke(String),
     #[error(
-        "the root key must lie apart from the shared folder, but {} is inside {}; choose another --root-dir",
+        "the root key must be outside the shared folder, but {} is inside {}; choose another --root-dir",
         root.display(), dir.display()
     )]
     RootInside { root: PathBuf, dir: PathBuf },
@@ -143,14 +143,14 @@ pub enum CaError {
     #[error("CN={cn} signs what is issued; make its successor first (`meshctl ca renew-intermediate`)")]
     StillSigns { cn: String },
     #[error(
-        "{count} certificates that have not ended hang on CN={cn} ({first}{}); renew them, and revoke or wait for those from \
+        "{count} unexpired certificates depend on CN={cn} ({first}{}); renew them, and revoke or wait for those from \
          before; or say --force, if no host uses them any more: then no node accepts them",
         if *count > 5 { ", …" } else { "" }
     )]
     StillNeeded { cn: String, count: usize, first: String },
     #[error("{}: {source}", path.display())]
     TrustDomain { path: PathBuf, source: SpiffeError },
-    #[error("no random numbers from the operating system")]
+    #[error("the operating system provides no random numbers")]
     Random,
 }
 

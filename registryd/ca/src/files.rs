@@ -43,7 +43,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), CaError> {
     std::fs::rename(from, to).and_then(|()| atomic_file::sync_folder(to)).map_err(fail)
 }
 
-/// A file's text; what is no UTF-8 in it lies outside the PEM blocks.
+/// A file's text; anything in it that is not UTF-8 is outside the PEM blocks.
 ///
 /// # Errors
 /// It cannot be read.
@@ -53,7 +53,7 @@ pub(crate) fn read(path: &Path) -> Result<String, CaError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Removes a file; one that is gone already is no error.
+/// Removes a file; one that is gone already is not an error.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -66,7 +66,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), CaError> {
     }
 }
 
-/// What lies in a folder, by name; nothing where there is none.
+/// What is in a folder, by name; nothing where there is none.
 ///
 /// # Errors
 /// It cannot be read.

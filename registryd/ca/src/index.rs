@@ -1,7 +1,7 @@
 //! `issued/index.jsonl`: everything that was ever issued, and what was revoked of it and why.
 //!
-//! A line for each event, only ever appended, so nothing in it gets lost with the files it tells of. An entry is written
-//! before its certificate leaves the CA. What lies in the folder and is not in it (an older folder, certificates of
+//! A line for each event, only ever appended, so no entry is lost when its files are removed. An entry is written
+//! before its certificate leaves the CA. What is in the folder and is not in it (an older folder, certificates of
 //! openssl) is taken in by the next change.
 
 use std::collections::{HashMap, HashSet};
@@ -81,7 +81,7 @@ impl Entry {
     }
 }
 
-/// What the index says of each certificate, and what lies in the folder.
+/// What the index says of each certificate, and what is in the folder.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     pub(crate) entries: Vec<Entry>,

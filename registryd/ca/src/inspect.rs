@@ -1,4 +1,4 @@
-//! What lies in a CA's folder, and whether peers will accept it.
+//! What is in a CA's folder, and whether peers will accept it.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -128,9 +128,9 @@ pub enum State {
     Untrusted,
     /// Its file names somebody else.
     Misnamed,
-    /// The key beside it is another one's.
+    /// The key next to it is another one's.
     WrongKey,
-    /// The key beside it can be read by everyone.
+    /// The key next to it can be read by everyone.
     KeyExposed,
     /// Its key is too short.
     WeakKey,
@@ -215,7 +215,7 @@ impl Ca {
     ///
     /// # Errors
     /// There is no complete CA, or the folder or the revocation list cannot be read. A certificate that is wrong
-    /// is no error here, but has `problems`.
+    /// is not an error here, but has `problems`.
     pub fn examine(&self, now: UnixTime) -> Result<Vec<Examined>, CaError> {
         let authorities = self.authorities()?;
         let lists = self.lists()?;

@@ -308,7 +308,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// What to order, and what to keep beside it, so that `identity` gets what it has in `old`. Of a certificate of somebody
+    /// What to order, and what to keep next to it, so that `identity` gets what it has in `old`. Of a certificate of somebody
     /// else, only the names are taken.
     fn of(old: &CertificateDer<'_>, identity: &Identity) -> Result<(Order, Self), LeafError> {
         let leaf = Leaf::parse(old)?;
@@ -332,7 +332,7 @@ impl Kept {
         for name in names.iter().flat_map(|names| &names.value.general_names) {
             let name = match name {
                 GeneralName::URI(uri) => match uri.parse::<SpiffeId>().ok().and_then(|id| id.identity()) {
-                    // Written anew, in the CA's own trust domain.
+                    // Written again, in the CA's own trust domain.
                     Some(named) if named == *identity => continue,
                     Some(Identity::Agent(_, node)) if *identity == Identity::Node(node.clone()) => continue,
                     _ => (*uri).try_into().map(SanType::URI),

@@ -4,7 +4,7 @@
 //! <dir>/intermediate/ca-chain.pem      the intermediate (and its predecessors, until they end), then the root:
 //!                                      what every node trusts
 //! <dir>/intermediate/crl.pem           what is revoked, a list for each intermediate
-//! <dir>/intermediate/intermediate.key  signs what is issued (0600); may lie elsewhere (`--signing-key`)
+//! <dir>/intermediate/intermediate.key  signs what is issued (0600); may be elsewhere (`--signing-key`)
 //! <dir>/issued/<name>.crt, .key        a leaf with the intermediate behind it; its key (0600)
 //! <dir>/issued/superseded/             the certificates that were renewed, until they have ended
 //! <dir>/issued/index.jsonl             everything that was ever issued or revoked

@@ -1,4 +1,4 @@
-//! Everything that was issued: what lies in the folder, and what only the index knows.
+//! Everything that was issued: what is in the folder, and what only the index knows.
 
 use std::cmp::Reverse;
 
@@ -12,7 +12,7 @@ use crate::inspect::{Examined, Kind, RevokedSince, State};
 use crate::model::Ca;
 use crate::record::Origin;
 
-/// A certificate, whether it lies in the folder or not.
+/// A certificate, whether it is in the folder or not.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listed {
@@ -71,7 +71,7 @@ impl Ca {
     }
 }
 
-/// One that lies in the folder no more, or not as the one that counts.
+/// One that is no longer in the folder, or is not the current one.
 fn former(entry: &Entry, now: UnixTime) -> Listed {
     let issuance = &entry.issuance;
     let kind = entry.identity().as_ref().map_or(Kind::Unknown, Kind::from);

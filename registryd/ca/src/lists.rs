@@ -2,7 +2,7 @@
 //!
 //! A sidecar with lists refuses everything whose issuer none of them covers, so an intermediate without
 //! revocations has an empty one. A list ends after days, so that nobody can hide a newer one for long by passing on an
-//! older; what has half its life behind it is signed anew by [`Ca::refresh_lists`].
+//! older; a list that is past half of its life is signed again by [`Ca::refresh_lists`].
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

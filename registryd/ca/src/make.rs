@@ -113,13 +113,13 @@ impl Ca {
     }
 
     /// Makes a new intermediate with a key of its own (of the old one's kind unless told), which signs from now
-    /// on. The old one stays trusted until it ends, and its key is kept beside the new one, because its
+    /// on. The old one stays trusted until it ends, and its key is kept next to the new one, because its
     /// certificates can only be revoked with it.
     ///
     /// # Errors
     /// No root key in `root_dir` or one of another CA, no signing key at the usual place (one that was named
-    /// may be missing: then it is lost, and made anew there). An interruption leaves a CA that works as before;
-    /// the next call goes on from there.
+    /// may be missing: then it is lost, and made again there). An interruption leaves a CA that works as before;
+    /// the next call continues from there.
     pub fn renew_intermediate(
         &self,
         root_dir: &Path,
@@ -252,7 +252,7 @@ pub(crate) fn root_paths(root_dir: &Path) -> (PathBuf, PathBuf) {
 }
 
 /// The root's certificate and its key, which belong together. While they are replaced, or where that was interrupted, the key is
-/// the one that waits beside the old one.
+/// the one that waits next to the old one.
 pub(crate) fn load_root(root_dir: &Path) -> Result<(Authority, KeyPair), CaError> {
     let (cert_path, key_path) = root_paths(root_dir);
     for path in [&cert_path, &key_path] {

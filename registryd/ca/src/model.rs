@@ -143,7 +143,7 @@ impl Ca {
         self.dir.join("intermediate/trust-domain")
     }
 
-    /// What nodes trust and what is revoked, as it stands in the folder.
+    /// What nodes trust and what is revoked, as it is in the folder.
     ///
     /// # Errors
     /// There is no CA, or a file cannot be read.
@@ -152,7 +152,7 @@ impl Ca {
         Ok(Bundle { chain_pem, crl_pem: self.lists()?.text() })
     }
 
-    /// The same CA, whose signing key lies elsewhere than in its folder.
+    /// The same CA, whose signing key is elsewhere than in its folder.
     pub fn signing_with(self, key: Option<PathBuf>) -> Self {
         Self { signing_key: key, ..self }
     }

@@ -1,4 +1,4 @@
-//! What the index tells of one certificate: that it was issued, and that it was revoked.
+//! What the index records of one certificate: that it was issued, and that it was revoked.
 
 use mesh_shared::certificate::Leaf;
 use serde::{Deserialize, Serialize};

@@ -29,7 +29,7 @@ pub struct SigningRequest {
     der: Vec<u8>,
 }
 
-/// Why a text is no usable request. In words that follow "the signing request".
+/// Why a text is not a usable request. In words that follow "the signing request".
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's text says it
 pub enum RequestError {

@@ -44,7 +44,7 @@ pub struct Revoked {
 /// What [`Ca::refresh_lists`] did.
 #[derive(Debug, Default)]
 pub struct Refreshed {
-    /// The common names of the authorities whose lists were signed anew.
+    /// The common names of the authorities whose lists were signed again.
     pub signed: Vec<String>,
     /// Those whose lists should have been and could not, and why.
     pub failed: Vec<(String, CaError)>,
@@ -97,7 +97,7 @@ impl Ca {
         Ok(revoked)
     }
 
-    /// Signs the lists anew that have half their life behind them, for so many days; also one that is missing, or lacks what
+    /// Signs the lists again that have half their life behind them, for so many days; also one that is missing, or lacks what
     /// the index says is revoked. Nothing where there are no lists at all.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl Ca {
         Ok(agents)
     }
 
-    /// Enters a certificate of this CA that lies elsewhere in the index.
+    /// Enters a certificate of this CA that is elsewhere in the index.
     fn take_in(&self, change: &mut Change<'_>, path: &Path) -> Result<(), CaError> {
         let (certificate, leaf) = read_leaf(path)?;
         let known = change.authorities.iter().any(|authority| certificate.is_of(&authority.certificate));

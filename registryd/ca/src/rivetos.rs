@@ -1,5 +1,5 @@
-//! The books of a CA that RivetOS's `rivet-ca.sh` made. `openssl ca` makes its next revocation list from them, so what is
-//! revoked here has to stand there.
+//! The database (`index.txt`) of a CA that RivetOS's `rivet-ca.sh` made. `openssl ca` makes its next revocation list from it, so
+//! revocations must be entered there.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

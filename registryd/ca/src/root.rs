@@ -1,4 +1,4 @@
-//! Replacing the root, and taking authorities that nothing hangs on any more out of what is trusted.
+//! Replacing the root, and removing authorities on which nothing depends any more from the trust bundle.
 
 use std::path::{Path, PathBuf};
 
@@ -43,12 +43,12 @@ pub struct Retired {
 }
 
 impl Ca {
-    /// Makes a new root (with a key of the old one's kind unless told) and puts it into `ca-chain.pem` beside the old one. What
+    /// Makes a new root (with a key of the old one's kind unless told) and puts it into `ca-chain.pem` next to the old one. What
     /// `renew-intermediate` makes from now on is signed by it; the old one stays trusted until it ends or is retired. Its files
-    /// are kept beside the new ones.
+    /// are kept next to the new ones.
     ///
     /// # Errors
-    /// No root in `root_dir`, or that of another CA. An interruption leaves a CA that works as before; the next call goes on
+    /// No root in `root_dir`, or that of another CA. An interruption leaves a CA that works as before; the next call continues
     /// from there.
     pub fn renew_root(&self, root_dir: &Path, key_type: Option<KeyType>) -> Result<NewRoot, CaError> {
         let change = self.change()?;

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 /// How long registryd may take to answer a question, which it does from memory.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long anything else may take that is no stream: registryd writes a change before it answers, and a sidecar has
+/// How long anything else may take that is not a stream: registryd writes a change before it answers, and a sidecar has
 /// other nodes to ask.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest answer that is read whole.

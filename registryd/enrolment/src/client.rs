@@ -112,7 +112,7 @@ async fn exchange(
     }
 }
 
-/// A failed handshake, told apart: the other is somebody else, or there is no connection.
+/// Why a handshake failed: the other side is not the CA, or there is no connection.
 fn handshake_error(address: &Address, error: &io::Error) -> ClientError {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let reason = match tls {

@@ -1,7 +1,7 @@
 //! Invitations, a file each in `<ca>/invites/`, which only the CA's user can read.
 //!
 //! A file is named by, and holds, the secret's SHA-256; the secret itself is nowhere but in the token. It is marked as
-//! used, on disk, before anything is issued: a crash in between costs an invitation, never gives two certificates. Only the
+//! used, on disk, before anything is issued: a crash in between may waste an invitation, but never leads to two certificates. Only the
 //! same key may ask again, as long as the invitation lasts: its answer may have been lost.
 
 use std::fs::{self, DirBuilder, File};
@@ -83,7 +83,7 @@ pub enum InvitesError {
     Malformed { path: PathBuf, reason: String },
     #[error("{MOST_OPEN} invitations are open already; wait until some have ended, or remove files in {}", .0.display())]
     TooMany(PathBuf),
-    #[error("no random numbers from the operating system")]
+    #[error("the operating system provides no random numbers")]
     Random,
 }
 

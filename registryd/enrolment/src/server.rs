@@ -57,12 +57,12 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The group that may use the socket besides this process's user; `None`: nobody else.
     pub socket_group: Option<u32>,
-    /// Where this host stands in the mesh. Called for each host that joins, off the runtime's threads, since this host may
+    /// Where this host is in the mesh. Called for each host that joins, off the runtime's threads, since this host may
     /// join while the process runs.
     pub here: Box<dyn Fn() -> Here + Send + Sync>,
 }
 
-/// Where the CA's host stands in the mesh.
+/// Where the CA's host is in the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Here {
     /// Its node, if it is one.
@@ -104,7 +104,7 @@ struct Office {
 /// Runs until `stop` is ready, then ends what is under way.
 ///
 /// # Errors
-/// There is no CA that can sign, an address or the socket cannot be had, or a part of it ended.
+/// There is no CA that can sign, an address or the socket is not available, or a part of it ended.
 pub async fn serve(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let Settings { ca, dir, crl_days, listen, addresses, socket, socket_group, here } = settings;
     let invites = Invites::of_ca(&dir);
@@ -166,7 +166,7 @@ async fn upkeep(office: Arc<Office>, shown: Arc<Shown>, crl_days: u32) {
         ticks.tick().await;
         round = round.wrapping_add(1);
         let (office, shown) = (office.clone(), shown.clone());
-        // The folder may lie on a mount that hangs.
+        // The folder may be on a mount that hangs.
         let done = tokio::task::spawn_blocking(move || {
             refresh_lists(&office.ca, crl_days);
             if let Err(error) = office.invites.sweep(epoch_seconds()) {
@@ -184,7 +184,7 @@ async fn upkeep(office: Arc<Office>, shown: Arc<Shown>, crl_days: u32) {
     }
 }
 
-/// Signs revocation lists anew that have half their life behind them.
+/// Signs revocation lists again that have half their life behind them.
 fn refresh_lists(ca: &Ca, days: u32) {
     match ca.refresh_lists(days) {
         Ok(Refreshed { signed, failed }) => {

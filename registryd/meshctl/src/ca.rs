@@ -28,7 +28,7 @@ use revoke::{also_agents, refresh_lists, show_revoked};
 /// Arguments of `meshctl ca`.
 #[derive(Debug, Args)]
 pub struct CaArgs {
-    /// The CA's folder; nodes read ca-chain.pem and their own certificate from it
+    /// The CA's folder, from which nodes may read ca-chain.pem and their own certificates
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIR)]
     dir: PathBuf,
     /// Print JSON for programs instead of text for people
@@ -40,7 +40,7 @@ pub struct CaArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a new CA: a root, an intermediate that signs, and the chain that nodes trust
+    /// Make a new CA: a root, a signing intermediate, and the chain that nodes trust
     Init {
         /// Where the root's key goes; keep it on one host, or take it offline
         #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
@@ -48,7 +48,7 @@ enum Command {
         /// Kind of the CA's keys
         #[arg(long, value_enum, default_value_t)]
         key_type: KeyType,
-        /// In whose name certificates carry SPIFFE IDs (spiffe://<NAME>/node/ct110)
+        /// The trust domain of the SPIFFE IDs in certificates (spiffe://<NAME>/node/ct110)
         #[arg(long, value_name = "NAME", default_value_t)]
         trust_domain: TrustDomain,
     },
@@ -57,9 +57,9 @@ enum Command {
         /// The node, as in mesh.node_name
         #[arg(value_parser = node_name)]
         node: NodeName,
-        /// More host names and addresses of the node, such as its mesh IP
+        /// Additional host names and addresses of the node, such as its mesh IP
         san: Vec<String>,
-        /// The agents that the node may host, as in grok,scout; peers with `mesh.agents: certified` believe no others
+        /// The agents that the node may host, as in grok,scout; peers with `mesh.agents: certified` accept no others
         #[arg(long, value_name = "AGENT", value_delimiter = ',')]
         agents: Vec<AgentName>,
         #[command(flatten)]
@@ -85,17 +85,17 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Replace an issued certificate and its key: the same names, new dates
+    /// Replace an issued certificate and its key, with the same names and new dates
     ///
-    /// The node's mesh-proxy takes the new ones within seconds of their coming, which breaks no connection.
+    /// The node's mesh-proxy loads the new files within seconds; no connection is interrupted.
     Renew {
         /// A node (ct110), agent (opus@ct110) or device (device:phone-1)
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         name: Option<String>,
-        /// Every certificate that ends soon or has ended, but none that is revoked; for a timer, once a day
+        /// Renew every certificate that expires soon or has expired, except revoked ones; for a daily timer
         #[arg(long)]
         all: bool,
-        /// What counts as soon, with --all
+        /// With --all: renew what expires within this number of days
         #[arg(long, value_name = "DAYS", requires = "all", default_value_t = RENEW_WITHIN_DAYS)]
         within: u32,
         /// Validity in days (never longer than the CA's)
@@ -104,7 +104,7 @@ enum Command {
         /// Kind of the new key [default: that of the old one]
         #[arg(long, value_enum)]
         key_type: Option<KeyType>,
-        /// The agents that the node may host from now on [default: those of before]
+        /// The agents that the node may host from now on [default: as before]
         #[arg(long, value_name = "AGENT", value_delimiter = ',', conflicts_with = "all")]
         agents: Option<Vec<AgentName>>,
         #[command(flatten)]
@@ -112,14 +112,14 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Sign a certificate for a key that its owner made and keeps, from the request that `meshctl csr` wrote
+    /// Sign the request that `meshctl csr` wrote, for a key that stays with its owner
     ///
-    /// Names, agents and dates are what is said here, not what the request asks for. Where there is a certificate of that name
-    /// already, its names and agents are kept unless others are given.
+    /// Names, agents and dates are taken from this command line, not from the request. If there already is a certificate of that
+    /// name, its names and agents are kept unless others are given.
     Sign {
-        /// The request; its common name says for whom (ct110, opus@ct110, device:phone-1)
+        /// The request; its common name is the identity (ct110, opus@ct110, device:phone-1)
         file: PathBuf,
-        /// More host names and addresses of a node, such as its mesh IP
+        /// Additional host names and addresses of a node, such as its mesh IP
         san: Vec<String>,
         /// The agents that the node may host, as in grok,scout
         #[arg(long, value_name = "AGENT", value_delimiter = ',')]
@@ -130,11 +130,11 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Make a new intermediate, signed by the root, that signs from now on
+    /// Make a new intermediate, signed by the root, which signs from now on
     ///
-    /// For an intermediate that ends, or whose key is lost. The old one stays in ca-chain.pem until it ends, so
-    /// that certificates of both work; its key is kept, to revoke what it has signed. Needs the root's key, so
-    /// run it where that lies. Afterwards every host reads ca-chain.pem anew, before certificates are renewed.
+    /// For an intermediate that expires soon, or whose key is lost. The old one stays in ca-chain.pem until it expires, so that
+    /// certificates of both work; its key is kept, to revoke what it has signed. Run this where the root's key is. Afterwards,
+    /// every host must load the new ca-chain.pem before certificates are renewed.
     RenewIntermediate {
         /// The folder with root.crt and root.key
         #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
@@ -145,11 +145,11 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Make a new root, which signs the next intermediate; the old one stays trusted
+    /// Make a new root, which signs the next intermediate; the old root stays trusted
     ///
-    /// For a root that ends, or whose key somebody else may have. The new one stands in ca-chain.pem beside the old one: every
-    /// host reads that anew, then `renew-intermediate` signs under the new root, then certificates are renewed, and in the end
-    /// `retire` takes the old ones out. Needs the root's key, so run it where that lies.
+    /// For a root that expires soon, or whose key may have been stolen. ca-chain.pem then contains both roots. First let every
+    /// host load it; then run `renew-intermediate`, renew all certificates, and finally remove the old ones with `retire`. Run
+    /// this where the root's key is.
     RenewRoot {
         /// The folder with root.crt and root.key
         #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT_DIR)]
@@ -158,36 +158,35 @@ enum Command {
         #[arg(long, value_enum)]
         key_type: Option<KeyType>,
     },
-    /// Take a former intermediate or root out of ca-chain.pem, once no working certificate depends on it
+    /// Remove a former intermediate or root from ca-chain.pem, once no valid certificate depends on it
     Retire {
         /// Its common name, the last word of that, or its serial number
         authority: String,
-        /// Also if certificates hang on it; no node accepts those any more
+        /// Remove it even if certificates depend on it; nodes will refuse those
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Make peers refuse a certificate before it ends, such as that of a host that was broken into
+    /// Make peers refuse a certificate before it expires, such as that of a compromised host
     ///
-    /// Writes intermediate/crl.pem. A host looks at it once proxy.crl_path in its configuration names it, and
-    /// from then on whenever it changes. A revoked certificate cannot be made valid again; `meshctl ca renew`
-    /// gives its owner a new one.
+    /// Writes intermediate/crl.pem, which nodes read from the folder and pass on to each other. A revoked certificate cannot be
+    /// made valid again; `meshctl ca renew` issues a new one to its owner.
     Revoke {
-        /// A node (ct110), agent (opus@ct110) or device (device:phone-1): all its certificates that have not
-        /// ended, those that were renewed since too
+        /// A node (ct110), agent (opus@ct110) or device (device:phone-1): all its unexpired certificates, including
+        /// those that have been renewed since
         #[arg(required_unless_present_any = ["serial", "file"], conflicts_with_all = ["serial", "file"])]
         name: Option<String>,
         /// Only the one with this serial number
         #[arg(long, value_name = "HEX", conflicts_with = "file")]
         serial: Option<String>,
-        /// The certificate in this file, which may lie elsewhere
+        /// The certificate in this file, which may be outside the CA's folder
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
-        /// Why; it stands in the list and in the index
+        /// The reason, which is recorded in the list and in the index
         #[arg(long, value_enum, default_value_t)]
         reason: Reason,
-        /// Of a node, those of its agents too; without this they are named, and on a terminal you are asked
+        /// For a node: revoke the certificates of its agents too; without this they are listed, and on a terminal you are asked
         #[arg(long, conflicts_with_all = ["serial", "file"])]
         with_agents: bool,
         #[command(flatten)]
@@ -195,16 +194,16 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Sign again each revocation list that is past half its life; one that ends makes peers refuse everyone
+    /// Sign again each revocation list that is past half its life; peers may refuse everyone once a list has expired
     ///
-    /// For a timer; `meshctl ca renew --all` and `meshctl ca serve` do it too.
+    /// Meant for a timer. `meshctl ca renew --all` and `meshctl ca serve` do this too.
     RefreshLists {
         #[command(flatten)]
         lists: ListArgs,
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Run the CA's process: hosts join with `meshctl join`, and members renew
+    /// Run the CA's process, through which hosts join (`meshctl join`) and members renew their certificates
     ///
     /// The only process that needs the signing key; deploy/systemd/mesh-ca.service runs it as a user of its own.
     Serve {
@@ -215,11 +214,11 @@ enum Command {
         #[command(flatten)]
         signing: SigningArgs,
     },
-    /// Check every certificate the way peers will; exit code 1 if one that is not revoked would not work
+    /// Check every certificate as peers will; exit code 1 if one that is not revoked would not work
     Verify,
-    /// Show everything that was issued and has not ended, with names, dates and serial numbers
+    /// List all unexpired certificates, with names, dates and serial numbers
     List {
-        /// What has ended too
+        /// Include expired certificates
         #[arg(long)]
         all: bool,
     },
@@ -237,14 +236,14 @@ struct LeafArgs {
 
 #[derive(Debug, Args)]
 struct ListArgs {
-    /// For how many days a revocation list that is signed counts; it has to be signed anew in time
+    /// Validity of revocation lists in days; they must be signed again in time
     #[arg(long, value_name = "DAYS", default_value_t = CRL_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
     crl_days: u32,
 }
 
 #[derive(Debug, Args)]
 struct SigningArgs {
-    /// The key that signs, if it was moved off the shared folder [default: <DIR>/intermediate/intermediate.key]
+    /// The signing key, if it was moved off the shared folder [default: <DIR>/intermediate/intermediate.key]
     #[arg(long, value_name = "FILE")]
     signing_key: Option<PathBuf>,
 }

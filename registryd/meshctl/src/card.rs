@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 256 << 10;
 /// So many warnings are enough.
 const MAX_WARNINGS: usize = 4;
 
-/// What is wrong with the cards of this host's agents, each in a sentence. An agent without a card is no A2A agent.
+/// What is wrong with the cards of this host's agents, each in a sentence. An agent without a card is not an A2A agent.
 pub async fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for (key, address) in config.proxy.backend.addresses() {

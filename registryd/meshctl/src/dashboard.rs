@@ -40,7 +40,7 @@ pub struct DashboardArgs {
     /// Where to serve the page: a port of 127.0.0.1, or a loopback address and port; 0: any free port
     #[arg(long, value_name = "PORT|ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = listen_address)]
     listen: LoopbackAddr,
-    /// Print the URL, and open no browser
+    /// Print the URL without opening a browser
     #[arg(long)]
     no_open: bool,
 }
@@ -57,7 +57,7 @@ fn listen_address(text: &str) -> Result<LoopbackAddr, String> {
 /// Serves the page until Ctrl-C.
 ///
 /// # Errors
-/// The configuration cannot be used, or the address cannot be had.
+/// The configuration cannot be used, or the address is not available.
 pub async fn run(args: DashboardArgs, global: &Global) -> Result<ExitCode, Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -109,7 +109,7 @@ impl Dashboard {
     /// Takes the address.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It is not available.
     pub async fn bind(
         listen: LoopbackAddr,
         node: Option<NodeName>,

@@ -35,13 +35,13 @@ use process::{Process, eventually};
 /// Arguments of `meshctl demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// End after the last step; exit code 0 only if all of it happened
+    /// Exit after the last step; exit code 0 only if every step worked
     #[arg(long)]
     once: bool,
-    /// Print the dashboard's URL, and open no browser
+    /// Print the dashboard's URL without opening a browser
     #[arg(long)]
     no_open: bool,
-    /// Leave the temporary folder with configuration, certificates and logs
+    /// Keep the temporary folder with configuration, certificates and logs
     #[arg(long)]
     keep: bool,
 }
@@ -70,7 +70,7 @@ impl Running {
         self.processes
             .iter_mut()
             .find(|process| process.name == name)
-            .ok_or_else(|| format!("{name} does not run"))
+            .ok_or_else(|| format!("{name} is not running"))
     }
 }
 
@@ -122,7 +122,7 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let kept = if args.keep { format!("everything is left in {place}\n") } else { String::new() };
     match result {
         Ok(()) => {
-            print(&format!("\nAll of it happened, and the nodes are stopped.\n{kept}"))?;
+            print(&format!("\nEvery step worked, and the nodes are stopped.\n{kept}"))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(DemoError::Interrupted) => {
@@ -166,7 +166,7 @@ struct Stage {
     nodes: Vec<Node>,
 }
 
-/// Keeps traffic going and serves the dashboard; does not return, unless the dashboard cannot be had.
+/// Keeps traffic going and serves the dashboard; does not return, unless the dashboard is not available.
 async fn live(stage: &Stage, args: &DemoArgs) -> Result<(), DemoError> {
     let one = &stage.nodes[0];
     let sources = Sources {
@@ -342,7 +342,7 @@ impl Addresses {
     }
 }
 
-/// The programs, which lie beside this one.
+/// The programs, which are next to this one.
 struct Programs {
     meshctl: PathBuf,
     mesh_proxy: PathBuf,

@@ -1,4 +1,4 @@
-//! `meshctl doctor`: what is wrong, why, and which command mends it. The way to a node or an agent step by step, or the mesh
+//! `meshctl doctor`: what is wrong, why, and which command fixes it. The way to a node or an agent step by step, or the mesh
 //! as a whole.
 //!
 //! It changes nothing, and sends no task to any agent. The steps for which the node's key is needed are the sidecar's.
@@ -40,10 +40,10 @@ pub const COULD_NOT_LOOK: u8 = 3;
 pub struct DoctorArgs {
     /// A node (ct111, ct111.mesh), an agent (grok, grok.agent.mesh) or an agent on a node (grok@ct111); without it, the mesh
     ///
-    /// A name that a node has is taken for that node.
+    /// If a node and an agent have the same name, the name means the node.
     #[arg(value_name = "NODE|AGENT", value_parser = target)]
     target: Option<Target>,
-    /// Print only what is wrong; nothing when all is well
+    /// Print only problems, and nothing if there are none
     #[arg(long, short)]
     quiet: bool,
 }

@@ -1,4 +1,4 @@
-//! `meshctl drain` and `meshctl undrain`: a node that is to be worked on gets no new tasks, and finishes what it has.
+//! `meshctl drain` and `meshctl undrain`: a node that is going to be serviced gets no new tasks, and finishes those in flight.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ stays updating; 1 a daemon of this host cannot be asked: with --wait, nothing wa
 #[derive(Debug, Args)]
 #[command(after_help = NOTES)]
 pub struct DrainArgs {
-    /// Wait until nothing that other nodes sent is in flight, and show what is
+    /// Wait until no request of another node is in flight, and show those that are
     #[arg(long)]
     wait: bool,
     /// How long to wait, as in 90s, 10m or 2h
@@ -46,7 +46,7 @@ pub struct DrainArgs {
 /// Announces that this node takes no new tasks, and waits for those that it has if asked to.
 ///
 /// # Errors
-/// registryd is away, or with `--wait` mesh-proxy.
+/// registryd cannot be reached, or with `--wait` mesh-proxy.
 pub async fn run(args: DrainArgs, global: &Global) -> Result<ExitCode, Failure> {
     if !args.wait {
         set(Status::Updating, global).await?;
@@ -88,7 +88,7 @@ pub async fn run(args: DrainArgs, global: &Global) -> Result<ExitCode, Failure> 
 /// Announces that this node takes tasks again.
 ///
 /// # Errors
-/// registryd is away or refuses.
+/// registryd cannot be reached or refuses.
 pub async fn undo(global: &Global) -> Result<ExitCode, Failure> {
     set(Status::Online, global).await?;
     told(global, Status::Online)
@@ -98,9 +98,7 @@ fn told(global: &Global, status: Status) -> Result<ExitCode, Failure> {
     match (global.json, status) {
         (true, _) => print_json_line(&json!({ "status": status }))?,
         (_, Status::Updating) => {
-            print(
-                "this node is updating from now on: others send it no new tasks; meshctl undrain ends that\n",
-            )?;
+            print("this node is now updating: other nodes send it no new tasks until meshctl undrain\n")?;
         }
         _ => print("this node takes tasks again\n")?,
     }

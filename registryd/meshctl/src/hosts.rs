@@ -18,7 +18,7 @@ use crate::{Failure, Global};
 /// Arguments of `meshctl hosts`.
 #[derive(Debug, Args)]
 pub struct HostsArgs {
-    /// Put the block into this file, in place of an older one; a file that does not exist is made
+    /// Write the block to this file, in place of an older one; the file is created if it does not exist
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/hosts")]
     write: Option<PathBuf>,
 }
@@ -26,7 +26,7 @@ pub struct HostsArgs {
 /// Prints the block, or keeps it up to date in a file.
 ///
 /// # Errors
-/// registryd is away, the file's markers are damaged, or it cannot be read or written. It stays whole.
+/// registryd cannot be reached, the file's markers are damaged, or it cannot be read or written. It stays whole.
 pub async fn run(args: HostsArgs, global: &Global) -> Result<ExitCode, Failure> {
     let nodes: Vec<NodeView> = global.registryd()?.read(NODES).await?;
     let hosts = hosts_file::hosts(&nodes);

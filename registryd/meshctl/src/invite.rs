@@ -37,7 +37,7 @@ pub struct InviteArgs {
     /// A device that is not a node, as in phone-1
     #[arg(long, value_name = "NAME", group = "whom")]
     device: Option<String>,
-    /// The agents that the node may host, as its certificate will say
+    /// The agents that the node may host; its certificate will list them
     #[arg(long, value_name = "AGENTS", value_delimiter = ',', requires = "node")]
     agents: Vec<AgentName>,
     /// Another host name or address of the node, such as its mesh IP; can be given several times
@@ -49,8 +49,8 @@ pub struct InviteArgs {
     /// Validity of the certificate in days; mesh-proxy renews it at half of that
     #[arg(long, default_value_t = ENROLLED_DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// Where the host finds the CA's process, with or without :port; can be given several times [default: as `meshctl ca
-    /// serve` said when it started]
+    /// The address of the CA's process, with or without :port; can be given several times [default: those that `meshctl ca
+    /// serve` recorded when it started]
     #[arg(long, value_name = "HOST")]
     address: Vec<String>,
     /// The CA's folder
@@ -83,7 +83,7 @@ pub fn run(args: InviteArgs) -> Result<ExitCode, Failure> {
     };
     if !(1..=MAX_ADDRESSES).contains(&addresses.len()) {
         return Err(Failure::Usage(match addresses.len() {
-            0 => "it is not known where hosts find the CA's process, which never ran on this folder: start it (systemctl \
+            0 => "the address of the CA's process is not known, since it has never run on this folder: start it (systemctl \
                   enable --now mesh-ca), or name its host with --address"
                 .into(),
             _ => format!("at most {MAX_ADDRESSES} addresses fit into a token"),
@@ -116,7 +116,7 @@ pub fn run(args: InviteArgs) -> Result<ExitCode, Failure> {
     );
     if let Ok((_, leaf)) = read_leaf(&ca.issued_paths(&identity.to_string()).0) {
         eprintln!(
-            "{identity} has a certificate until {}, which goes on working beside the new one; `meshctl ca revoke \
+            "{identity} has a certificate until {}, which continues to work alongside the new one; `meshctl ca revoke \
              {identity}` first if it is not to",
             day(leaf.not_after)
         );
@@ -155,7 +155,7 @@ fn check_name(name: &str, identity: &Identity) -> Result<(), Failure> {
     }
 }
 
-/// Run by root, this goes on as the user that owns the CA's folder: what it writes must be that user's, and on NFS root
+/// Run by root, this continues as the user that owns the CA's folder: what it writes must be that user's, and on NFS root
 /// may not write at all.
 fn become_owner(dir: &Path) -> Result<(), Failure> {
     let Ok(found) = dir.metadata() else { return Ok(()) };

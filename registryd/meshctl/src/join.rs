@@ -1,7 +1,7 @@
 //! `meshctl join`: this host becomes what its token says, with a key that never leaves it.
 //!
-//! In an order that can be broken off anywhere and begun again: what can be checked beforehand is; the key and the request
-//! are kept until their certificate is there; the certificate is, before anything counts on it.
+//! The steps can be interrupted anywhere and repeated: everything that can be checked first is checked first; the key and the
+//! request are kept until their certificate has arrived; the certificate is saved before anything relies on it.
 
 mod config;
 mod files;
@@ -38,12 +38,12 @@ const GROUP: &str = "mesh";
 /// Arguments of `meshctl join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// What `meshctl invite` printed on the CA's host; - reads it from stdin
+    /// The token that `meshctl invite` printed on the CA's host; - reads it from stdin
     token: String,
-    /// The configuration, made unless it is there
+    /// The configuration file, which is created if it does not exist
     #[arg(long, value_name = "FILE", env = PATH_VARIABLE, default_value = DEFAULT_PATH)]
     config: PathBuf,
-    /// mesh-proxy's folder; key and certificate go below it, into tls/
+    /// mesh-proxy's folder; key and certificate are written to tls/ in it
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     /// The user that mesh-proxy runs as
@@ -52,11 +52,11 @@ pub struct JoinArgs {
     /// The group of mesh-proxy and registryd
     #[arg(long, value_name = "GROUP", default_value = GROUP)]
     group: String,
-    /// A key for the configuration that is made, as in proxy.backend.address=127.0.0.1:9000; the value may be JSON; can
-    /// be given several times
+    /// A key for the new configuration, as in proxy.backend.address=127.0.0.1:9000; the value may be JSON; can be given
+    /// several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<Setting>,
-    /// Start nothing, as for a container that is not started yet
+    /// Do not start the daemons, for example if their container is started later
     #[arg(long)]
     no_start: bool,
     /// How long registryd and mesh-proxy may take until this node is registered and reachable, in seconds
@@ -65,7 +65,7 @@ pub struct JoinArgs {
     /// For an agent or device: the folder for its certificate and key
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The socket of the CA's process, which is here if this is its host
+    /// The socket of the CA's process, if it runs on this host
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, hide = true)]
     ca_socket: PathBuf,
     /// Print JSON for programs instead of text for people
@@ -229,7 +229,7 @@ fn checked(token: &Token, enrolled: &Enrolled, pending: Option<&Pending>) -> Res
     let first = chain.first().ok_or_else(|| bad("it holds no certificate".into()))?;
     let leaf = Leaf::parse(&first.der).map_err(|error| bad(error.to_string()))?;
     if leaf.identity != token.identity {
-        return Err(bad(format!("it names {}, and the token {}", leaf.identity, token.identity)));
+        return Err(bad(format!("it names {}, but the token names {}", leaf.identity, token.identity)));
     }
     if pending.is_some_and(|pending| !pending.is_of(&first.der)) {
         return Err(bad("it is for another key".into()));

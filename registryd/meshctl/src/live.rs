@@ -62,7 +62,7 @@ impl Feed {
     /// The next line; `None` where the sidecar ends its answer, as when another process takes over from it.
     ///
     /// # Errors
-    /// The connection breaks or falls silent, or what comes is no line of a live view.
+    /// The connection breaks or falls silent, or what comes is not a line of a live view.
     pub async fn next(&mut self) -> Result<Option<LiveUpdate>, ClientError> {
         let mut searched = 0;
         loop {
@@ -89,7 +89,7 @@ impl Feed {
         }
     }
 
-    /// As [`Self::next`], for a command that goes on until it is interrupted: where the view ends, it is asked for again until
+    /// As [`Self::next`], for a command that continues until it is interrupted: where the view ends, it is asked for again until
     /// it comes, with a word on stderr.
     pub async fn next_or_again(&mut self) -> LiveUpdate {
         loop {

@@ -49,7 +49,7 @@ pub struct NodesArgs {
 
 #[derive(Debug, Subcommand)]
 enum Change {
-    /// Take a node that is offline for good out of the registry, for the whole mesh; one that lives comes back
+    /// Remove an offline node from the registry, for the whole mesh; a node that is alive would come back
     Forget {
         /// The node, as in ct119 or ct119.mesh
         #[arg(value_parser = node_name)]
@@ -88,7 +88,7 @@ fn percent_encoded(text: &str) -> String {
 /// Shows the nodes, once or until interrupted.
 ///
 /// # Errors
-/// registryd is away (with `--watch`, only at the start).
+/// registryd cannot be reached (with `--watch`, only at the start).
 pub async fn run(args: NodesArgs, global: &Global) -> Result<ExitCode, Failure> {
     if let Some(Change::Forget { name }) = args.change {
         return forget(name, global).await;
@@ -184,7 +184,7 @@ struct Agents {
 /// Shows the agents and the nodes that host them, once or until interrupted.
 ///
 /// # Errors
-/// registryd is away (with `--watch`, only at the start).
+/// registryd cannot be reached (with `--watch`, only at the start).
 pub async fn agents(show: Show, global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
     let read = async || {

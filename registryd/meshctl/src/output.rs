@@ -87,7 +87,7 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
-/// What empties the screen before something is shown once more; nothing where stdout is no terminal that can.
+/// What empties the screen before something is shown once more; nothing where stdout is not a terminal that can.
 pub fn clear() -> &'static str {
     if is_terminal() && !is_dumb() { "\x1b[H\x1b[2J" } else { "" }
 }
@@ -246,7 +246,7 @@ impl<const N: usize> Table<N> {
                 false => 0,
             };
             let length: usize = (0..N).map(|column| row[column].text.chars().count() + gap(column)).sum();
-            // One place is for the mark of a line that goes on.
+            // One place is for the mark of a line that continues.
             let cut = max_width.filter(|max| length > *max);
             let mut room = cut.map_or(usize::MAX, |max| max - 1);
             for (column, cell) in row.iter().enumerate() {

@@ -22,7 +22,7 @@ pub struct CompletionsArgs {
 /// Arguments of `meshctl man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Where the pages go, as in /usr/local/share/man: into man1 and man8 there, which are made if they are missing
+    /// The folder for the pages, as in /usr/local/share/man; man1 and man8 are created there if they are missing
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }

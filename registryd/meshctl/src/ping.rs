@@ -26,7 +26,7 @@ const AT_ONCE: usize = 64;
 /// Arguments of `meshctl ping`.
 #[derive(Debug, Args)]
 pub struct PingArgs {
-    /// The node to reach, as in ct111 or ct111.mesh; all others if none is given
+    /// The node to ping, as in ct111 or ct111.mesh [default: all others]
     #[arg(value_parser = node_name)]
     node: Option<NodeName>,
     #[command(flatten)]

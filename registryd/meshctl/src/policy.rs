@@ -20,26 +20,26 @@ pub struct PolicyArgs {
 
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
-    /// Tell what becomes of a request, and which rule decides; exit code 1 if it is refused
+    /// Show whether a request would be allowed, and which rule decides; exit code 1 if it would be refused
     Explain(ExplainArgs),
 }
 
 #[derive(Debug, Args)]
 struct ExplainArgs {
-    /// Who calls this node, as in ct111, opus@ct111 or device:phone; with --outbound: the node that is called
+    /// The caller, as in ct111, opus@ct111 or device:phone; with --outbound: the called node
     #[arg(value_name = "CALLER")]
     peer: Identity,
     /// The method, as in POST
     method: String,
-    /// The path as it is sent, as in /api/message
+    /// The path, as the request sends it, as in /api/message
     path: String,
     /// The agent that the request names
     #[arg(long)]
     agent: Option<AgentName>,
-    /// With --outbound: the agent of this node that calls, on a listener with as_agent
+    /// With --outbound: the calling agent of this node, on a listener with as_agent
     #[arg(long, requires = "outbound")]
     as_agent: Option<AgentName>,
-    /// Ask proxy.outbound.policy, which is for requests of this host
+    /// Use proxy.outbound.policy, which applies to requests from this host
     #[arg(long)]
     outbound: bool,
 }

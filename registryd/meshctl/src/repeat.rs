@@ -15,10 +15,10 @@ const REDRAW: Duration = Duration::from_secs(1);
 /// How much is shown, and how often.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Show {
-    /// Show more columns or lines, and lines that are longer than the terminal is wide
+    /// Show more columns or lines, which may be wider than the terminal
     #[arg(long)]
     pub wide: bool,
-    /// Keep showing, once a second, until Ctrl-C; with --json, a document a line
+    /// Show again each second, until Ctrl-C; with --json, one document on each line
     #[arg(long, short)]
     pub watch: bool,
 }

@@ -6,13 +6,13 @@ use hyper::body::Incoming;
 use mesh_client::{ClientError, Daemon};
 use mesh_shared::local_api::EVENTS;
 
-/// A line longer than this is no event of ours.
+/// A line longer than this is not an event of ours.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
 /// Begins to follow registryd's events, after the last one that `events` has seen.
 ///
 /// # Errors
-/// registryd is away, or refuses.
+/// registryd cannot be reached, or refuses.
 pub async fn connect(daemon: &Daemon, events: &mut Events) -> Result<Incoming, ClientError> {
     events.restart();
     let mut headers = HeaderMap::new();

@@ -32,9 +32,9 @@ pub struct StatusArgs {
 enum Change {
     /// Announce that this node is being updated (it takes no tasks by agent name), or is back.
     ///
-    /// It stays `updating`, also when registryd or the host is restarted, until it is set `online`.
+    /// It stays `updating` until it is set to `online`, even if registryd or the host is restarted.
     Set {
-        /// What this node is from now on
+        /// The status of this node from now on
         status: Wanted,
     },
 }
@@ -48,7 +48,7 @@ enum Wanted {
 /// Shows or changes this node's state.
 ///
 /// # Errors
-/// registryd is away or refuses the change.
+/// registryd cannot be reached or refuses the change.
 pub async fn run(args: StatusArgs, global: &Global) -> Result<ExitCode, Failure> {
     match args.change {
         Some(Change::Set { status }) => {
@@ -70,7 +70,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result<ExitCode, Failure>
 /// Makes this node `online` or `updating`; it stays that until the next change.
 ///
 /// # Errors
-/// registryd is away or refuses the change.
+/// registryd cannot be reached or refuses the change.
 pub async fn set(status: Status, global: &Global) -> Result<(), Failure> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -126,7 +126,7 @@ pub fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
     let mut problems = status.problems.clone();
     match &status.sidecar {
         None => problems.push(
-            "mesh-proxy does not report to registryd, so nothing gets in or out \
+            "mesh-proxy does not report to registryd, so no requests pass \
              (systemctl status mesh-proxy; both need the same configuration file)"
                 .into(),
         ),
@@ -147,7 +147,7 @@ pub fn problems(status: &DaemonStatus, now: UnixTime) -> Vec<String> {
             problems.extend(sidecar.trust_problems.iter().map(|problem| format!("mesh-proxy: {problem}")));
             if let Some(failed) = &sidecar.failed_upgrade {
                 let reason = &failed.reason;
-                problems.push(format!("mesh-proxy's upgrade failed, and it goes on as before: {reason}"));
+                problems.push(format!("mesh-proxy's upgrade failed, and it continues as before: {reason}"));
             }
         }
     }
@@ -174,7 +174,7 @@ fn describe(status: &DaemonStatus, now: UnixTime, wide: bool) -> String {
     match &status.sidecar {
         None => lines.push(("sidecar", "away".into())),
         Some(sidecar) => {
-            let draining = if sidecar.draining { " (stopping: it finishes what it has)" } else { "" };
+            let draining = if sidecar.draining { " (stopping: it finishes its requests)" } else { "" };
             let (inbound, outbound) = (sidecar.inbound, sidecar.outbound);
             lines.push(("sidecar", format!("inbound {inbound}, outbound {outbound}{draining}")));
             let backend = match sidecar.backend_up {
@@ -259,7 +259,7 @@ mod tests {
         let said = problems(&status, now);
         assert!(said[0].contains("ends in 13 days") && said[1].contains("backend"), "{said:?}");
         assert!(said[2].contains("ends in 5 hours"), "{said:?}");
-        assert!(said[3].contains("upgrade failed, and it goes on as before: no such file"), "{said:?}");
+        assert!(said[3].contains("upgrade failed, and it continues as before: no such file"), "{said:?}");
         if let Some(sidecar) = &mut status.sidecar {
             sidecar.renews = true;
         }

@@ -24,13 +24,13 @@ pub struct StoreArgs {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Keep mesh.json and etcd the same until every live node uses the store that is wanted
+    /// Keep mesh.json and etcd in step until every live node uses the new store
     ///
-    /// Start it on a host that reaches both (registryd.store.etcd in its configuration, with a user that may write all
-    /// keys), then change registryd.store.kind on one node after the other and restart its registryd. It ends when all
-    /// have moved; until then no node is seen offline on either side.
+    /// Start it on a host that can reach both (registryd.store.etcd in its configuration, with a user that may write all
+    /// keys), then change registryd.store.kind on one node after the other and restart its registryd. The command exits
+    /// when all have moved; until then, both stores show every live node as online.
     Migrate {
-        /// Where the nodes are to be in the end
+        /// The store to move to
         #[arg(long, value_name = "STORE")]
         to: Target,
     },

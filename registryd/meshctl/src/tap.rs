@@ -35,15 +35,15 @@ Exit code 0 when --count or --for is over, 1 when the sidecar cannot be asked or
 #[derive(Debug, Args)]
 #[command(after_help = NOTES)]
 pub struct TapArgs {
-    /// The node to look at, as in ct111; this host's if none is given
+    /// The node to look at, as in ct111 [default: this one]
     #[arg(long, value_name = "NODE", value_parser = node_name)]
     node: Option<NodeName>,
     #[command(flatten)]
     filter: Filter,
-    /// End after so many lines
+    /// Exit after this number of lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End after this time, as in 30s, 5m or 1h
+    /// Exit after this time, as in 30s, 5m or 1h
     #[arg(long = "for", value_name = "TIME", value_parser = |text: &str| time(text, LONGEST))]
     limit: Option<Duration>,
 }
@@ -51,19 +51,19 @@ pub struct TapArgs {
 /// Which lines are shown: those that all of these match.
 #[derive(Debug, Args)]
 struct Filter {
-    /// Requests of peers to this node's agents, or of this node's programs to peers
+    /// Only requests from peers to the node's agents (in), or from the node's programs to peers (out)
     #[arg(long, value_enum)]
     direction: Option<Way>,
-    /// Who calls, as its certificate says, or the node that is called; of a refused connection, also its address
+    /// Only this caller (the name in its certificate) or called node; for a refused connection, also its address
     #[arg(long, value_name = "NAME")]
     peer: Option<String>,
-    /// The agent that is called, or that calls
+    /// Only this called or calling agent
     #[arg(long, value_name = "AGENT")]
     agent: Option<String>,
-    /// What the path begins with
+    /// Only paths that begin with this
     #[arg(long, value_name = "PREFIX")]
     path: Option<String>,
-    /// A status or a class of them, as in 404 or 5xx; none: no answer began
+    /// Only this status or class of statuses, as in 404 or 5xx; none: no answer began
     #[arg(long, value_name = "STATUS")]
     status: Option<StatusFilter>,
     /// Only requests that failed, and refused connections
@@ -72,7 +72,7 @@ struct Filter {
     /// Only connections of peers that were refused before there was a request
     #[arg(long)]
     refused: bool,
-    /// Also what sidecars and registries say to each other by themselves, such as pings and joins
+    /// Include requests that sidecars and registries exchange by themselves, such as pings and joins
     #[arg(long)]
     all: bool,
 }
@@ -202,10 +202,10 @@ pub async fn run(args: TapArgs, global: &Global) -> Result<ExitCode, Failure> {
             }
         }
         if update.ended_omitted > 0 {
-            eprintln!("meshctl: {} more ended that were not told", update.ended_omitted);
+            eprintln!("meshctl: {} more have ended that are not shown", update.ended_omitted);
         }
         if update.refused_omitted > 0 {
-            eprintln!("meshctl: {} more were refused that were not told", update.refused_omitted);
+            eprintln!("meshctl: {} more were refused that are not shown", update.refused_omitted);
         }
     }
 }

@@ -34,13 +34,13 @@ Exit code 1 when the sidecar cannot be asked or does not permit it."
 #[derive(Debug, Args)]
 #[command(after_help = NOTES)]
 pub struct TopArgs {
-    /// The node to look at, as in ct111; this host's if none is given
+    /// The node to look at, as in ct111 [default: this one]
     #[arg(long, value_name = "NODE", value_parser = node_name)]
     node: Option<NodeName>,
-    /// Print one table and end, as where stdout is not a terminal
+    /// Print one table and exit, as if stdout is not a terminal
     #[arg(long)]
     once: bool,
-    /// Also what sidecars and registries say to each other by themselves, such as pings and joins
+    /// Include requests that sidecars and registries exchange by themselves, such as pings and joins
     #[arg(long)]
     all: bool,
 }

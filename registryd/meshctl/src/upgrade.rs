@@ -1,4 +1,4 @@
-//! `meshctl upgrade`: the sidecar of this host is replaced by the program that lies in its place now.
+//! `meshctl upgrade`: the sidecar of this host is replaced by the program that is in its place now.
 
 use std::fs;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ pub struct UpgradeArgs {
 /// Asks the sidecar to hand over to a new process, and waits until that one serves.
 ///
 /// # Errors
-/// There is no sidecar that could be asked, or the new process does not come to work; the one before then goes on.
+/// There is no sidecar that could be asked, or the new process does not come to work; the one before then continues.
 pub async fn run(args: UpgradeArgs, global: &Global) -> Result<ExitCode, Failure> {
     let before = report(global).await?.ok_or_else(|| {
         Failure::Said(
@@ -67,7 +67,7 @@ pub async fn run(args: UpgradeArgs, global: &Global) -> Result<ExitCode, Failure
             now.failed_upgrade.filter(|failed| Some(failed) != before.failed_upgrade.as_ref())
         {
             let reason = failed.reason;
-            return Err(Failure::Said(format!("{reason}; process {pid} goes on as before")));
+            return Err(Failure::Said(format!("{reason}; process {pid} continues as before")));
         }
     }
     Err(Failure::Said(format!(
@@ -81,7 +81,7 @@ fn told(global: &Global, old: Option<u32>, new: Option<u32>) -> Result<ExitCode,
     match global.json {
         true => print_json(&json!({ "old": old, "new": new }))?,
         false => print(&format!(
-            "process {} serves now; process {} finishes what it has, then ends\n",
+            "process {} serves now; process {} finishes its requests, then exits\n",
             number(new),
             number(old)
         ))?,

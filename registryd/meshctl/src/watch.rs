@@ -19,10 +19,10 @@ use mesh_client::{ClientError, Daemon};
 /// Between two attempts to reach registryd again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Shows events until interrupted; after a loss it goes on where it was.
+/// Shows events until interrupted; after a loss it continues where it was.
 ///
 /// # Errors
-/// registryd is away at the start.
+/// registryd cannot be reached at the start.
 pub async fn run(global: &Global) -> Result<ExitCode, Failure> {
     let daemon = global.registryd()?;
     let mut events = Events::default();

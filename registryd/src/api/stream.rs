@@ -78,7 +78,7 @@ impl RosterReader {
     }
 }
 
-/// What happened after `last_id`, then what happens. Where that is not known any more, the reader is told so by an
+/// What happened after `last_id`, then what happens. Where that is no longer known, the reader is told so by an
 /// event `missed` and gets what is kept.
 pub(super) fn events(state: &Arc<State>, last_id: Option<u64>, permit: OwnedSemaphorePermit) -> Answer {
     let Listening { missed, gap, newest, live } = state.events.listen(last_id);
@@ -144,7 +144,7 @@ impl Reader {
                 Ok(Ok(Some(event))) => self.missed.push_back(event),
                 Ok(Ok(None)) => return Some(Bytes::from_static(GAP.as_bytes())),
                 Ok(Err(RecvError::Lagged(_))) => {
-                    // A reader too slow for the channel goes on from the kept events.
+                    // A reader too slow for the channel continues from the kept events.
                     let Listening { missed, gap, live, .. } = self.state.events.listen(Some(self.last_id));
                     (self.missed, self.live) = (missed.into(), live);
                     if gap {
@@ -157,7 +157,7 @@ impl Reader {
     }
 }
 
-/// An answer that goes on for as long as its reader is there, as does what is `kept`.
+/// An answer that continues for as long as its reader is there, as does what is `kept`.
 fn endless(
     kept: impl Send + 'static,
     content_type: &'static str,

@@ -6,7 +6,7 @@
 //! reaches everybody as one event of a watch.
 //!
 //! `connection` speaks to one member of the cluster, `keeper` brings entries and leases up to date, `worker` follows
-//! the watch and goes on with another member when one fails.
+//! the watch and continues with another member when one fails.
 
 pub mod connection;
 mod keeper;

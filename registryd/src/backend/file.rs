@@ -5,7 +5,7 @@
 //! crash at any instruction loses nothing that was reported as written. Everything here blocks, and may hang for as
 //! long as a mount hangs; [`worker`] runs it on threads of its own.
 //!
-//! Where `mesh.json` is a symbolic link, all of this happens beside the file that it leads to, and the link stays:
+//! Where `mesh.json` is a symbolic link, all of this happens next to the file that it leads to, and the link stays:
 //! that folder is the one which all who share the file have in common, so only a lock there keeps them apart.
 
 mod lock;
@@ -41,7 +41,7 @@ const REREADS: u32 = 40;
 const REREAD_PAUSE: Duration = Duration::from_millis(50);
 /// How many contents that were set aside are kept.
 const MAX_SET_ASIDE: usize = 5;
-/// How often a change is made anew because somebody wrote meanwhile; programs that take no lock may do so all the time.
+/// How often a change is made again because somebody wrote meanwhile; programs that take no lock may do so all the time.
 const RETRIES: u32 = 8;
 /// How many symbolic links may lead from one to the next, as for the kernel.
 const MAX_LINKS: usize = 40;

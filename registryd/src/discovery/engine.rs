@@ -390,13 +390,13 @@ impl Engine {
                 let Some(name) = node.node_name() else { continue };
                 let taken = inner.among_others(loopback, |others| admission::check(&name, &node, others));
                 if let Err(reason) = taken {
-                    tracing::debug!(target: "Discovery", "an entry from {peer} is not taken: {reason} node={name}");
+                    tracing::debug!(target: "Discovery", "an entry from {peer} is not accepted: {reason} node={name}");
                     continue;
                 }
                 if name == *peer {
                     match inner.members.hear_itself(&name, node, now) {
                         Ok(news) => unlisted |= news,
-                        Err(reason) => tracing::debug!(target: "Discovery", "what {peer} says of itself is not taken: {reason} node={name}"),
+                        Err(reason) => tracing::debug!(target: "Discovery", "what {peer} publishes of itself is not accepted: {reason} node={name}"),
                     }
                 } else if inner.members.hear_of(&name, &node, now) == Hearsay::Ask {
                     heard.push((of_member(&name, &node), node.status == Status::Offline));
@@ -405,7 +405,7 @@ impl Engine {
             unlisted
         });
         if unlisted {
-            tracing::debug!(target: "Discovery", "{peer} says something new of itself node={peer}");
+            tracing::debug!(target: "Discovery", "{peer} publishes something new of itself node={peer}");
             self.state.write_wanted.notify_one();
         }
         for (candidate, offline) in heard {

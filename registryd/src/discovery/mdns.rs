@@ -30,7 +30,7 @@ const SEEN_MAX: usize = 1000;
 /// New names that are taken in: in a row, and then each second. What is passed over is announced again.
 const NEW_BURST: f64 = 200.0;
 const NEW_PER_SECOND: f64 = 5.0;
-/// How often everybody who is still announced is reported anew: who was not ready the first time may be now.
+/// How often everybody who is still announced is reported again: who was not ready the first time may be now.
 const REMIND: Duration = Duration::from_secs(60);
 /// Waits between attempts to start.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -153,7 +153,7 @@ impl Announced {
     }
 }
 
-/// Announces and reports until `stop` is sent or dropped, then says goodbye. Announces anew when this node has other
+/// Announces and reports until `stop` is sent or dropped, then says goodbye. Announces again when this node has other
 /// agents than before.
 pub async fn run(
     mut announcement: Announcement,

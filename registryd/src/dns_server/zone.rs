@@ -10,7 +10,7 @@
 //! | `….in-addr.arpa.`, `….ip6.arpa.` of a node's address | PTR |
 //!
 //! Anything else below `mesh.` does not exist (NXDOMAIN); anything outside is REFUSED, so that a resolver which
-//! asks several servers in parallel goes on with the others.
+//! asks several servers in parallel continues with the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -255,7 +255,7 @@ fn owner<'z>(zone: &'z Zone, name: &Name) -> Owner<'z> {
 pub struct Said {
     /// Of the name itself.
     pub answers: Vec<RData>,
-    /// What helps whoever asked to go on.
+    /// What helps whoever asked to continue.
     pub additionals: Vec<Record>,
 }
 

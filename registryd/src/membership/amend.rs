@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::member::{after, same_claims, successor};
 use super::{Membership, Now};
 
-/// Field of the own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept beside
+/// Field of this node's own entry: since when, epoch ms, the operator updates this node; `null` if no longer. Kept in addition to
 /// `status`, which says `offline` while the node is down for the update, and `updating` also while a sidecar stops.
 const UPDATING_SINCE: &str = "updatingSince";
 

@@ -57,7 +57,7 @@ impl Membership {
             return Ok(true);
         };
         let news = !same_claims(held, &node) || held.status != node.status;
-        // A program beside the node's registryd that only wants to know the mesh: it has the node's certificate, and
+        // A program other than the node's registryd, which only wants to know the mesh: it has the node's certificate, and
         // nothing to say of the node.
         let beside = !node.id.is_empty() && node.id != held.id && node.agents.is_empty();
         let beside = beside && !held.agents.is_empty() && !node.is_of_registryd();

@@ -42,7 +42,7 @@ impl Membership {
     pub fn judge(&mut self) -> Judgement {
         let mut judgement = Judgement::default();
         self.judge_status();
-        // What the first reading shows is no news, but whom it drops is.
+        // What the first reading shows is not news, but whom it drops is.
         let announcing = std::mem::replace(&mut self.announcing, self.loaded);
         for name in std::mem::take(&mut self.touched) {
             let Some(member) = self.members.get_mut(&name) else { continue };

@@ -1,6 +1,6 @@
 //! Membership in a store that keeps each entry by itself and says of each node whether a lease is held for it.
 //!
-//! There, who lives is not for this reader to count: a node lives as long as somebody renews its lease, and while the
+//! There, who is alive is not for this reader to count: a node lives as long as somebody renews its lease, and while the
 //! store is away nobody's lease ends. Only an answer over mutual TLS says more.
 
 use std::collections::HashMap;
@@ -55,7 +55,7 @@ impl Leases {
         Some(Deadline { heard: false, at: spoke_at + ttl })
     }
 
-    /// When the store, or the network, showed last who lives.
+    /// When the store, or the network, showed last who is alive.
     pub(super) fn watched_to(&self, heard_at: Instant) -> Instant {
         self.answered_at.max(heard_at)
     }
@@ -67,7 +67,7 @@ impl Leases {
 }
 
 impl Membership {
-    /// From now on leases tell who lives.
+    /// From now on leases tell who is alive.
     pub fn go_by_leases(&mut self, now: Now) {
         let leases = Leases { held: HashMap::new(), answered_at: now.instant, away: false };
         self.liveness = Liveness::Leased(leases);

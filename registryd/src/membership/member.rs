@@ -51,7 +51,7 @@ pub struct Member {
     pub(super) below: Option<(u64, u8)>,
     pub(super) skews_ms: Vec<i64>,
     pub(super) announced: Option<(Status, Arc<Node>)>,
-    /// The entry that was taken in last, as it stands in the registry.
+    /// The entry that was taken in last, as it is in the registry.
     pub(super) entry: Option<Arc<Node>>,
     pub(super) deadline: Option<Deadline>,
     /// Where it can be dialled, if that is a literal address.
@@ -106,7 +106,7 @@ impl Member {
     }
 
     /// Whether taking in this entry would change nothing, because it was the last one that was taken in. Who does not
-    /// heartbeat is seen anew at each look.
+    /// heartbeat is seen again at each look.
     pub(super) fn is_as_read(&self, entry: &Arc<Node>) -> bool {
         self.listed
             && !self.by_network

@@ -352,7 +352,7 @@ fn what_a_node_adds_is_kept_up_to_the_limit() {
     let refused = reader.mesh.hear_itself(&ct111, with("b", 20), reader.now).unwrap_err();
     assert_eq!(refused.code(), "node_metadata_too_large");
     assert_eq!(reader.mesh.members["ct111"].node.last_seen, 10);
-    // What others put into the file is no reason to turn the node itself away, and stays.
+    // What others put into the file is not a reason to turn the node itself away, and stays.
     reader.mesh.read(
         &registry(&[Node {
             extra: [with("a", 0), with("b", 0)].map(|node| node.extra).into_iter().flatten().collect(),
@@ -473,8 +473,8 @@ fn judging_looks_at_whom_something_happened_to_and_at_who_is_due() {
     assert_eq!(reader.mesh.deadlines.pop(far, far), None, "who is stale has no deadline");
 }
 
-/// Whatever happened, judging everybody anew finds nothing that judging the touched and the due has missed; and a
-/// registry of which most is shared with the one before is taken in as one that was read anew.
+/// Whatever happened, judging everybody again finds nothing that judging the touched and the due has missed; and a
+/// registry of which most is shared with the one before is taken in as one that was read again.
 #[test]
 fn nobody_is_missed_by_looking_at_few() {
     let names = ["ct111", "ct112", "ct113", "ct114", "ct115"];

@@ -1,4 +1,4 @@
-//! Until when this reader could see who lives: the time in which it was blind is held against nobody.
+//! Until when this reader could see who is alive: the time in which it was blind is held against nobody.
 
 use std::time::{Duration, Instant};
 

@@ -124,7 +124,7 @@ fn load(upstream: &[SocketAddr], sources: &Sources, previous: Option<Arc<Snapsho
         Err(error) => {
             if error.kind() != std::io::ErrorKind::NotFound {
                 let path = sources.hosts.display();
-                tracing::warn!(target: "DNS", "cannot read {path}: {error}; going on without it");
+                tracing::warn!(target: "DNS", "cannot read {path}: {error}; continuing without it");
             }
             HostsFile(Hosts::default())
         }

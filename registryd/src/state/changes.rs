@@ -45,7 +45,7 @@ impl Changes {
         }
     }
 
-    /// Notes a change that concerns everybody: who follows starts anew.
+    /// Notes a change that concerns everybody: who follows starts again.
     pub(super) fn note_all(&mut self) {
         self.revision += 1;
         self.last.clear();

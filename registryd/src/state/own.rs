@@ -70,7 +70,7 @@ pub async fn follow_host(state: Arc<State>, looked: oneshot::Sender<()>) {
     let mut host =
         OwnHost { config: state.config.clone(), certified: None, told: None, given: None, moved: None };
     loop {
-        // The certificate may lie on a mount that hangs.
+        // The certificate may be on a mount that hangs.
         let look = spawn_blocking(move || {
             let address = host.look();
             (host, address)
@@ -118,7 +118,7 @@ impl OwnHost {
                 self.told = Some(error);
             }
         }
-        // A further address is no reason to move, a lost one is.
+        // A further address is not a reason to move, a lost one is.
         let networks = networks();
         let reachable: Vec<IpAddr> = networks.iter().map(|network| network.address).collect();
         let given = self.given.filter(|address| reachable.contains(address));

@@ -42,7 +42,7 @@ impl RosterRows {
         self.changes.note(name);
     }
 
-    /// Says whether the registry has not been seen yet. What a sidecar made of a partial roster is no start for
+    /// Says whether the registry has not been seen yet. What a sidecar made of a partial roster is not a start for
     /// differences: it keeps what it knew before.
     pub(super) fn set_partial(&mut self, partial: bool) {
         if std::mem::replace(&mut self.partial, partial) != partial {

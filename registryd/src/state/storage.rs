@@ -15,7 +15,7 @@ use crate::backend::file::Amend;
 use crate::backend::{Change, Failure, Ledger, Look, Observation, Wish};
 use crate::membership::Now;
 
-/// Entries that do not count as nodes and were told of; beyond that, the log is told anew.
+/// Entries that do not count as nodes and were told of; beyond that, the log is told again.
 const MAX_TOLD: usize = 1000;
 
 impl Ledger for State {
@@ -217,7 +217,7 @@ impl State {
                 self.write_wanted.notify_one();
             }
             let what_now = match inner.last_good {
-                Some(_) => "going on with the last good view",
+                Some(_) => "continuing with the last good view",
                 None => "nothing is known of the mesh yet",
             };
             inner.problems.state(About::Reading, format!("{}; {what_now}", failure.sentence));
@@ -295,7 +295,7 @@ impl Inner {
             if self.told.insert((id.clone(), why.into())) {
                 tracing::warn!(
                     target: "Registry",
-                    "the registry's entry {} does not count as a node, and is kept as it is: {}",
+                    "the registry's entry {} is not a valid node, and is kept unchanged: {}",
                     Quoted { text: id, max_chars: 80 },
                     Excerpt { text: why, max_chars: 200 }
                 );

@@ -15,7 +15,7 @@ pub fn exposure(key: &Path) -> Option<String> {
     Some(format!("key {} can be {open} (mode {mode:04o}); chmod 600 it", key.display()))
 }
 
-/// Who, beside the owners, could replace the file at `path` by replacing it or a folder above it; a sentence that says
+/// Who, apart from the owners, could replace the file at `path` by replacing it or a folder above it; a sentence that says
 /// what to do. `None`: nobody, as far as it can be seen.
 ///
 /// In a sticky folder only owners can rename what is theirs. A group of the owner's own number is taken for one that the

@@ -20,7 +20,7 @@ pub fn read_certificates(
     Ok(located.into_iter().map(|located| located.der).collect())
 }
 
-/// A certificate and where it stands in its file.
+/// A certificate and where it is in its file.
 #[derive(Debug, Clone)]
 pub struct Located {
     /// The certificate.
@@ -61,7 +61,7 @@ pub fn located(text: &str) -> Result<Vec<Located>, Mistake> {
     }
     Ok(located)
 }
-/// A file's text. What is not UTF-8 in it lies outside the PEM blocks, or is named as a mistake in one.
+/// A file's text. What is not UTF-8 in it is outside the PEM blocks, or is named as a mistake in one.
 pub(crate) fn read(what: &'static str, path: &Path) -> Result<Zeroizing<String>, MaterialError> {
     let bytes = std::fs::read(path).map_err(|source| MaterialError::Unreadable {
         what,

@@ -62,7 +62,7 @@ pub fn fresh_key(key: &Path) -> PathBuf {
 }
 
 /// Joins a certificate's chain with its private key; both files are named in messages. While the two are replaced, or where that
-/// was interrupted, the key is the one that [waits](fresh_key) beside it.
+/// was interrupted, the key is the one that [waits](fresh_key) next to it.
 ///
 /// # Errors
 /// A key that cannot be read or used, or of another certificate.

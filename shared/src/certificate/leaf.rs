@@ -173,13 +173,13 @@ pub fn read_leaf(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Leaf), Ma
     Ok((chain, leaf))
 }
 
-/// When a certificate's validity ends, in epoch seconds; `None` for what is no certificate.
+/// When a certificate's validity ends, in epoch seconds; `None` for input that is not a certificate.
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// Who signed a certificate, as it says itself; `None` for what is no certificate.
+/// Who signed a certificate, as it says itself; `None` for input that is not a certificate.
 pub fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.issuer().to_string())

@@ -1,4 +1,4 @@
-//! With which cryptography certificates are verified, and what it means when one does not.
+//! The cryptography with which certificates are verified, and the meaning of failures.
 
 use std::sync::Arc;
 

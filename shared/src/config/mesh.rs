@@ -33,7 +33,7 @@ pub struct Mesh {
     pub peers: Vec<StaticPeer>,
     /// The trust domain of SPIFFE IDs in the mesh's certificates.
     pub trust_domain: TrustDomain,
-    /// The node beside whose sidecar `meshctl ca serve` runs; `None`: certificates are files that others renew.
+    /// The node on whose host `meshctl ca serve` runs; `None`: certificates are files that others renew.
     pub ca_node: Option<NodeName>,
     /// What makes a node the host of an agent.
     pub agents: Hosting,

@@ -358,7 +358,7 @@ fn one_text_counts_as_a_list_of_one() {
     assert_eq!(config.registryd.capabilities, ["chat"]);
 }
 
-/// A listener that cannot be read is no reason to look at the wrong one of the others.
+/// A listener that cannot be read is not a reason to look at the wrong one of the others.
 #[test]
 fn a_listener_is_named_by_its_place_in_the_file() {
     let listeners = "- {node: b}\n    - {node: a, listen: '127.0.0.1:3001'}";

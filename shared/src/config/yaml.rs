@@ -49,7 +49,7 @@ const MERGE_KEY: &str = "<<";
 
 impl<'t> Document<'t> {
     /// # Errors
-    /// Text that is no YAML mapping at all.
+    /// Text that is not a YAML mapping at all.
     pub(super) fn parse(text: &'t str) -> Result<Self, Mistake> {
         let whole = |line, message| Mistake { key: String::new(), line, message };
         // YAML allows none of these, and serde_yaml does not tell their line.
@@ -137,7 +137,7 @@ impl<'t> Document<'t> {
         self.report(&path_of(key), message.into());
     }
 
-    /// Adds a remark that is no mistake.
+    /// Adds a remark that is not a mistake.
     pub(super) fn remark(&self, key: &str, message: impl Into<String>) {
         let path = path_of(key);
         let remark = Mistake { key: dotted(&path), line: self.line_of(&path), message: message.into() };

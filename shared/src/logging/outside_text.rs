@@ -28,7 +28,7 @@ fn plain_run(bytes: &[u8]) -> usize {
 ///
 /// It can contain what looks like a field, ` peer.cn=ct110`; use [`Quoted`] for what anybody may write.
 pub struct Excerpt<'a> {
-    /// The text as it came.
+    /// The text as it arrived.
     pub text: &'a str,
     /// Characters to show.
     pub max_chars: usize,
@@ -44,7 +44,7 @@ impl fmt::Display for Excerpt<'_> {
 /// line, no control or direction-changing characters, at most `max_chars` characters, with `...` where something was
 /// cut.
 pub struct Quoted<'a> {
-    /// The text as it came.
+    /// The text as it arrived.
     pub text: &'a str,
     /// Characters to show, escapes not counted.
     pub max_chars: usize,

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(10);
 /// How many lines of a group are written at once and in full.
 const FIRST: u32 = 8;
-/// How many reasons are told apart at a time; further ones share a group.
+/// How many reasons are distinguished at a time; further ones share a group.
 const MAX_REASONS: usize = 32;
-/// How many addresses of a group are told apart.
+/// How many addresses of a group are distinguished.
 const MAX_ADDRESSES: usize = 256;
 
 /// Lines that strangers can cause as often as they like, such as those of failed handshakes, grouped by reason: the

@@ -16,7 +16,7 @@ pub struct Entry(Arc<Held>);
 
 #[derive(Debug, Clone)]
 struct Held {
-    /// The entry as it stands in the file.
+    /// The entry as it is in the file.
     raw: String,
     /// Its key as it stands there, where that says more than a text can hold.
     key: Option<String>,
@@ -49,7 +49,7 @@ impl Entry {
         Some(Self::read(text, None))
     }
 
-    /// Its key as it stands in the file, where that says more than a text can hold.
+    /// Its key as it is in the file, where that says more than a text can hold.
     pub(super) fn key(&self) -> Option<&String> {
         self.0.key.as_ref()
     }
@@ -74,7 +74,7 @@ impl Entry {
         self.0.problem.as_deref()
     }
 
-    /// The entry as it stands in the file.
+    /// The entry as it is in the file.
     pub fn text(&self) -> &str {
         &self.0.raw
     }

@@ -1,4 +1,4 @@
-//! Values as other programs write them: what cannot be understood reads as nothing.
+//! Values as other programs write them: what cannot be understood is treated as missing.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// from it would end.
 pub const END_OF_TIME_MS: u64 = 1 << 53;
 
-/// Times that other programs write as `1.7e12` still count; `null` and what is no time read as 0.
+/// Times that other programs write as `1.7e12` still count; `null` and what is not a time are read as 0.
 pub(super) fn epoch_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Number(n) => n.as_u64().or_else(|| n.as_f64().map(|ms| ms.max(0.0) as u64)),
@@ -58,7 +58,7 @@ pub(super) fn word<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
     Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
 }
 
-/// A missing array, `null`, or members that are no texts read as what is left of them.
+/// A missing array, `null`, or members that are not texts are read as what is left of them.
 pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Array(items) => items

@@ -16,7 +16,7 @@ const AGENTS_DOWN: &str = "agentsDown";
 /// Thresholds that any node can have, in ms; as for `mesh.stale_threshold_ms`.
 pub const TTL_MS: RangeInclusive<u64> = 200..=604_800_000;
 
-/// A node as it stands in the registry. Nothing in it is verified: names, hosts and addresses are
+/// A node as it is in the registry. Nothing in it is verified: names, hosts and addresses are
 /// claims that a handshake has yet to confirm.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -140,7 +140,7 @@ async fn exporter(otlp: &Otlp, resource: &Resource) -> opentelemetry_otlp::SpanE
     let mut told = String::new();
     loop {
         let config = otlp.clone();
-        // They may lie on a mount that hangs.
+        // They may be on a mount that hangs.
         let client = tokio::task::spawn_blocking(move || Client::new(&config)).await;
         let client = client.unwrap_or_else(|_| Err(ClientError::Unread));
         match client.map_err(|error| error.to_string()).and_then(|client| build(otlp, resource, client)) {

@@ -1,4 +1,4 @@
-//! Connections to HTTP/2 servers, whoever they lead to.
+//! Connections to HTTP/2 servers, both peers and agents.
 
 use std::io;
 use std::pin::Pin;
@@ -67,7 +67,7 @@ pub fn builder(most_streams: usize, limits: &Limits) -> ::h2::client::Builder {
     http2
 }
 
-/// Begins HTTP/2 on a stream, seen from beside by `link`, and waits for the server's SETTINGS, but not for longer than
+/// Begins HTTP/2 on a stream, observed from outside by `link`, and waits for the server's SETTINGS, but not for longer than
 /// `limit`.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Asking whoever says nothing for a sign of life (RFC 9113, section 6.7).
+//! Pinging a peer that is silent (RFC 9113, section 6.7).
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,4 +1,4 @@
-//! Connections of HTTP/2 clients, whoever they are: each request becomes a task, and its answer goes out on its stream.
+//! Connections of HTTP/2 clients, both peers and programs of this host: each request becomes a task, and its answer goes out on its stream.
 
 use std::io;
 use std::pin::Pin;

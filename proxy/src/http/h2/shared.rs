@@ -51,7 +51,7 @@ pub struct Dialled<S: Transport> {
     pub sender: Sender,
     /// It is to be driven.
     pub connection: Connection<S>,
-    /// It, seen from beside.
+    /// The connection, observed from outside.
     pub link: Arc<Link>,
 }
 

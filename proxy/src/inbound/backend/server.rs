@@ -1,4 +1,4 @@
-//! An agent's server, and what it is spoken to in.
+//! An agent's server, and the protocol used to talk to it.
 
 use std::io;
 use std::sync::Arc;

@@ -142,7 +142,7 @@ async fn answer(request: Request<Incoming>, visitor: Visitor) -> Answer {
     let body = read(request.into_body()).await;
     let from = address.ip().to_canonical().to_string();
     let turn = judging.acquire_owned().await;
-    // The folder may lie on a mount that is slow.
+    // The folder may be on a mount that is slow.
     let outcome = tokio::task::spawn_blocking(move || {
         // Kept until it is done, also where nobody waits for it any more.
         let _turn = turn;

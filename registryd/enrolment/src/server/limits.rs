@@ -1,4 +1,4 @@
-//! Who may try how often. Pure: the clock is passed in.
+//! How often each address may try. Pure: the clock is passed in.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,4 +1,4 @@
-//! A member whose certificate nears its end: it proves with the key of that one that it may have the next. All of it blocks.
+//! A member whose certificate is about to expire: it proves with the current key that it may have the next certificate. All of it blocks.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};

@@ -96,7 +96,7 @@ async fn renew(request: Request<Incoming>, office: Arc<Office>) -> Answer {
         _ => return refused("the sidecar did not say who asks"),
     };
     let body = read(request.into_body()).await;
-    // The folder may lie on a mount that is slow.
+    // The folder may be on a mount that is slow.
     match tokio::task::spawn_blocking(move || office.renew(&peer, body.as_deref())).await {
         Ok(Ok(renewed)) => json(&renewed),
         Ok(Err(NotRenewed::Refused(reason))) => refused(&reason),

@@ -128,7 +128,7 @@ fn issued_json(issued: &Issued) -> serde_json::Value {
     })
 }
 
-/// Renews what ends within so many days, and signs the revocation lists anew that need it. One that cannot be renewed keeps none
+/// Renews what ends within so many days, and signs the revocation lists again that need it. One that cannot be renewed keeps none
 /// of the others from it.
 pub(super) fn renew_all(
     ca: &Ca,

@@ -79,7 +79,7 @@ pub(super) fn show_revoked(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Signs anew what has to be.
+/// Signs again what has to be.
 pub(super) fn refresh_lists(ca: &Ca, days: u32, json: bool) -> Result<ExitCode, Failure> {
     let refreshed = ca.refresh_lists(days)?;
     if json {
@@ -91,14 +91,14 @@ pub(super) fn refresh_lists(ca: &Ca, days: u32, json: bool) -> Result<ExitCode, 
         }))?;
     } else {
         let text = refreshed_text(ca, &refreshed)?;
-        let none = "no list has half its life behind it\n";
+        let none = "no list is past half of its life\n";
         let text = if text.is_empty() { format!("{none}{}", lists_told(ca)?) } else { text };
         print(&text)?;
     }
     Ok(if refreshed.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What was signed anew and what could not be; empty if neither.
+/// What was signed again and what could not be; empty if neither.
 pub(super) fn refreshed_text(ca: &Ca, refreshed: &Refreshed) -> Result<String, Failure> {
     let mut text = String::new();
     for cn in &refreshed.signed {
@@ -119,7 +119,7 @@ pub(super) fn lists_told(ca: &Ca) -> Result<String, Failure> {
     Ok(match ca.lists_end()? {
         None => String::new(),
         Some(end) => format!(
-            "{} counts until {}. Before that it has to be signed anew, or hosts that read it accept nobody: enable \
+            "{} is valid until {}. It must be signed again before that, or hosts that read it refuse everyone: enable \
              mesh-ca-renew.timer here (or `meshctl ca serve`), or run `meshctl ca refresh-lists` in time\n",
             crl.display(),
             day(end)

@@ -23,20 +23,20 @@ const GROUP: &str = "mesh";
 /// Arguments of `meshctl ca serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where hosts that join come in (TLS)
+    /// The address for hosts that join (TLS)
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)))]
     listen: SocketAddr,
-    /// Where this host's mesh-proxy comes in
+    /// The unix socket for this host's mesh-proxy
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
     /// The group that may use the socket: that of mesh-proxy
     #[arg(long, value_name = "GROUP", default_value = GROUP)]
     socket_group: String,
-    /// Where hosts find this process, with or without :port, for tokens; can be given several times [default:
+    /// This process's address for tokens, with or without :port; can be given several times [default:
     /// mesh.advertise_host, else this host's addresses]
     #[arg(long, value_name = "HOST")]
     address: Vec<String>,
-    /// The configuration of this host's node, if it is one (or becomes one): it is the seed for hosts that join
+    /// The configuration of this host's node, if it is one (or will be): it is the seed for hosts that join
     #[arg(long, value_name = "FILE", env = config::PATH_VARIABLE, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
     /// The form of log lines
@@ -47,7 +47,7 @@ pub struct ServeArgs {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// There is no CA that can sign, or an address or the socket cannot be had.
+/// There is no CA that can sign, or an address or the socket is not available.
 pub async fn run(args: ServeArgs, ca: Ca, dir: &Path, crl_days: u32) -> Result<ExitCode, Failure> {
     // First of all: what is confined is this thread, with all that it starts.
     let confined = confine(&args, dir);
@@ -99,7 +99,7 @@ fn confine(args: &ServeArgs, dir: &Path) -> Result<Confined, impl std::fmt::Disp
     Confinement::default().writing_mounted(dir).writing(beside).apply()
 }
 
-/// Where this host stands in the mesh, by its configuration as it is whenever somebody asks. One that breaks later
+/// Where this host is in the mesh, by its configuration as it is whenever somebody asks. One that breaks later
 /// counts as it was before.
 fn here(path: PathBuf, host: String) -> Box<dyn Fn() -> Here + Send + Sync> {
     let last = Mutex::new(Here::default());

@@ -581,7 +581,7 @@ fn ends(teller: &str, exchange: &LiveExchange) -> Ends {
     }
 }
 
-/// Two sidecars count alike, and one anew after a restart.
+/// Two sidecars count alike, and one again after a restart.
 fn key(teller: &str, exchange: &LiveExchange) -> String {
     format!("{teller}/{}/{}", exchange.began_ms, exchange.id)
 }

@@ -202,7 +202,7 @@ impl Reader {
         }
         match self.news.recv().await {
             Ok(news) => Some(news),
-            // It was too slow, and is told everything anew.
+            // It was too slow, and is told everything again.
             Err(RecvError::Lagged(_)) => {
                 let (all, news) = self.view.follow();
                 self.news = news;

@@ -105,7 +105,7 @@ impl Sources {
     async fn follow_changes(&self, view: &View) {
         let mut events = Events::default();
         loop {
-            // That registryd is away, `follow_registry` tells.
+            // That registryd cannot be reached, `follow_registry` tells.
             if let Ok(mut body) = sse::connect(&self.registryd, &mut events).await {
                 while let Some(Ok(frame)) = body.frame().await {
                     let Ok(data) = frame.into_data() else { continue };

@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use crate::dashboard::model::{Model, Now};
 
 const TICK: Duration = Duration::from_secs(1);
-/// Seconds that a page may be behind before it begins anew.
+/// Seconds that a page may be behind before it begins again.
 const MAX_BEHIND: usize = 8;
 
 /// The one view of the mesh that all pages show.

@@ -55,7 +55,7 @@ pub struct AgentArgs {
 /// Serves until killed.
 ///
 /// # Errors
-/// The address cannot be had.
+/// The address is not available.
 pub async fn run(args: AgentArgs) -> Result<ExitCode, Failure> {
     let listener = TcpListener::bind(args.listen).await?;
     print(&format!("agent {} listens on {}\n", args.name, args.listen))?;

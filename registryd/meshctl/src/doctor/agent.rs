@@ -135,14 +135,14 @@ fn registered(
     if !wanted.iter().any(|view| takes_tasks(view)) {
         let first = wanted.first().map_or("its host", |view| view.node.name.as_str());
         return Finding::fail(step, said)
-            .because("none of them takes tasks now")
+            .because("none of them accepts tasks at present")
             .run_on(first, "sudo systemctl start registryd mesh-proxy && sudo meshctl status")
             .coded(Some("agent_offline"));
     }
     match wanted.iter().find(|view| view.node.status != Status::Online) {
         None => Finding::ok(step, said),
         Some(view) => Finding::warn(step, said)
-            .because(format!("{} takes no tasks, or only where there is nobody better", view.node.name))
+            .because(format!("{} takes no tasks, or only if no other node can", view.node.name))
             .run_on(view.node.name.as_str(), "sudo meshctl status"),
     }
 }

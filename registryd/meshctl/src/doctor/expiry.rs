@@ -1,4 +1,4 @@
-//! How near an end is, and how far clocks are apart. Pure.
+//! How soon certificates and lists expire, and how far clocks differ. Pure.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const DAY: i64 = 86_400;
 /// A certificate that ends within so many seconds is a warning, and one that ends within [`CERTIFICATE_FAIL`] a failure.
 const CERTIFICATE_WARN: i64 = 7 * DAY;
 const CERTIFICATE_FAIL: i64 = DAY;
-/// The same for revocation lists, which live for 14 days and are signed anew after 7.
+/// The same for revocation lists, which live for 14 days and are signed again after 7.
 const LIST_WARN: i64 = 3 * DAY;
 const LIST_FAIL: i64 = DAY;
 /// Clocks that are apart by more are a warning, or a failure: certificates that were just made would not be valid yet.

@@ -172,13 +172,13 @@ async fn certificates(config: &Config) -> Vec<Finding> {
             .map_or(0, |(_, leaf)| leaf.days_left(UnixTime::now()));
         let key = match key {
             true => "its key fits",
-            false => "its key was not looked at, which only mesh-proxy's user and root can (sudo)",
+            false => "its key was not checked, which needs mesh-proxy's user or root (sudo)",
         };
         let ca = config.mesh.tls.ca_path.display();
         findings.push(Finding::ok(
             Step::Certificates,
             format!(
-                "the certificate of {} is trusted by {ca}, {days} days to its end; {key}",
+                "the certificate of {} is trusted by {ca}, it expires in {days} days; {key}",
                 config.mesh.node_name
             ),
         ));
@@ -186,7 +186,7 @@ async fn certificates(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// With the command that mends what a check found.
+/// With the command that fixes what a check found.
 fn mended(config: &Config, program: Program, check: &Check, finding: Finding) -> Finding {
     let (node, tls) = (&config.mesh.node_name, &config.mesh.tls);
     let issue = match tls.cert_path.exists() {
@@ -277,12 +277,12 @@ async fn registryd_status(registryd: &Daemon) -> Result<DaemonStatus, Box<Findin
             ClientError::Unreachable { source, .. }
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {
-                Finding::new(step, Outcome::Unknown, format!("{registryd} may not be asked by this user"))
+                Finding::new(step, Outcome::Unknown, format!("this user has no access to {registryd}"))
                     .because("only root and the socket's group may")
                     .run("sudo meshctl doctor")
             }
             ClientError::Unreachable { source, .. } => {
-                Finding::fail(step, format!("{registryd} does not run"))
+                Finding::fail(step, format!("{registryd} is not running"))
                     .because(source.to_string())
                     .run("sudo systemctl start registryd")
             }
@@ -311,7 +311,7 @@ fn registryd_findings(config: &Config, status: &DaemonStatus) -> Vec<Finding> {
     if status.version != env!("CARGO_PKG_VERSION") {
         let ours = env!("CARGO_PKG_VERSION");
         findings.push(
-            Finding::warn(step, format!("registryd {} runs, meshctl is {ours}", status.version))
+            Finding::warn(step, format!("registryd {} is running, meshctl is {ours}", status.version))
                 .because("one was installed and the other not restarted")
                 .run("sudo systemctl restart registryd"),
         );
@@ -348,15 +348,17 @@ async fn sidecar_findings(config: &Config, status: &DaemonStatus) -> (Vec<Findin
     let sidecar = Daemon::Sidecar(outbound);
     if let Err(error) = seen_certificates(&sidecar).await {
         let finding = match &error {
-            ClientError::Unreachable { source, .. } => Finding::fail(step, format!("{sidecar} does not run"))
-                .because(format!("{source}; sudo journalctl -u mesh-proxy says why it ended, if it did"))
-                .run("sudo systemctl start mesh-proxy"),
+            ClientError::Unreachable { source, .. } => {
+                Finding::fail(step, format!("{sidecar} is not running"))
+                    .because(format!("{source}; sudo journalctl -u mesh-proxy says why it ended, if it did"))
+                    .run("sudo systemctl start mesh-proxy")
+            }
             _ => Finding::fail(step, error.to_string()).run("sudo systemctl restart mesh-proxy"),
         };
         return (vec![finding], sidecar);
     }
     let Some(report) = reported else {
-        let finding = Finding::warn(step, format!("{sidecar} runs and does not report to registryd"))
+        let finding = Finding::warn(step, format!("{sidecar} is running but does not report to registryd"))
             .because("both need the same configuration file, and registryd.sidecar_user the user that mesh-proxy runs as")
             .run("sudo systemctl restart mesh-proxy registryd");
         return (vec![finding], sidecar);
@@ -371,14 +373,14 @@ async fn sidecar_findings(config: &Config, status: &DaemonStatus) -> (Vec<Findin
         .collect();
     if report.draining {
         findings.push(
-            Finding::warn(step, "it was told to stop, and finishes what it has")
+            Finding::warn(step, "it was told to stop, and finishes its requests")
                 .run("sudo systemctl start mesh-proxy"),
         );
     }
     if findings.is_empty() {
         findings.push(Finding::ok(
             step,
-            format!("peers come in at {}, this host goes out at {outbound}", report.inbound),
+            format!("peers connect to {}, programs of this host to {outbound}", report.inbound),
         ));
     }
     (findings, sidecar)

@@ -37,7 +37,7 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// What it comes to, where uncertified hosts may be meant to go on (`claimed`) or get nothing.
+    /// What it comes to, where uncertified hosts may be meant to continue (`claimed`) or get nothing.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self
             .disagreements

@@ -1,4 +1,4 @@
-//! Commands that several findings end with.
+//! Commands that several findings recommend.
 
 use mesh_shared::NodeName;
 use mesh_shared::config::Config;

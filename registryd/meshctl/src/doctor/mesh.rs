@@ -1,4 +1,4 @@
-//! The mesh as a whole, as this host sees it. Pure: what was gathered in, findings out.
+//! The mesh as a whole, as this host sees it. Pure: takes what was gathered, and returns findings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl Mesh<'_> {
                     .because("its agent's server or its mesh-proxy does not answer there")
                     .run_on(name.as_str(), "sudo meshctl status"),
                 Status::Updating => Finding::warn(step, state)
-                    .because("its operator said so, or its mesh-proxy stops")
+                    .because("its operator has set this, or its mesh-proxy is stopping")
                     .run_on(name.as_str(), "sudo meshctl status set online"),
                 Status::Offline => Finding::fail(step, state)
                     .because("it is down or cannot write the registry; if it is gone for good: sudo meshctl nodes forget")
@@ -95,7 +95,7 @@ impl Mesh<'_> {
             )
         };
         let found = self.status.duplicates.iter().map(finding).collect();
-        or_ok(found, Step::Duplicates, || "each name is that of one host".into())
+        or_ok(found, Step::Duplicates, || "no two hosts have the same name".into())
     }
 
     /// Nodes that count as there and cannot be reached.

@@ -152,7 +152,7 @@ pub struct Finding {
     /// Why it is so, as far as it can be seen from here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The command that mends it.
+    /// The command that fixes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
     /// Where the command belongs; this host if it does not say.
@@ -190,12 +190,12 @@ impl Finding {
         Self { cause: Some(cause.into()), ..self }
     }
 
-    /// Says what mends it on this host.
+    /// Says what fixes it on this host.
     pub fn run(self, command: impl Into<String>) -> Self {
         Self { command: Some(command.into()), ..self }
     }
 
-    /// Says what mends it elsewhere.
+    /// Says what fixes it elsewhere.
     pub fn run_on(self, on: impl Into<String>, command: impl Into<String>) -> Self {
         Self { on: Some(on.into()), ..self.run(command) }
     }
@@ -225,14 +225,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds a finding; returns whether the way goes on behind it.
+    /// Adds a finding; returns whether the way continues behind it.
     pub fn add(&mut self, finding: Finding) -> bool {
         let goes_on = !matches!(finding.outcome, Outcome::Fail | Outcome::Unknown);
         self.findings.push(finding);
         goes_on
     }
 
-    /// Adds several; returns whether the way goes on behind all of them.
+    /// Adds several; returns whether the way continues behind all of them.
     pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) -> bool {
         let mut goes_on = true;
         for finding in findings {
@@ -241,13 +241,13 @@ impl Report {
         goes_on
     }
 
-    /// Says of these steps that they were not looked at.
+    /// Reports these steps as not checked.
     pub fn skip(&mut self, steps: &[Step]) {
         let failed = self.findings.iter().rfind(|each| each.outcome >= Outcome::Unknown);
         let failed = failed.map_or("an earlier step", |each| each.step.word());
-        let skipped = steps.iter().map(|step| {
-            Finding::new(*step, Outcome::Skipped, format!("not looked at, since {failed} failed"))
-        });
+        let skipped = steps
+            .iter()
+            .map(|step| Finding::new(*step, Outcome::Skipped, format!("not checked, since {failed} failed")));
         self.findings.extend(skipped);
     }
 
@@ -323,7 +323,7 @@ mod tests {
             "{text}"
         );
         let text = report.text(false);
-        assert!(text.contains("skip  TLS            not looked at, since TCP failed\n"), "{text}");
+        assert!(text.contains("skip  TLS            not checked, since TCP failed\n"), "{text}");
         assert!(text.ends_with("FAIL: 5 checks, 1 failed, 1 with a warning\n"), "{text}");
     }
 }

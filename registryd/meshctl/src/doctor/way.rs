@@ -1,7 +1,7 @@
 //! The way from this host to one node: registry, name, TCP, TLS, CN and SAN, policy, answer.
 //!
-//! The sidecar goes it first, since it alone has the node's key. What it reports is looked at from outside only where it could
-//! not connect, so that a healthy node sees nothing of this but a ping.
+//! The sidecar pings the node first, since it alone has this node's key. Only where it cannot connect, meshctl connects itself,
+//! so that a healthy node receives nothing but a ping.
 
 use std::net::SocketAddr;
 
@@ -124,7 +124,7 @@ impl<'h> Way<'h> {
             Status::Offline if self.pinged.ok => {
                 Finding::fail(step, format!("{node} is offline, heard of {seen}"))
                     .because(
-                        "its mesh-proxy answers, so its registryd does not run or cannot write the registry",
+                        "its mesh-proxy answers, so its registryd is not running or cannot write the registry",
                     )
                     .run_on(node.as_str(), "sudo systemctl start registryd && sudo meshctl status")
             }
@@ -136,7 +136,7 @@ impl<'h> Way<'h> {
                 .because("its agent's server or its mesh-proxy does not answer there")
                 .run_on(node.as_str(), "sudo meshctl status"),
             Status::Updating => Finding::warn(step, format!("{node} is updating, {agents}, heard of {seen}"))
-                .because("its operator said so, or its mesh-proxy stops; it takes no tasks by agent name")
+                .because("its operator has set this, or its mesh-proxy is stopping; it takes no tasks by agent name")
                 .run_on(node.as_str(), "sudo meshctl status set online"),
             Status::Online => Finding::ok(step, format!("{node} is online, {agents}, heard of {seen}")),
         }
@@ -178,7 +178,7 @@ impl<'h> Way<'h> {
         match self.pinged.code.as_deref() {
             Some(code) if not_connected.contains(&code) => self.look_from_outside(code).await,
             // Even a refusal came over a connection that both sides had verified. Where there is no code, the sidecar or
-            // the far end did not answer as it should, which is told below.
+            // the other side did not answer as it should, which is told below.
             _ => self.proved(),
         }
     }
@@ -236,7 +236,7 @@ impl<'h> Way<'h> {
         let who_listens = format!("sudo ss -ltnp 'sport = :{port}'");
         match dial::certificate(stream, name).await {
             Shown::Silence => findings.push(
-                Finding::fail(Step::Tls, format!("{address} takes the connection and no TLS"))
+                Finding::fail(Step::Tls, format!("{address} accepts the connection but does not answer in TLS"))
                     .because(
                         "it hangs, or a firewall between drops large handshakes (then leave X25519MLKEM768 out of \
                          proxy.tls.groups here)",
@@ -274,7 +274,7 @@ impl<'h> Way<'h> {
         let identity = |finding: String| Finding::fail(Step::Identity, finding).coded(Some(code));
         let renew = mend::certificate(config, node);
         let issue = mend::first_certificate(config, node);
-        let shown = Finding::ok(Step::Tls, format!("{address} shows a certificate that this node trusts"));
+        let shown = Finding::ok(Step::Tls, format!("{address} presents a certificate that this node trusts"));
         // What the sidecar knows of lists and mapped identities counts, so whatever is not found here is its finding.
         let by_sidecar = || Finding::fail(Step::Identity, self.detail()).coded(Some(code));
         match verified(config, chain, node) {
@@ -319,12 +319,13 @@ impl<'h> Way<'h> {
         let leaf = match leaf {
             Ok(leaf) => leaf,
             Err(why) => {
-                let finding = identity("the certificate names nobody in the mesh".into()).because(why);
+                let finding =
+                    identity("the certificate does not name a member of the mesh".into()).because(why);
                 return (shown, finding.run_on(CA_HOST, issue));
             }
         };
         if leaf.identity != Identity::Node(node.clone()) {
-            let finding = identity(format!("whoever answers at {address} is {}, not {node}", leaf.identity))
+            let finding = identity(format!("the server at {address} is {}, not {node}", leaf.identity))
                 .because(format!("{node}.mesh, or the address that {node} registered, leads to another host"))
                 .run(format!("getent hosts {node}.mesh; meshctl nodes --node {node} --wide"));
             return (shown, finding);
@@ -368,7 +369,7 @@ impl<'h> Way<'h> {
         })
     }
 
-    /// What the far end's policy says, as far as a ping shows it.
+    /// What the other side's policy says, as far as a ping shows it.
     fn policy_there(&self) -> Vec<Finding> {
         let (node, own) = (&self.node, self.here.node());
         let Some(code @ ("peer_not_allowed" | "request_not_allowed" | "bad_request")) =
@@ -467,7 +468,7 @@ impl<'h> Way<'h> {
             }
             Some("request_not_allowed" | "peer_not_allowed") => {
                 Finding::warn(Step::Policy, format!("{node} refuses GET {CARD} to {agent} from this node"))
-                    .because(format!("{detail}; whether tasks pass is told there alone"))
+                    .because(format!("{detail}; only that node can tell whether tasks pass"))
                     .run_on(
                         node.as_str(),
                         format!("meshctl policy explain {own} POST {MESSAGE} --agent {agent}"),

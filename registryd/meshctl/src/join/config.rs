@@ -34,7 +34,7 @@ impl FromStr for Setting {
         if path.len() < 2 || path.iter().any(|part| part.is_empty()) {
             return Err(bad());
         }
-        // What is no JSON is meant as it is written.
+        // What is not JSON is meant as it is written.
         let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
         Ok(Self { path, value })
     }
@@ -80,7 +80,7 @@ pub fn existing(path: &Path, wanted: &Wanted) -> Result<Option<Config>, Failure>
     match changes.is_empty() {
         true => Ok(Some(config)),
         false => Err(Failure::Said(format!(
-            "{} is there and is kept, but says otherwise than this join; change these keys in it (or move it away) and run \
+            "{} is there and is kept, but differs from this join; change these keys in it (or move it away) and run \
              the command again, the token is still good:\n{}",
             path.display(),
             changes.join("\n")
@@ -110,9 +110,8 @@ pub fn remarks(config: &Config, enrolled: &Enrolled, here: Option<&NodeName>) ->
         ));
     }
     if config.proxy.crl_path.is_none() && !enrolled.crl.is_empty() {
-        remarks.push(
-            "set proxy.crl_path, so that a revocation list that has ended refuses whom it concerns".into(),
-        );
+        remarks
+            .push("set proxy.crl_path, so that peers whose revocation list has expired are refused".into());
     }
     remarks
 }

@@ -4,7 +4,7 @@
 //! ca-chain.pem, crl.pem                what it trusts, and what is revoked
 //! current -> 20261127T193000Z-1        swapped at once, here and by each renewal
 //! <generation>/node.crt, node.key      a certificate and its key (0600)
-//! joined.json                          what the CA answered, so that a repeated join goes on
+//! joined.json                          what the CA answered, so that a repeated join continues
 //! joining/                             a key and its request, until their certificate is there
 //! ```
 

@@ -1,4 +1,4 @@
-//! The end of a join: the daemons run, and it is seen that they work.
+//! The end of a join: starts the daemons, and verifies that they work.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -17,7 +17,7 @@ use super::Keys;
 /// How long one call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(4);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// A connection that is silent is asked whether it lives; etcd refuses to be asked more often than every 5 s.
+/// A connection that is silent is asked whether it is alive; etcd refuses to be asked more often than every 5 s.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// Entries that are read at once: an answer has to stay below gRPC's 4 MiB.
 const PAGE: i64 = 40;
@@ -114,7 +114,7 @@ impl Connection {
     pub async fn open(settings: &Etcd, endpoint: &Endpoint) -> Result<Self, Trouble> {
         let read = settings.clone();
         let tls = endpoint.has_tls();
-        // They may lie on a mount that hangs.
+        // They may be on a mount that hangs.
         let options = tokio::task::spawn_blocking(move || options(&read, tls));
         let options = match timeout(CALL_LIMIT, options).await {
             Ok(Ok(options)) => options?,

@@ -11,7 +11,7 @@ use super::connection::{Connection, Held, Trouble};
 use super::{Keys, Living, Speak};
 use crate::backend::{Observation, Wish};
 
-/// How often a change is made anew because somebody wrote meanwhile.
+/// How often a change is made again because somebody wrote meanwhile.
 const RETRIES: u32 = 8;
 
 /// Brings etcd up to date.
@@ -124,7 +124,7 @@ impl<L: Speak> Keeper<L> {
         Ok(refused)
     }
 
-    /// Ends the leases of those who do not live any more.
+    /// Ends the leases of those who are no longer alive.
     async fn end(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
         let living = self.ledger.living();
         let living: HashSet<&NodeName> = living.iter().map(|node| &node.name).collect();

@@ -93,7 +93,7 @@ impl<L: Speak> Worker<L> {
                 continue;
             }
             if members > 1 && self.outage.is_none() {
-                tracing::info!(target: "Registry", "etcd at {}: {error}; going on with another member", endpoint.as_str());
+                tracing::info!(target: "Registry", "etcd at {}: {error}; continuing with another member", endpoint.as_str());
             }
             member = member.wrapping_add(1);
             let outage = self.outage.get_or_insert_with(Outage::new);
@@ -104,7 +104,7 @@ impl<L: Speak> Worker<L> {
                 let all: Vec<&str> =
                     self.settings.endpoints.iter().map(|endpoint| endpoint.as_str()).collect();
                 let sentence = format!(
-                    "etcd does not serve at {} (the last one: {error}); going on with the last good view",
+                    "no member of etcd serves at {} (the last one: {error}); continuing with the last good view",
                     all.join(", ")
                 );
                 self.refuse_all(&sentence);
@@ -145,7 +145,7 @@ impl<L: Speak> Worker<L> {
             }
             tokio::select! {
                 answer = watch.message() => {
-                    let ended = || Trouble::WatchEnded("the member closed it".into());
+                    let ended = || Trouble::WatchEnded("the member closed the watch".into());
                     let answer = answer.map_err(Trouble::Call)?.ok_or_else(ended)?;
                     if answer.canceled() {
                         return Err(match answer.compact_revision() {
@@ -192,7 +192,7 @@ impl<L: Speak> Worker<L> {
             None => {
                 tracing::warn!(
                     target: "Registry",
-                    "what etcd holds at {} is not the entry of node {name}, and does not count", self.keys.entry(&name)
+                    "the value of {} in etcd is not the entry of node {name}, and is ignored", self.keys.entry(&name)
                 );
                 None
             }

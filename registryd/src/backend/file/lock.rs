@@ -1,4 +1,4 @@
-//! The exclusive lock beside the registry file, with a limit on waiting and a word on who holds it.
+//! The exclusive lock next to the registry file, with a limit on waiting and a word on who holds it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -78,7 +78,7 @@ impl Lock {
             }
             if found.mode() & 0o007 != 0 {
                 // Whoever may open it may hold it. Only its owner can close it to others; a file of somebody else's
-                // is theirs to mend.
+                // is theirs to fix.
                 let _ = file.set_permissions(fs::Permissions::from_mode(found.mode() & 0o770));
             }
             loop {

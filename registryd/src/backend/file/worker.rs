@@ -70,7 +70,7 @@ pub fn start(store: Store, ledger: Arc<impl Amend>) -> io::Result<(Backend, Watc
 }
 
 /// Starts a thread with which the process ends if it panics: without it, registryd would be unable to read or write and not
-/// say so. The service manager starts it anew.
+/// say so. The service manager starts it again.
 fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     struct EndsTheProcess(&'static str);
     impl Drop for EndsTheProcess {
@@ -211,7 +211,7 @@ impl Watchdog {
             let writing = self.activity.longer_than(&self.activity.writing_since_ms, WRITE_LIMIT);
             ledger.observed(Observation::Hangs((reading || writing).then(|| {
                 format!(
-                    "the storage of {} does not answer; does the mount hang? Going on with the last good view",
+                    "the storage of {} does not answer; does the mount hang? Continuing with the last good view",
                     self.path.display()
                 )
             })));

@@ -1,4 +1,4 @@
-//! `proxy.outbound`: where this host's programs go out, and as whom.
+//! `proxy.outbound`: the listeners for this host's programs, and the identities that they use.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -46,7 +46,7 @@ pub struct OutboundListener {
 pub struct AgentIdentity {
     /// Its name.
     pub name: AgentName,
-    /// Its certificate and key, which have to be there; `None`: `<agent>@<node>.crt` and `.key` beside the node's
+    /// Its certificate and key, which have to be there; `None`: `<agent>@<node>.crt` and `.key` next to the node's
     /// certificate, if they are there.
     pub files: Option<(PathBuf, PathBuf)>,
 }

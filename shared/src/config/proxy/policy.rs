@@ -1,4 +1,4 @@
-//! `proxy.policy`: which peers may come in; and the rules of both directions.
+//! `proxy.policy`: which peers may connect, and the rules of both directions.
 
 use std::str::FromStr;
 

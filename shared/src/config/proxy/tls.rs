@@ -1,4 +1,4 @@
-//! `proxy.tls`: how strong a handshake has to be.
+//! `proxy.tls`: TLS versions and groups, and mapped SPIFFE IDs.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
-//! Where things stand in a YAML text.
+//! Positions in a YAML text.
 //!
 //! `serde_yaml` tells positions only in its own errors. So a place is found by walking to it once more and failing
-//! there on purpose; that happens only for files of which there is something to say.
+//! there on purpose; that happens only for files with mistakes or warnings.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
