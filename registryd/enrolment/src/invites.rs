@@ -1,8 +1,8 @@
 //! Invitations, a file each in `<ca>/invites/`, which only the CA's user can read.
 //!
 //! A file is named by, and holds, the secret's SHA-256; the secret itself is nowhere but in the token. It is marked as
-//! used, on disk, before anything is issued: a crash in between may waste an invitation, but never leads to two certificates. Only the
-//! same key may ask again, as long as the invitation lasts: its answer may have been lost.
+//! used, on disk, before anything is issued: a crash in between may waste an invitation, but never leads to two certificates.
+//! Only the same key may ask again while the invitation is valid, since its answer may have been lost.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};

@@ -396,7 +396,10 @@ impl Engine {
                 if name == *peer {
                     match inner.members.hear_itself(&name, node, now) {
                         Ok(news) => unlisted |= news,
-                        Err(reason) => tracing::debug!(target: "Discovery", "what {peer} publishes of itself is not accepted: {reason} node={name}"),
+                        Err(reason) => tracing::debug!(
+                            target: "Discovery",
+                            "what {peer} publishes of itself is not accepted: {reason} node={name}"
+                        ),
                     }
                 } else if inner.members.hear_of(&name, &node, now) == Hearsay::Ask {
                     heard.push((of_member(&name, &node), node.status == Status::Offline));

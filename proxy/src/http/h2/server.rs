@@ -1,4 +1,5 @@
-//! Connections of HTTP/2 clients, both peers and programs of this host: each request becomes a task, and its answer goes out on its stream.
+//! Connections of HTTP/2 clients, both peers and programs of this host: each request becomes a task, and its answer is sent
+//! on its stream.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,5 @@
-//! A member whose certificate is about to expire: it proves with the current key that it may have the next certificate. All of it blocks.
+//! A member whose certificate is about to expire: it proves with the current key that it may have the next certificate. All
+//! functions block.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
