@@ -249,7 +249,7 @@ fn lists_count_for_days_and_are_signed_anew_in_time() {
 }
 
 #[test]
-fn a_root_is_replaced_and_what_nothing_hangs_on_is_retired() {
+fn a_root_is_replaced_and_what_nothing_depends_on_is_retired() {
     let temp = tempfile::tempdir().unwrap();
     let at = temp.path();
     succeed(&mut ca(at, &["init"]));
@@ -270,13 +270,13 @@ fn a_root_is_replaced_and_what_nothing_hangs_on_is_retired() {
     assert_eq!(authorities().len(), 4);
     succeed(&mut ca(at, &["verify"]));
     let told = refused(&mut ca(at, &["retire", &intermediate]));
-    assert!(told.contains("hang on") && told.contains("ct110"), "{told}");
+    assert!(told.contains("depend on") && told.contains("ct110"), "{told}");
     succeed(&mut ca(at, &["renew", "ct110"]));
     let told = refused(&mut ca(at, &["retire", &intermediate]));
     assert!(told.contains("ct110 from before its renewal"), "{told}");
     assert!(refused(&mut ca(at, &["retire", &root])).contains(&intermediate));
     succeed(&mut ca(at, &["retire", &intermediate, "--force"]));
-    // Nothing hangs on it any more; its mark is enough of a name.
+    // Nothing depends on it any more; its mark is enough of a name.
     succeed(&mut ca(at, &["retire", root.rsplit(' ').next().unwrap()]));
     assert_eq!(authorities().len(), 2);
     succeed(&mut ca(at, &["verify"]));
