@@ -107,7 +107,7 @@ async fn more_requests_than_one_h2_connection_takes_open_another() {
     assert_eq!(peer.accepted().len(), 16, "a request that waits for a connection makes none of its own");
     // Beyond that nobody waits without being told.
     let detail = node.get("/nodes/ct150/x").await.problem(503, "peer_busy");
-    assert!(detail.contains("1600 requests to ct150.mesh"), "{detail}");
+    assert!(detail.contains("1600 requests from this host to ct150.mesh"), "{detail}");
     // The mesh's own paths are how one learns how the node is.
     assert_eq!(node.get("/nodes/ct150/api/mesh/ping").await.status, 200);
     open.abort_all();

@@ -460,7 +460,7 @@ async fn a_connection_that_is_refused_before_a_request_is_told_with_its_reason()
     let told = reader.refused("policy").await;
     assert_eq!(
         (told.peer.as_deref(), told.reason.as_str()),
-        (Some("ct114"), "not allowed in by proxy.policy")
+        (Some("ct114"), "not allowed to connect by proxy.policy")
     );
     let answer = denied.send(node.inbound(), "ct110", web::get_with("/asked", &[])).await;
     answer.problem(403, "peer_not_allowed");

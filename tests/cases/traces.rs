@@ -155,10 +155,12 @@ async fn a_failed_request_is_a_failed_span_and_one_that_is_not_sampled_is_none()
     let client = collector.span("the caller's span", is_of("mesh-proxy", "ct110", "/failed")).await;
     assert_eq!(client.parent, "", "the trace begins there");
     assert_eq!((server.parent, &server.trace_id), (client.id, &client.trace_id));
+    // The sidecar may still have had a connection that the agent was closing.
+    let code = client.error.clone().unwrap();
+    assert!(["backend_unreachable", "backend_failed"].contains(&code.as_str()), "{code}");
     for (error, attributes) in [(client.error, client.attributes), (server.error, server.attributes)] {
-        assert_eq!(error.as_deref(), Some("backend_unreachable"));
-        assert_eq!(attributes["error.type"], "backend_unreachable");
-        assert_eq!(attributes["mesh.code"], "backend_unreachable");
+        assert_eq!(error.as_ref(), Some(&code));
+        assert_eq!((&attributes["error.type"], &attributes["mesh.code"]), (&code, &code));
     }
     assert!(!collector.spans().iter().any(|span| is_of("mesh-proxy", "ct110", "/quiet")(span)));
     assert!(!collector.spans().iter().any(|span| is_of("mesh-proxy", "ct111", "/quiet")(span)));

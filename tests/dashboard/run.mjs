@@ -243,10 +243,10 @@ const tests = {
     await withMock({ count: 3, perSecond: 0 }, async (target, mock) => {
       const page = await open(target);
       for (let i = 0; i < 5; i += 1) mock.refuse("ct111", { address: `10.0.0.${20 + i}` });
-      mock.refuse("ct112", { peer: "ct110", address: "10.0.0.30", cause: "policy", reason: "not allowed in by proxy.policy" });
+      mock.refuse("ct112", { peer: "ct110", address: "10.0.0.30", cause: "policy", reason: "not allowed to connect by proxy.policy" });
       const revoked = row(page, "failures", "certificate is revoked");
       await revoked.getByText("refused 5×").waitFor();
-      await row(page, "failures", "ct110→ct112").getByText("not allowed in by proxy.policy").waitFor();
+      await row(page, "failures", "ct110→ct112").getByText("not allowed to connect by proxy.policy").waitFor();
       assert.equal(await page.locator("#failures button.row").count(), 2);
       await revoked.click();
       const details = page.getByRole("dialog");
