@@ -16,11 +16,13 @@ case "$what" in
       etcd:etcd-server etcdctl:etcd-client faketime:faketime fusermount3:fuse3 mount:mount python3:python3 git:git strace:strace)
     ;;
   release)
+    host=$(rustc -vV | sed -n 's/^host: //p')
     llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-    PATH="$PATH:$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin:/usr/lib/llvm-$llvm/bin"
-    need=("llvm-profdata:llvm-$llvm" strip:binutils python3:python3)
-    # Not tried elsewhere.
-    [ "$(uname -m)" != x86_64 ] || need+=("llvm-bolt:bolt-$llvm")
+    need=(strip:binutils python3:python3)
+    # rustup's component llvm-tools has it too.
+    [ -x "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" ] ||
+      need+=("/usr/lib/llvm-$llvm/bin/llvm-profdata:llvm-$llvm")
+    [ "$(uname -m)" != x86_64 ] || need+=("/usr/lib/llvm-$llvm/bin/llvm-bolt:bolt-$llvm")
     ;;
   package) need+=(dpkg-shlibdeps:dpkg-dev strip:binutils gzip:gzip xz:xz-utils) ;;
   packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;

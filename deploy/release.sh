@@ -12,8 +12,8 @@ deploy/prerequisites.sh
 deploy/prerequisites.sh release
 llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 host=$(rustc -vV | sed -n 's/^host: //p')
-# rustup's component, or Debian's package.
-PATH="$PATH:$(rustc --print sysroot)/lib/rustlib/$host/bin:/usr/lib/llvm-$llvm/bin"
+# rustup's component, or Debian's package. Before an older LLVM's, which do not read what rustc's writes.
+PATH="$(rustc --print sysroot)/lib/rustlib/$host/bin:/usr/lib/llvm-$llvm/bin:$PATH"
 
 target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 work="$target/release-build"
