@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing for building (no argument), for deploy/release.sh ("release"), for building and testing ("test"),
-# for Debian packages ("package"),
-# for testing those ("packages"), for tests/manifests.sh ("manifests"), tests/telemetry.sh ("telemetry"), tests/sdk.sh ("sdk")
-# or tests/dashboard.sh ("dashboard").
+# for Debian packages ("package"), for testing those ("packages"), for tests/image.sh ("image"), tests/manifests.sh
+# ("manifests"), tests/telemetry.sh ("telemetry"), tests/sdk.sh ("sdk") or tests/dashboard.sh ("dashboard").
 # Does nothing, quickly, when all is there. Needs apt and root or sudo only if something is missing.
 set -euo pipefail
 
@@ -26,11 +25,12 @@ case "$what" in
     ;;
   package) need+=(dpkg-shlibdeps:dpkg-dev strip:binutils gzip:gzip xz:xz-utils) ;;
   packages) need+=(debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux curl:curl python3:python3) ;;
+  image) need=(debootstrap:debootstrap podman:podman crun:crun conmon:conmon ip:iproute2 python3:python3) ;;
   manifests | telemetry) need=(python3:python3) ;;
   sdk) need=(curl:curl python3:python3) ;;
   dashboard) need=(node:nodejs npm:npm chromium:chromium) ;;
   *)
-    echo "usage: $0 [build|release|test|package|packages|manifests|telemetry|sdk|dashboard]" >&2
+    echo "usage: $0 [build|release|test|package|packages|image|manifests|telemetry|sdk|dashboard]" >&2
     exit 2
     ;;
 esac
@@ -92,6 +92,9 @@ done
 if [ "$what" = test ] && ! python3 -c 'import jsonschema' 2>/dev/null && ! /usr/bin/python3 -c 'import jsonschema' 2>/dev/null; then
   missing+=(python3-jsonschema)
 fi
+if [ "$what" = image ] && ! python3 -c 'import yaml' 2>/dev/null; then
+  missing+=(python3-yaml)
+fi
 # Debian's python3 comes without what makes a virtual environment.
 python_only=
 [[ "$what" != sdk && "$what" != manifests && "$what" != telemetry ]] || python_only=1
@@ -102,7 +105,9 @@ fi
 for folder in /usr/include "$(dirname "$(command -v protoc || echo /usr/bin/protoc)")/../include"; do
   [ ! -e "$folder/google/protobuf/descriptor.proto" ] || includes=1
 done
-[ -n "$python_only" ] || [ "$what" = dashboard ] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
+compiles=1
+[[ -z "$python_only" && "$what" != image && "$what" != dashboard ]] || compiles=
+[ -z "$compiles" ] || [ -n "${includes:-}" ] || missing+=(libprotobuf-dev)
 [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 
 # Installed, systemd-resolved would become this machine's resolver. The one test of it says so if it is not there. The
@@ -116,11 +121,12 @@ if [ "$what" = sdk ] && ! command -v nginx >/dev/null && [ ! -e "$tools/sdk/ngin
 fi
 
 # Installed, Prometheus would be started, on port 9090.
-if [ "$what" = telemetry ] && ! command -v promtool >/dev/null && [ ! -e "$tools/telemetry/prometheus/usr/bin/promtool" ]; then
+if [ "$what" = telemetry ] && ! { command -v promtool && command -v prometheus; } >/dev/null &&
+  [ ! -e "$tools/telemetry/prometheus/usr/bin/promtool" ]; then
   unpack "$tools/telemetry/prometheus" prometheus
 fi
 
-if [ -z "$python_only" ] && [ "$what" != dashboard ] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+if [ -n "$compiles" ] && ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
   echo "Please install Rust 1.95 or newer: https://rustup.rs" >&2
   exit 1
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The compose file, the chart and the Kubernetes manifest against their schemas, and their configuration against
-# mesh-proxy. No image is built or run: that needs a container engine and its registries.
+# The compose file, the chart, the Kubernetes manifest and the release workflow against their schemas, and their configuration
+# against mesh-proxy. What the workflow names must exist; those of its steps that need no registry are run.
 # Installs what it needs by name below target/test-tools/manifests; ends with 69 if that cannot be downloaded. The program
 # is that of target/debug, or of $MESH_BIN.
 set -euo pipefail
@@ -33,4 +33,6 @@ for version in $KUBERNETES; do
 done
 "$tools/python/bin/python" -B tests/manifests/check.py \
   deploy/container/compose.yaml deploy/kubernetes/agent.yaml "$rendered" "$MESH_BIN/mesh-proxy"
+"$tools/python/bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+"$tools/python/bin/python" -B tests/manifests/workflow.py .github/workflows/release.yml
 echo "the compose file, the chart and the Kubernetes manifest fit their schemas, and mesh-proxy loads their configuration"
