@@ -76,7 +76,11 @@ async fn four_hundred_websockets_at_once_lose_none() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let mesh = Mesh::new();
-    let (one, _two) = mesh.pair().await;
+    let one = mesh.start("ct110", "opus").await;
+    // On a busy machine the last of them wait long for the agent.
+    let patient = |config: &mut serde_json::Value| config["proxy"]["backend"]["queue_ms"] = json!(60_000);
+    let _two = mesh.node("ct111").agent("grok").with(patient).start().await;
+    one.reaches("ct111").await;
     let outbound = one.outbound();
     let mut opening = tokio::task::JoinSet::new();
     for _ in 0..400 {
