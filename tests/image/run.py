@@ -169,9 +169,14 @@ def main():
     log = lines.stdout + lines.stderr
     for told in ("peer.cn=ct111", "ct110"):
         assert told in log, f"mesh-proxy's log does not tell {told}: {log}"
-    assert "ct111" in engine("exec", "mesh-proxy", "meshctl", "nodes", check=False).stdout
+    nodes = engine("exec", "mesh-proxy", "meshctl", "nodes").stdout
+    assert "ct110" in nodes and "ct111" in nodes, nodes
 
-    # SIGTERM ends both in order.
+    # The health check tells when the program hangs, and SIGTERM ends both in order.
+    engine("kill", "--signal", "STOP", "mesh-proxy")
+    assert not healthy("mesh-proxy"), "a sidecar that hangs counts as healthy"
+    engine("kill", "--signal", "CONT", "mesh-proxy")
+    eventually("the sidecar goes on", lambda: healthy("mesh-proxy"))
     for name in ("mesh-proxy", "registryd"):
         engine("stop", "--time", "45", name)
         state = json.loads(engine("inspect", name).stdout)[0]["State"]
