@@ -1,12 +1,13 @@
 //! Who sends requests, and what the requests of one connection share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::HeaderValue;
 use mesh_shared::{AgentName, NodeName};
 use tokio::sync::Semaphore;
 
+use crate::downstream::progress::Progress;
 use crate::drain::Drain;
 use crate::http::body::Drains;
 use crate::http::upgrade::Tunnel;
@@ -71,10 +72,8 @@ pub struct Connection {
     pub drain: Drain,
     /// Whether a request has come.
     begun: AtomicBool,
-    /// Requests that were given to the sidecar.
-    asked: AtomicU64,
-    /// How many of them have been answered, as far as the sidecar gives the answer's bytes to its connection.
-    answered: AtomicU64,
+    /// How far it has got, where it speaks HTTP/1.1.
+    pub progress: Progress,
     /// Why this sidecar ends the connection in the middle of what it does.
     cut: OnceLock<&'static str>,
     /// Places for requests that are read to their end although they were refused.
@@ -118,8 +117,7 @@ impl Connection {
             tunnel: Tunnel::default(),
             drain,
             begun: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
+            progress: Progress::default(),
             cut: OnceLock::new(),
             drains,
             counters,
@@ -135,23 +133,6 @@ impl Connection {
     /// Notes that a request has come.
     pub fn begins(&self) {
         self.begun.store(true, Ordering::Relaxed);
-    }
-
-    /// Notes that a request was given to the sidecar.
-    pub fn asks(&self) {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Notes that the last byte of a request's answer was given to the connection. Never for a request after which the
-    /// connection leaves HTTP.
-    pub fn answers(&self) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many requests there have been, if each has been answered.
-    pub fn all_answered(&self) -> Option<u64> {
-        let answered = self.answered.load(Ordering::Relaxed);
-        (self.asked.load(Ordering::Relaxed) == answered).then_some(answered)
     }
 
     /// Whether a request has come.

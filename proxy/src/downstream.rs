@@ -1,17 +1,20 @@
-//! The connections on which requests come, below HTTP: [`socket`], [`refusal`] and
-//! [`interim`] for HTTP/1.1 and, for peers, [`watch`].
+//! The connections on which requests come, below HTTP: [`socket`], [`http1`] with [`refusal`] and [`interim`] for
+//! HTTP/1.1 and, for peers, [`watch`].
 
+pub mod http1;
 pub mod interim;
+pub mod progress;
 pub mod refusal;
 pub mod socket;
 pub mod watch;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Request, Response};
+use ::http::{Request, Response};
+use hyper::server::conn::http1::Builder;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::Connection;
@@ -19,32 +22,34 @@ use crate::http::body::ResponseBody;
 use crate::http::headers::Writer;
 use crate::http::incoming::Incoming;
 use crate::http::interim::Interim;
+use crate::io::readable::Readable;
+use http1::Http1;
 use interim::{Aside, WithAside};
 use refusal::Refusing;
 
-/// A connection as hyper reads and writes it.
-pub type Http1Stream<S> = TokioIo<WithAside<Refusing<S>>>;
 /// A request as hyper reads it.
 type Parsed = Request<hyper::body::Incoming>;
 
-/// What hyper serves HTTP/1.1 on, and by: `answer` gives `writer`'s answers, with the interim ones before them, to what
-/// comes on `stream`.
+/// Serves HTTP/1.1 on `stream`, as `builder` says: `answer` gives `writer`'s answers, with the interim ones before them. `idle`:
+/// for how long it waits for a request.
 pub fn http1<S, F>(
+    builder: Arc<Builder>,
     stream: S,
     connection: Arc<Connection>,
     writer: Writer,
-    answer: impl Fn(Request<Incoming>, Arc<Interim>) -> F,
-) -> (Http1Stream<S>, impl Service<Parsed, Response = Response<ResponseBody>, Error = Infallible, Future: Send>)
+    idle: Option<Duration>,
+    answer: impl Fn(Request<Incoming>, Arc<Interim>) -> F + Unpin,
+) -> Http1<S, impl Service<Parsed, Response = Response<ResponseBody>, Error = Infallible, Future: Send> + Unpin>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     F: Future<Output = Response<ResponseBody>> + Send,
 {
     let aside = Aside::default();
-    let stream = TokioIo::new(WithAside::new(Refusing::new(stream, connection), aside.clone()));
+    let stream = WithAside::new(Refusing::new(stream, connection.clone()), aside.clone());
     let service = service_fn(move |request: Parsed| {
         let request = request.map(Incoming::Left);
         let interim = Interim::new(&request, writer);
         aside.relay(interim.clone(), answer(request, interim))
     });
-    (stream, service)
+    Http1::new(builder, stream, connection, idle, service)
 }

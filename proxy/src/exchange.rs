@@ -99,7 +99,7 @@ impl Exchange {
         subject: Subject,
         rules: Rules,
     ) -> Self {
-        connection.asks();
+        connection.progress.asks();
         Self {
             account: Account::new(
                 request.method().clone(),
@@ -394,7 +394,10 @@ impl Drop for Exchange {
         self.account.traffic.interim.over();
         self.held.clear();
         if self.answers {
-            self.connection.answers();
+            if self.account.traffic.request.ending() != Some(Ending::Complete) {
+                self.connection.progress.leaves_unread();
+            }
+            self.connection.progress.answers();
         }
         let end = self.account.end(self.connection.why_cut());
         self.counters.ended(self.account.agent_name(), &end.figures);

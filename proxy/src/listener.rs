@@ -1,6 +1,6 @@
 //! What all listening sides share: binding, accepting, counting connections, and ending them in order.
 //!
-//! The accept loop is this file's own, around pingora's listener, streams and applications: the one of pingora's
+//! The accept loop is this file's own, for pingora's applications: the one of pingora's
 //! `Service` waits a second after EMFILE, but after ENFILE, ENOBUFS or ENOMEM it tries again at once and for ever,
 //! with an ERROR line each time. Such an error leaves the connection in the queue, so the next try fails as well.
 
@@ -19,15 +19,15 @@ use mesh_shared::unix_socket::{self, ListenError};
 use nix::unistd::{Group, User};
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
-use pingora_core::protocols::l4::listener::Listener as Acceptor;
-use pingora_core::protocols::l4::stream as l4;
 use pingora_core::server::ShutdownWatch;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use crate::drain::Drain;
+use crate::io::accepted::Accepted;
 use crate::tcp;
 
 /// A socket that could not be opened.
@@ -260,8 +260,8 @@ impl Listener {
         let _open = drain.connection();
         let Self { socket, address, users, .. } = self;
         let acceptor = match &address {
-            Address::Tcp(_) => tokio::net::TcpListener::from_std(socket.into()).map(Acceptor::from),
-            Address::Unix(_) => tokio::net::UnixListener::from_std(socket.into()).map(Acceptor::from),
+            Address::Tcp(_) => TcpListener::from_std(socket.into()).map(Acceptor::Tcp),
+            Address::Unix(_) => UnixListener::from_std(socket.into()).map(Acceptor::Unix),
         };
         let acceptor = match acceptor {
             Ok(acceptor) => acceptor,
@@ -280,13 +280,11 @@ impl Listener {
                 accepted = accept(&acceptor) => accepted,
             };
             let error = match accepted {
-                Ok((mut stream, user)) => {
+                Ok((stream, user)) => {
                     pause = ACCEPT_PAUSE.0;
                     if users.as_ref().is_some_and(|users| !users.admit(user, &address)) {
                         continue;
                     }
-                    // A connection that is gone already shows with its first use.
-                    let _ = stream.set_nodelay();
                     let (app, shutdown, open) = (app.clone(), shutdown.clone(), drain.connection());
                     tokio::spawn(async move {
                         let _open = open;
@@ -318,15 +316,24 @@ impl AsFd for Listener {
     }
 }
 
+/// A socket whose connections are accepted.
+enum Acceptor {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
 /// The next connection, and on a unix socket the user that its other side had when it connected.
-async fn accept(acceptor: &Acceptor) -> io::Result<(l4::Stream, Option<u32>)> {
+async fn accept(acceptor: &Acceptor) -> io::Result<(Accepted, Option<u32>)> {
     match acceptor {
         Acceptor::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
             let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            Ok((stream.into(), user))
+            Ok((Accepted::Unix(stream), user))
         }
-        Acceptor::Tcp(_) => Ok((acceptor.accept().await?, None)),
+        Acceptor::Tcp(listener) => {
+            let (stream, from) = listener.accept().await?;
+            Ok((Accepted::tcp(stream, from), None))
+        }
     }
 }
 
@@ -346,9 +353,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// The remote address of an accepted connection, IPv4 in its plain form.
 pub fn remote_address(stream: &Stream) -> Option<SocketAddr> {
-    let digest = stream.get_socket_digest()?;
-    let address = *digest.peer_addr()?.as_inet()?;
-    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    stream.as_any().downcast_ref::<Accepted>()?.remote_address()
 }
 
 /// How many connections there are, and how many there may be.

@@ -40,7 +40,7 @@ mesh: {{enabled: true, landlock: {landlock}, node_name: {name}, agent_channel_po
 proxy:
   inbound: {{address: 127.0.0.1}}
   outbound: {{listen: 127.0.0.1:{outbound}}}
-  backend: {{address: 127.0.0.1:{backend}}}
+  backend: {{address: 127.0.0.1:{backend}, max_requests: {most_requests}}}
   limits: {{max_requests_per_second_per_peer: 0}}
   state_dir: {folder}
 registryd: {{socket: {folder}/registryd.sock}}
@@ -101,7 +101,7 @@ async def send(port, connections, requests, to="ct111"):
 class Mesh:
     """A sidecar that calls and those that it calls, with one agent behind them all."""
 
-    def __init__(self, folder, programs, landlock=True, called=("ct111",), backend=None):
+    def __init__(self, folder, programs, landlock=True, called=("ct111",), backend=None, most_requests=256):
         self.folder, self.programs = folder, programs
         self.children = []
         ca = os.path.join(folder, "ca")
@@ -126,7 +126,7 @@ class Mesh:
             self.configs[name] = os.path.join(at, "mesh.yaml")
             with open(self.configs[name], "w") as file:
                 file.write(CONFIG.format(name=name, inbound=self.inbound[name], outbound=outbound[name],
-                                         backend=self.backend, folder=at, ca=ca, landlock=str(landlock).lower()))
+                                         backend=self.backend, most_requests=most_requests, folder=at, ca=ca, landlock=str(landlock).lower()))
 
     def start(self, name, tool=()):
         command = [*tool, os.path.join(self.programs, "mesh-proxy"), "--config", self.configs[name]]

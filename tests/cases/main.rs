@@ -82,6 +82,7 @@ mod tunnels;
 mod unix_sockets;
 mod upgrading;
 mod uploads;
+mod waiting_connections;
 
 use std::io::Write;
 use std::process::{Command, Stdio};

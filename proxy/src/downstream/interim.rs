@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::io::readable::Readable;
 use crate::http::interim::{Interim, relayed, write_http1};
 
 /// What is to be written between hyper's answers.
@@ -74,6 +75,12 @@ impl<S: AsyncWrite + Unpin> WithAside<S> {
 
     fn poll_begun(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.begun { self.poll_aside(context) } else { Poll::Ready(Ok(())) }
+    }
+}
+
+impl<S: Readable> Readable for WithAside<S> {
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_readable(context)
     }
 }
 

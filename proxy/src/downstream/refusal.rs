@@ -21,6 +21,7 @@ use crate::caller::Connection;
 use crate::error::ProxyError;
 use crate::http::h1::MAX_HEADERS;
 use crate::http::problem::{self, Form};
+use crate::io::readable::Readable;
 use crate::metrics::METRICS;
 
 /// hyper's own answers are shorter.
@@ -35,8 +36,6 @@ pub struct Refusing<S> {
     connection: Arc<Connection>,
     /// HTTP/2 begins otherwise, and everything on it passes.
     protocol: Option<Protocol>,
-    /// How many answers had been given to hyper when it had last written all that it had.
-    written: u64,
     refusal: Option<Refusal>,
 }
 
@@ -57,7 +56,7 @@ struct Refusal {
 impl<S: AsyncRead + AsyncWrite + Unpin> Refusing<S> {
     /// Watches what hyper writes to `connection`.
     pub fn new(inner: S, connection: Arc<Connection>) -> Self {
-        Self { inner, connection, protocol: None, written: 0, refusal: None }
+        Self { inner, connection, protocol: None, refusal: None }
     }
 
     /// Whether the pieces that hyper is about to write are a refusal of its own. If so, another one is made of it.
@@ -68,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Refusing<S> {
             false => Protocol::Other,
         });
         if protocol == Protocol::Other
-            || self.connection.all_answered() != Some(self.written)
+            || self.connection.progress.all_written().is_none()
             || pieces.next().is_some()
         {
             return false;
@@ -149,13 +148,21 @@ fn put(bytes: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     }
 }
 
+impl<S: Readable> Readable for Refusing<S> {
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_readable(context)
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Refusing<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(context, buffer)
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        self.connection.progress.reads(read.is_pending());
+        read
     }
 }
 
@@ -166,6 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Refusing<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.connection.progress.writes();
         ready!(this.poll_rest(context))?;
         if this.refuses(std::iter::once(bytes)) {
             return Poll::Ready(Ok(bytes.len()));
@@ -179,6 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Refusing<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.connection.progress.writes();
         ready!(this.poll_rest(context))?;
         let filled = slices.iter().filter(|slice| !slice.is_empty());
         if this.refuses(filled.map(|slice| &**slice)) {
@@ -195,16 +204,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Refusing<S> {
         let this = &mut *self;
         ready!(this.poll_rest(context))?;
         // hyper flushes when it has nothing left to write. So what it was given before this is out, once this is done.
-        let given = this.connection.all_answered();
+        let given = this.connection.progress.all_answered();
         ready!(Pin::new(&mut this.inner).poll_flush(context))?;
-        if let Some(given) = given {
-            this.written = given;
-        }
+        this.connection.progress.has_written(given);
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.connection.progress.writes();
         ready!(this.poll_rest(context))?;
         if this.refusal.as_ref().is_none_or(|refusal| refusal.linger.is_none()) {
             ready!(Pin::new(&mut this.inner).poll_shutdown(context))?;
@@ -244,9 +252,9 @@ mod tests {
         let (near, mut refusing, connection) = refusing();
         refusing.flush().await.unwrap();
         // After an answer that is out.
-        connection.asks();
+        connection.progress.asks();
         refusing.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        connection.answers();
+        connection.progress.answers();
         refusing.flush().await.unwrap();
         refusing.write_all(OWN).await.unwrap();
         refusing.flush().await.unwrap();
@@ -264,15 +272,15 @@ mod tests {
         for case in ["under way", "not out", "tunnel", "http2"] {
             let (near, mut refusing, connection) = refusing();
             match case {
-                "under way" => connection.asks(),
+                "under way" => connection.progress.asks(),
                 "not out" => {
-                    connection.asks();
+                    connection.progress.asks();
                     refusing.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
                     refusing.flush().await.unwrap();
-                    connection.answers();
+                    connection.progress.answers();
                 }
                 "tunnel" => {
-                    connection.asks();
+                    connection.progress.asks();
                     refusing.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
                     refusing.flush().await.unwrap();
                 }

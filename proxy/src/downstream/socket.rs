@@ -10,6 +10,7 @@ use tokio::time::Sleep;
 
 use super::watch::Cut;
 use crate::io::read_ahead::ReadAhead;
+use crate::io::readable::Readable;
 
 /// A connection of which what waits to be taken is given up after a while.
 pub struct Socket<S> {
@@ -43,6 +44,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(Cut::Unread.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Readable for Socket<S> {
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_readable(context)
     }
 }
 

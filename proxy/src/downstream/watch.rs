@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::caller::Connection;
 use crate::http::h2::Frames;
+use crate::io::readable::Readable;
 use crate::rate::Rate;
 
 /// So many cancelled requests and other frames without content a peer may send in a second on one connection, for as
@@ -166,6 +167,13 @@ impl Http2 {
             (true, _) => Some(Instant::now()),
         };
         Ok(())
+    }
+}
+
+impl<S: Readable> Readable for Watched<S> {
+    /// Only for a connection on which a request has come: the first one is not waited for here.
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_readable(context)
     }
 }
 

@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::caller::{Caller, Connection};
 use crate::downstream;
+use crate::downstream::http1::Http1;
 use crate::downstream::socket::Socket;
 use crate::downstream::watch::Watched;
 use crate::drain::Drain;
@@ -56,7 +57,7 @@ pub struct Inbound {
     admission: Arc<Admission>,
     drain: Drain,
     timeouts: Timeouts,
-    http1: http1::Builder,
+    http1: Arc<http1::Builder>,
     http2: Server,
 }
 
@@ -78,7 +79,7 @@ impl Inbound {
             .max_header_size(proxy.limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS);
         let http2 = Server::new(&proxy.limits, proxy.timeouts.unread, Writer::Agent);
-        Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1, http2 }
+        Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1: http1.into(), http2 }
     }
 }
 
@@ -221,10 +222,10 @@ impl Inbound {
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
-                let (io, service) = downstream::http1(io, of.clone(), Writer::Agent, answer);
-                let connection = self.http1.serve_connection(io, service).with_upgrades();
-                let finish = http1::UpgradeableConnection::graceful_shutdown;
-                Box::pin(linger_to_end(connection, finish, &self.drain).map_err(Into::into))
+                let idle = Some(self.timeouts.header);
+                let connection =
+                    downstream::http1(self.http1.clone(), io, of.clone(), Writer::Agent, idle, answer);
+                Box::pin(linger_to_end(connection, Http1::graceful_shutdown, &self.drain).map_err(Into::into))
             }
         };
         async move {

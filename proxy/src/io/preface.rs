@@ -1,21 +1,14 @@
 //! Which version of HTTP a client speaks, by its first bytes: HTTP/2 begins with a preface that no HTTP/1.1 request looks
 //! like (RFC 9113, section 3.4).
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::rewound::Rewound;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A connection whose first bytes are read once more.
-pub struct Rewound<S> {
-    inner: S,
-    first: [u8; PREFACE.len()],
-    /// Which of them are still to be read.
-    left: std::ops::Range<usize>,
-}
 
 /// Waits for a client's first bytes. Whether they are those of HTTP/2.
 ///
@@ -29,54 +22,7 @@ pub async fn is_http2<S: AsyncRead + Unpin>(mut inner: S) -> io::Result<(bool, R
             read => came += read,
         }
     }
-    Ok((first == *PREFACE, Rewound { inner, first, left: 0..came }))
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.left.is_empty() {
-            return Pin::new(&mut this.inner).poll_read(context, buffer);
-        }
-        let taken = this.left.len().min(buffer.remaining());
-        buffer.put_slice(&this.first[this.left.clone()][..taken]);
-        this.left.start += taken;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
-    }
+    Ok((first == *PREFACE, Rewound::new(inner, Bytes::copy_from_slice(&first[..came]))))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::readable::Readable;
+
 /// As much as a system call brings at once.
 const READ_BYTES: usize = 64 * 1024;
 /// Whoever reads this much at a time has a buffer of its own.
@@ -47,11 +49,13 @@ impl<S: AsyncRead + Unpin> ReadAhead<S> {
     /// # Errors
     /// Of the connection.
     pub async fn readable(&mut self) -> io::Result<()> {
-        std::future::poll_fn(|context| self.poll_ahead(context)).await
+        std::future::poll_fn(|context| self.poll_readable(context)).await
     }
+}
 
+impl<S: AsyncRead + Unpin> Readable for ReadAhead<S> {
     /// Reads where nothing is left of the last read.
-    fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_some() {
             return Poll::Ready(Ok(()));
         }
@@ -78,7 +82,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
         if this.ahead.is_none() && buffer.remaining() >= LARGE_BYTES {
             return Pin::new(&mut this.inner).poll_read(context, buffer);
         }
-        ready!(this.poll_ahead(context))?;
+        ready!(this.poll_readable(context))?;
         if let Some(ahead) = &mut this.ahead {
             let taken = buffer.remaining().min(ahead.end - ahead.start);
             buffer.put_slice(&ahead.buffer[ahead.start..][..taken]);

@@ -16,7 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::caller::{ActingAgent, Caller, Connection, Program};
 use crate::downstream;
+use crate::downstream::http1::Http1;
 use crate::downstream::socket::Socket;
+use crate::io::readable::Readable;
 use crate::drain::Drain;
 use crate::http::body::ResponseBody;
 use crate::http::h1;
@@ -39,7 +41,7 @@ pub struct Outbound {
     unread: Option<Duration>,
     /// Whether it was said already that all places are taken.
     full: AtomicBool,
-    http1: http1::Builder,
+    http1: Arc<http1::Builder>,
     http2: Server,
 }
 
@@ -66,7 +68,7 @@ impl Outbound {
             .max_headers(h1::MAX_HEADERS)
             .writev(false);
         let http2 = Server::new(limits, unread, Writer::Sidecar);
-        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http1, http2 }
+        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http1: http1.into(), http2 }
     }
 }
 
@@ -100,7 +102,7 @@ impl OutboundListener {
     /// Serves HTTP on a connection, or inside a tunnel.
     fn serve<I>(self: &Arc<Self>, io: I, from: &Arc<Connection>) -> impl Future<Output = ()> + Send + use<I>
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     {
         let this = self.clone();
         let drain = this.outbound.drain.clone();
@@ -133,10 +135,9 @@ impl OutboundListener {
                 let connection = this.outbound.http2.serve(io, answer, None);
                 linger_to_end(connection, server::Connection::graceful_shutdown, &drain).await
             } else {
-                let (io, service) = downstream::http1(io, from, Writer::Sidecar, answer);
-                let connection = this.outbound.http1.serve_connection(io, service).with_upgrades();
-                let finish = http1::UpgradeableConnection::graceful_shutdown;
-                linger_to_end(connection, finish, &drain).await.map_err(Into::into)
+                let http1 = this.outbound.http1.clone();
+                let connection = downstream::http1(http1, io, from, Writer::Sidecar, None, answer);
+                linger_to_end(connection, Http1::graceful_shutdown, &drain).await.map_err(Into::into)
             };
             if let Err(error) = ended {
                 tracing::debug!(target: "Outbound", "a local connection ended: {error}");
@@ -169,7 +170,8 @@ impl OutboundListener {
                         None => return,
                     },
                     None => match http1.await {
-                        Ok(tunnel) => inside.serve(TokioIo::new(tunnel), &through).await,
+                        // Its connection's own socket notices that it stalls.
+                        Ok(tunnel) => inside.serve(Socket::new(TokioIo::new(tunnel), None), &through).await,
                         Err(_) => return,
                     },
                 }
