@@ -30,14 +30,14 @@ use refusal::Refusing;
 /// A request as hyper reads it.
 type Parsed = Request<hyper::body::Incoming>;
 
-/// Serves HTTP/1.1 on `stream`, as `builder` says: `answer` gives `writer`'s answers, with the interim ones before them. `idle`:
-/// for how long it waits for a request.
+/// Serves HTTP/1.1 on `stream`, as `builder` says, which allows `header` for the head of each request: `answer` gives `writer`'s
+/// answers, with the interim ones before them.
 pub fn http1<S, F>(
     builder: Arc<Builder>,
     stream: S,
     connection: Arc<Connection>,
     writer: Writer,
-    idle: Option<Duration>,
+    header: Option<Duration>,
     answer: impl Fn(Request<Incoming>, Arc<Interim>) -> F + Unpin,
 ) -> Http1<S, impl Service<Parsed, Response = Response<ResponseBody>, Error = Infallible, Future: Send> + Unpin>
 where
@@ -51,5 +51,5 @@ where
         let interim = Interim::new(&request, writer);
         aside.relay(interim.clone(), answer(request, interim))
     });
-    Http1::new(builder, stream, connection, idle, service)
+    Http1::new(builder, stream, connection, header, service)
 }

@@ -71,8 +71,8 @@ pub enum ProxyError {
     #[error("{peer} sends revocation lists too often")]
     ListsTooOften { peer: String },
     #[error(
-        "the agent behind this sidecar already has {most} requests, and no slot became free within {waited_ms} ms \
-         ({key})"
+        "no slot at the agent behind this sidecar became free for this caller within {waited_ms} ms; there are {most}, of \
+         which one caller gets at most seven eighths ({key})"
     )]
     AgentBusy { most: usize, waited_ms: u128, key: &'static str },
 

@@ -40,8 +40,8 @@ mesh: {{enabled: true, landlock: {landlock}, node_name: {name}, agent_channel_po
 proxy:
   inbound: {{address: 127.0.0.1}}
   outbound: {{listen: 127.0.0.1:{outbound}}}
-  backend: {{address: 127.0.0.1:{backend}, max_requests: {most_requests}}}
-  limits: {{max_requests_per_second_per_peer: 0}}
+  backend: {{address: 127.0.0.1:{backend}{agent}}}
+  limits: {{max_requests_per_second_per_peer: 0{limits}}}
   state_dir: {folder}
 registryd: {{socket: {folder}/registryd.sock}}
 """
@@ -99,9 +99,10 @@ async def send(port, connections, requests, to="ct111"):
 
 
 class Mesh:
-    """A sidecar that calls and those that it calls, with one agent behind them all."""
+    """A sidecar that calls and those that it calls, with one agent behind them all. `agent` and `limits` are more keys of
+    proxy.backend and proxy.limits."""
 
-    def __init__(self, folder, programs, landlock=True, called=("ct111",), backend=None, most_requests=256):
+    def __init__(self, folder, programs, landlock=True, called=("ct111",), backend=None, agent="", limits=""):
         self.folder, self.programs = folder, programs
         self.children = []
         ca = os.path.join(folder, "ca")
@@ -126,7 +127,7 @@ class Mesh:
             self.configs[name] = os.path.join(at, "mesh.yaml")
             with open(self.configs[name], "w") as file:
                 file.write(CONFIG.format(name=name, inbound=self.inbound[name], outbound=outbound[name],
-                                         backend=self.backend, most_requests=most_requests, folder=at, ca=ca, landlock=str(landlock).lower()))
+                                         backend=self.backend, agent=agent, limits=limits, folder=at, ca=ca, landlock=str(landlock).lower()))
 
     def start(self, name, tool=()):
         command = [*tool, os.path.join(self.programs, "mesh-proxy"), "--config", self.configs[name]]

@@ -3,7 +3,8 @@
 
     tests/bench/linear.py --bench ../shared/bench --adapter tests/bench/mesh.py --peers haproxy,haproxy_h2,nginx,mesh
 
-The pairs and their loads are those of the side-by-side bench (README.md here). What it has no load for is made here: event
+The pairs and their loads are those of the side-by-side bench (README.md here); each load goes to all pairs one after the other, so
+that what the machine does meanwhile hits them alike. What it has no load for is made here: event
 streams, and a sidecar that calls many peers, which is measured for this repository's sidecars only. Prints tables; takes
 about a minute for each pair.
 """
@@ -11,20 +12,20 @@ about a minute for each pair.
 import argparse
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 
-HERE = os.path.dirname(os.path.realpath(__file__))
+from counts import HERE, Mesh
+
 CONNECTIONS = (1, 8, 64, 512, 2048)
 BODIES = {"200 B": 200, "16 KiB": 16 << 10, "1 MiB": 1 << 20, "1 GiB": 1 << 30}
 PEERS = (1, 10, 100)
 STREAMS, EVENTS_PER_SECOND = 1000, 10
-TICKS = os.sysconf("SC_CLK_TCK")
 EVENT = b"data: {\"token\": \"word\"}\n\n"
 
 
@@ -33,15 +34,6 @@ def load(path, name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def cpu_seconds(pids):
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS
 
 
 class Table:
@@ -60,17 +52,22 @@ class Table:
         sys.stdout.flush()
 
 
+def cpu_seconds(peer):
+    """Of both sidecars, so far."""
+    from benchlib import procs
+    return procs.cpu_seconds([pid for side in peer.trees() for pid in side])
+
+
 def measured(peer, run):
     """What a load counts, and the CPU seconds of both sidecars meanwhile."""
-    pids = [pid for side in peer.trees() for pid in side]
-    before = cpu_seconds(pids)
+    before = cpu_seconds(peer)
     outcome = run()
-    return outcome, cpu_seconds(pids) - before
+    return outcome, cpu_seconds(peer) - before
 
 
-def connections(bench, peer, table, seconds):
+def connections(bench, table, seconds):
     script = os.path.join(bench.here, "loadtool", "post.lua")
-    for count in CONNECTIONS:
+    for count, peer in itertools.product(CONNECTIONS, bench.peers):
         command = ["wrk", "-t1", f"-c{count}", f"-d{seconds}s", "--timeout", "10s", "-s", script,
                    f"http://127.0.0.1:{peer.port}/api/message"]
 
@@ -86,26 +83,25 @@ def connections(bench, peer, table, seconds):
                   f"{result['count'] / result['secs']:.0f}/s, {cpu / result['count'] * 1e6:.0f} µs{failed}")
 
 
-def bodies(bench, peer, table, seconds):
-    for way in ("down", "up"):
-        for name, size in BODIES.items():
-            path = f"/body-{size}" if way == "down" else "/api/upload"
-            command = [bench.loadtool, "xfer", "--port", str(peer.port), "--secs", str(seconds), "--conns", "2",
-                       "--dir", way, "--size", str(size), "--path", path]
+def bodies(bench, table, seconds):
+    for way, (name, size), peer in itertools.product(("down", "up"), BODIES.items(), bench.peers):
+        path = f"/body-{size}" if way == "down" else "/api/upload"
+        command = [bench.loadtool, "xfer", "--port", str(peer.port), "--secs", str(seconds), "--conns", "2",
+                   "--dir", way, "--size", str(size), "--path", path]
 
-            def run():
-                out = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
-                try:
-                    return json.loads(out.stdout.splitlines()[-1])
-                except (IndexError, ValueError):
-                    return None
-            result, cpu = measured(peer, run)
-            if not result or not result.get("count"):
-                table.add(f"{name} {way}", peer.name, "failed")
-                continue
-            each = cpu / result["count"]
-            text = f"{each * 1e6:.0f} µs" if size < 1 << 20 else f"{each * (1 << 30) / size:.2f} s/GiB"
-            table.add(f"{name} {way}", peer.name, text)
+        def run():
+            out = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
+            try:
+                return json.loads(out.stdout.splitlines()[-1])
+            except (IndexError, ValueError):
+                return None
+        result, cpu = measured(peer, run)
+        if not result or not result.get("count"):
+            table.add(f"{name} {way}", peer.name, "failed")
+            continue
+        each = cpu / result["count"]
+        text = f"{each * 1e6:.0f} µs" if size < 1 << 20 else f"{each * (1 << 30) / size:.2f} s/GiB"
+        table.add(f"{name} {way}", peer.name, text)
 
 
 async def events_server(reader, writer):
@@ -138,10 +134,9 @@ async def streams(peer, seconds):
             seen += piece.count(b"data: ")
     readers = [asyncio.create_task(read(reader)) for reader, _ in opened]
     await asyncio.sleep(1)
-    pids = [pid for side in peer.trees() for pid in side]
-    before, cpu = seen, cpu_seconds(pids)
+    before, cpu = seen, cpu_seconds(peer)
     await asyncio.sleep(seconds)
-    events, cpu = seen - before, cpu_seconds(pids) - cpu
+    events, cpu = seen - before, cpu_seconds(peer) - cpu
     for task in readers:
         task.cancel()
     for _, writer in opened:
@@ -175,11 +170,11 @@ async def serve_events():
 
 def many_peers(programs, backend_port, table, seconds):
     """One sidecar that calls so many nodes in turn, each with a sidecar of its own."""
-    counts = load(os.path.join(HERE, "counts.py"), "counts")
+    from benchlib import procs
     for count in PEERS:
         with tempfile.TemporaryDirectory(prefix="mesh-linear-") as folder:
             names = [f"ct{200 + number}" for number in range(count)]
-            mesh = counts.Mesh(folder, programs, called=names, backend=backend_port)
+            mesh = Mesh(folder, programs, called=names, backend=backend_port)
             try:
                 pids = [mesh.start(name).pid for name in ["ct110", *names]]
                 for name in names:
@@ -193,10 +188,10 @@ def many_peers(programs, backend_port, table, seconds):
                         '  return wrk.format(nil, "/nodes/ct" .. (200 + number) .. "/api/message")\nend\n'
                         'done = function(summary)\n  local e = summary.errors\n  io.write(string.format("COUNT %d %d\\n", '
                         'summary.requests, e.connect + e.read + e.write + e.status + e.timeout))\nend\n')
-                before = cpu_seconds(pids)
+                before = procs.cpu_seconds(pids)
                 out = subprocess.run(["wrk", "-t1", "-c64", f"-d{seconds}s", "-s", script, f"http://127.0.0.1:{mesh.outbound}/"],
                                      check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
-                cpu = cpu_seconds(pids) - before
+                cpu = procs.cpu_seconds(pids) - before
                 requests, failed = map(int, out.split("COUNT ")[1].split())
                 failed = f", {failed} failed" if failed else ""
                 table.add(f"{count}", "mesh", f"{requests / seconds:.0f}/s, {cpu / requests * 1e6:.0f} µs{failed}")
@@ -236,11 +231,10 @@ def main():
                 file.truncate(size)
         for peer in bench.peers:
             peer.start()
-            try:
-                connections(bench, peer, by_connections, options.seconds)
-                bodies(bench, peer, by_body, options.seconds)
-            finally:
-                peer.stop()
+        connections(bench, by_connections, options.seconds)
+        bodies(bench, by_body, options.seconds)
+        for peer in bench.peers:
+            peer.stop()
         by_connections.show()
         by_body.show()
         for peer in bench.peers:

@@ -27,7 +27,7 @@ mesh: {{enabled: true, node_name: {node}, agent_channel_port: {ctx.b_port},
 proxy:
   inbound: {{address: 127.0.0.1}}
   outbound: {{listen: 127.0.0.1:{outbound}}}
-  backend: {{address: 127.0.0.1:{ctx.backend_port}, max_requests: 4096}}
+  backend: {{address: 127.0.0.1:{ctx.backend_port}, max_requests: 4096, max_event_streams: 4096}}
   # The load is one peer that sends as fast as it can.
   limits: {{max_body_bytes: 1073741824, max_requests_per_second_per_peer: 0, max_requests_per_peer: 4096}}
   state_dir: {ctx.dir}/b

@@ -14,7 +14,7 @@ use hyper::server::conn::http1::{Builder, UpgradeableConnection};
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::interim::WithAside;
 use super::refusal::Refusing;
@@ -23,7 +23,8 @@ use crate::http::body::ResponseBody;
 use crate::io::readable::Readable;
 use crate::io::rewound::Rewound;
 
-/// Where requests follow each other sooner than this, hyper's buffers are kept between them.
+/// Where requests follow each other sooner than this, hyper's buffers are kept between them. Not for so long that hyper would
+/// take the pause for a head that is slow to come.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What hyper reads and writes. Boxed, because it comes and goes between hyper and here.
@@ -37,8 +38,7 @@ where
 {
     builder: Arc<Builder>,
     connection: Arc<Connection>,
-    /// For how long it may wait for a request.
-    idle: Option<Duration>,
+    quiet_for: Duration,
     state: State<S, V>,
     /// Its last request came soon after the one before.
     is_busy: bool,
@@ -63,7 +63,6 @@ struct Waiting<S, V> {
     io: Layers<S>,
     service: V,
     since: Instant,
-    end: Option<Pin<Box<Sleep>>>,
 }
 
 struct Quiet {
@@ -77,13 +76,12 @@ where
     S: AsyncRead + AsyncWrite + Readable + Unpin + Send + 'static,
     V: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible> + Unpin,
 {
-    /// Gives the requests on `stream` to `service`, as `builder` says. `idle`: for how long it waits for one, which `builder`
-    /// has to say too.
+    /// Gives the requests on `stream` to `service`, as `builder` says, which allows `header` for the head of each.
     pub fn new(
         builder: Arc<Builder>,
         stream: WithAside<Refusing<S>>,
         connection: Arc<Connection>,
-        idle: Option<Duration>,
+        header: Option<Duration>,
         service: V,
     ) -> Self {
         let layers = Box::new(Rewound::new(stream, Bytes::new()));
@@ -91,7 +89,7 @@ where
         Self {
             builder,
             connection,
-            idle,
+            quiet_for: header.map_or(QUIET, |header| QUIET.min(header / 2)),
             state,
             is_busy: false,
             quiet: None,
@@ -122,14 +120,14 @@ where
         if self.is_busy {
             let quiet = self
                 .quiet
-                .get_or_insert_with(|| Quiet { after: requests, over: Box::pin(sleep(QUIET)) });
+                .get_or_insert_with(|| Quiet { after: requests, over: Box::pin(sleep(self.quiet_for)) });
             loop {
                 ready!(quiet.over.as_mut().poll(context));
                 if quiet.after == requests {
                     break;
                 }
                 quiet.after = requests;
-                quiet.over.as_mut().reset(Instant::now() + QUIET);
+                quiet.over.as_mut().reset(Instant::now() + self.quiet_for);
             }
         }
         self.quiet = None;
@@ -146,9 +144,7 @@ where
             io.rewind(parts.read_buf);
             return State::Served(self::served(&self.builder, io, service));
         }
-        let since = Instant::now();
-        let end = self.idle.map(|idle| Box::pin(sleep_until(since + idle)));
-        State::Waits(Waiting { io, service, since, end })
+        State::Waits(Waiting { io, service, since: Instant::now() })
     }
 }
 
@@ -182,17 +178,13 @@ where
                     this.take_back(*served)
                 }
                 State::Waits(mut waiting) => {
-                    let is_over = |end: &mut Pin<Box<Sleep>>| end.as_mut().poll(context).is_ready();
-                    if waiting.end.as_mut().is_some_and(is_over) {
-                        State::Closes(waiting.io)
-                    } else if waiting.io.poll_readable(context).is_pending() {
+                    if waiting.io.poll_readable(context).is_pending() {
                         this.state = State::Waits(waiting);
                         return Poll::Pending;
-                    } else {
-                        // What failed fails again.
-                        this.is_busy = waiting.since.elapsed() < QUIET;
-                        State::Served(served(&this.builder, waiting.io, waiting.service))
                     }
+                    // What failed fails again.
+                    this.is_busy = waiting.since.elapsed() < this.quiet_for;
+                    State::Served(served(&this.builder, waiting.io, waiting.service))
                 }
                 State::Closes(mut io) => {
                     // Whoever waits on the other side finds the end either way.

@@ -12,8 +12,8 @@ use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::io::readable::Readable;
 use crate::http::interim::{Interim, relayed, write_http1};
+use crate::io::readable::Readable;
 
 /// What is to be written between hyper's answers.
 #[derive(Clone, Default)]

@@ -26,7 +26,7 @@ pub fn connection_window_bytes(window_bytes: u32, streams: u32) -> u32 {
     window_bytes.saturating_mul(streams).min(MAX_WINDOW_BYTES)
 }
 
-/// Four TLS records a frame.
+/// Four TLS records a frame, and its header. TLS takes that much at a time ([`crate::tls::WRITE_BYTES`]).
 pub const FRAME_BYTES: u32 = 64 * 1024;
 /// How much of one stream waits to be sent, whatever the other side's windows are; a piece that was taken from the
 /// source comes on top.

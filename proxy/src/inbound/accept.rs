@@ -41,7 +41,7 @@ use crate::live::refused::REFUSED;
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::verify::PeerIdentity;
-use crate::tls::{failure, trust};
+use crate::tls::{WRITE_BYTES, failure, trust};
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
 const DENIED: Duration = Duration::from_secs(2);
@@ -79,7 +79,15 @@ impl Inbound {
             .max_header_size(proxy.limits.max_header_bytes as usize)
             .max_headers(h1::MAX_HEADERS);
         let http2 = Server::new(&proxy.limits, proxy.timeouts.unread, Writer::Agent);
-        Self { credentials, pipeline, admission, drain, timeouts: proxy.timeouts.clone(), http1: http1.into(), http2 }
+        Self {
+            credentials,
+            pipeline,
+            admission,
+            drain,
+            timeouts: proxy.timeouts.clone(),
+            http1: http1.into(),
+            http2,
+        }
     }
 }
 
@@ -178,8 +186,9 @@ impl Inbound {
             () = self.drain.lingered() => return None,
         };
         let (why, reason) = match outcome {
-            Ok(Ok(tls)) => match identify(&credentials, &tls, address) {
+            Ok(Ok(mut tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
+                    tls.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
                     let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
                     METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));
@@ -222,9 +231,9 @@ impl Inbound {
                 Box::pin(run_to_end(connection, finish, shutdown.clone()))
             }
             false => {
-                let idle = Some(self.timeouts.header);
+                let header = Some(self.timeouts.header);
                 let connection =
-                    downstream::http1(self.http1.clone(), io, of.clone(), Writer::Agent, idle, answer);
+                    downstream::http1(self.http1.clone(), io, of.clone(), Writer::Agent, header, answer);
                 Box::pin(linger_to_end(connection, Http1::graceful_shutdown, &self.drain).map_err(Into::into))
             }
         };

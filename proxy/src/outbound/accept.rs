@@ -18,7 +18,6 @@ use crate::caller::{ActingAgent, Caller, Connection, Program};
 use crate::downstream;
 use crate::downstream::http1::Http1;
 use crate::downstream::socket::Socket;
-use crate::io::readable::Readable;
 use crate::drain::Drain;
 use crate::http::body::ResponseBody;
 use crate::http::h1;
@@ -28,6 +27,7 @@ use crate::http::headers::Writer;
 use crate::http::incoming::Incoming;
 use crate::http::interim::Interim;
 use crate::io::preface;
+use crate::io::readable::Readable;
 use crate::listener::{Connections, linger_to_end, remote_address};
 use crate::metrics::{Limit, METRICS};
 use crate::outbound::destination::Destination;
@@ -68,7 +68,15 @@ impl Outbound {
             .max_headers(h1::MAX_HEADERS)
             .writev(false);
         let http2 = Server::new(limits, unread, Writer::Sidecar);
-        Self { pipeline, connections, drain, unread, full: AtomicBool::new(false), http1: http1.into(), http2 }
+        Self {
+            pipeline,
+            connections,
+            drain,
+            unread,
+            full: AtomicBool::new(false),
+            http1: http1.into(),
+            http2,
+        }
     }
 }
 

@@ -26,8 +26,8 @@ use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
-use crate::tls::trust;
 use crate::tls::verify::WrongPeer;
+use crate::tls::{WRITE_BYTES, trust};
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -108,6 +108,7 @@ async fn handshake(
         anew.resumption = rustls::client::Resumption::disabled();
         tls = connect_tls(route, &Arc::new(anew), &name, connected).await?;
     }
+    tls.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
     tcp::prepare_peer(tls.get_ref().0.get_ref(), tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
     let chain = chain(&tls);
     let leaf = chain.first().map(|leaf| snapshot.servers.read(leaf)).transpose().ok().flatten();

@@ -516,7 +516,7 @@ pub const KEYS: &[Key] = &[
         "proxy.timeouts.header_ms",
         MS,
         "30000",
-        "Time for a peer on HTTP/1.1 to complete the headers of its next request.",
+        "Time for a peer to complete the headers of a request, once they have begun.",
     ),
     number(
         "proxy.timeouts.first_request_ms",
