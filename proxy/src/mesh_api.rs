@@ -68,12 +68,7 @@ pub fn endpoint(request: &Parts) -> Result<Option<(Endpoint, &'static str)>, Pro
     }
 }
 
-/// Whether the mesh answers this path itself, with whatever method: no agent sees the request.
-pub fn is_of_mesh(request: &Parts) -> bool {
-    !matches!(endpoint(request), Ok(None))
-}
-
-/// Whether this is a path of the mesh's own, however it is spelled.
+/// Whether the mesh answers this path itself, with whatever method and however it is spelled: no agent sees the request.
 pub fn is_path_of_mesh(path: &str) -> bool {
     known(path).is_some_and(|path| path != MESSAGE)
 }

@@ -226,7 +226,7 @@ impl Pipeline {
             Destination::Agent(agent) => Some(agent.clone()),
             Destination::Registry | Destination::Certificates => None,
         };
-        let of_mesh = mesh_api::is_of_mesh(&parts);
+        let of_mesh = mesh_api::is_path_of_mesh(parts.uri.path());
         self.check_rules(&destination, agent.as_ref(), &parts, of_mesh)?;
         exchange.check_size(&body)?;
         headers::remove_hop_by_hop(&mut parts.headers);
@@ -242,7 +242,8 @@ impl Pipeline {
         let to = match destination {
             Destination::Registry => {
                 exchange.show();
-                let sent = self.registry.send(Request::from_parts(parts, body)).await;
+                // Boxed, so that the future of every other request is small.
+                let sent = Box::pin(self.registry.send(Request::from_parts(parts, body))).await;
                 return sent.map(|response| response.map(ResponseBody::passing));
             }
             Destination::Certificates => return Ok(self.certificates()),
