@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use mesh_telemetry::{Recorder, TraceContext, recorder};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
@@ -92,21 +93,25 @@ struct Deadline {
 
 impl Exchange {
     /// Begins with the head of a request.
-    pub fn begin<B>(
+    pub fn begin(
         connection: &Arc<Connection>,
-        request: &Request<B>,
+        request: &Request<Incoming>,
         interim: Arc<Interim>,
         subject: Subject,
         rules: Rules,
     ) -> Self {
         connection.progress.asks();
+        let traffic = Traffic::new(interim);
+        if request.body().is_end_stream() {
+            traffic.request.end(Ending::Complete);
+        }
         Self {
             account: Account::new(
                 request.method().clone(),
                 request.uri().clone(),
                 TraceContext::read(request.headers(), recorder().map(Recorder::sampler)),
                 subject,
-                Arc::new(Traffic::new(interim)),
+                Arc::new(traffic),
             ),
             connection: connection.clone(),
             counters: connection.counters.clone(),
@@ -261,6 +266,10 @@ impl Exchange {
                 self.problem(cause)
             }
         };
+        if self.is_http1() {
+            // By this, hyper tells a caller of HTTP/1.0 whether its connection is kept.
+            *response.version_mut() = Version::HTTP_11;
+        }
         // A caller that was never told to send the body cannot use the connection again (RFC 9110, section 10.1.1).
         let interim = &self.account.traffic.interim;
         let unsent = interim.expects() && !interim.continues();

@@ -12,12 +12,14 @@ use mesh_shared::{certificate, check, daemon};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// A thread's caches hold what the requests of one turn of its loop need. With jemalloc's own sizes they overflow, and are
-/// emptied and filled again with each turn.
+/// A thread of jemalloc's own gives back what is free: by themselves, workers do so only while they have much to do. Their
+/// caches hold what the requests of one turn of their loops need; with jemalloc's sizes they overflow, and are emptied and filled
+/// again with each turn.
 #[cfg(feature = "jemalloc")]
 #[allow(unsafe_code, reason = "jemalloc finds its options by this name")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static ALLOCATOR_OPTIONS: &[u8; 52] = b"tcache_nslots_small_max:1000,lg_tcache_nslots_mul:4\0";
+pub static ALLOCATOR_OPTIONS: &[u8; 75] =
+    b"background_thread:true,tcache_nslots_small_max:1000,lg_tcache_nslots_mul:4\0";
 
 fn main() -> ExitCode {
     daemon::main(&daemon::MESH_PROXY, check::mesh_proxy, needs, run)

@@ -55,7 +55,7 @@ class Http2:
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
-        self.stream = -1
+        self.stream, self.answer, self.reads = -1, None, None
 
     def frame(self, kind, flags, stream, payload=b""):
         self.writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload)
@@ -63,28 +63,39 @@ class Http2:
     def begin(self):
         self.writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self.frame(self.SETTINGS, 0, 0)
+        self.reads = asyncio.create_task(self.read())
+
+    async def read(self):
+        """Takes what comes, and answers pings also while no request is under way."""
+        good = False
+        try:
+            while True:
+                header = await self.reader.readexactly(9)
+                kind, flags, stream = header[3], header[4], int.from_bytes(header[5:], "big")
+                payload = await self.reader.readexactly(int.from_bytes(header[:3], "big"))
+                if kind in (self.SETTINGS, self.PING) and not flags & self.ACK:
+                    self.frame(kind, self.ACK, 0, payload if kind == self.PING else b"")
+                elif stream == self.stream:
+                    # 200 is entry 8 of the table. What resets the stream ends it.
+                    good |= kind == self.HEADERS and payload[:1] == b"\x88"
+                    if kind == 3 or (flags & 1 and kind < 2):
+                        self.answer.set_result(good)
+                        good = False
+        except (asyncio.IncompleteReadError, OSError) as error:
+            if self.answer and not self.answer.done():
+                self.answer.set_exception(error)
 
     async def exchange(self):
         def literal(index, text):
             return bytes([index, len(text)]) + text
         self.stream += 2
+        self.answer = asyncio.get_running_loop().create_future()
         # POST, https, then :path, :authority and content-type by their index in HPACK's table (RFC 7541, appendix A).
         head = (b"\x83\x87" + literal(4, b"/api/message") + literal(1, b"ct111.mesh")
                 + b"\x0f\x10" + literal(16, b"application/json")[1:])
         self.frame(self.HEADERS, 4, self.stream, head)
         self.frame(0, 1, self.stream, BODY)
-        good = False
-        while True:
-            header = await self.reader.readexactly(9)
-            kind, flags, stream = header[3], header[4], int.from_bytes(header[5:], "big")
-            payload = await self.reader.readexactly(int.from_bytes(header[:3], "big"))
-            if kind in (self.SETTINGS, self.PING) and not flags & self.ACK:
-                self.frame(kind, self.ACK, 0, payload if kind == self.PING else b"")
-            elif stream == self.stream:
-                # 200 is entry 8 of the table. What resets the stream ends it.
-                good |= kind == self.HEADERS and payload[:1] == b"\x88"
-                if kind == 3 or (flags & 1 and kind < 2):
-                    return good
+        return await self.answer
 
 
 def resident_kib(pid):

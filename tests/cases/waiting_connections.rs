@@ -167,11 +167,69 @@ async fn it_may_wait_for_as_long_as_it_likes_and_a_head_that_has_begun_may_not()
             get(&mut *stream, &format!("{at}/x")).await;
             sleep(PAUSE).await;
         }
+        // Also where the last request had trailers, or was refused at once.
+        let trailers = "POST {at}/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n\
+                        3\r\nabc\r\n0\r\nx-end: 1\r\n\r\n";
+        send(&mut *stream, &trailers.replace("{at}", at)).await;
+        let mut read = Vec::new();
+        within("an answer", async {
+            while !read.ends_with(b"0\r\n\r\n") {
+                read.push(stream.read_u8().await.expect("an answer"));
+            }
+        })
+        .await;
+        sleep(PAUSE).await;
+        let refused = format!("GET {at}/x HTTP/1.1\r\nhost: localhost\r\ngrpc-timeout: never\r\n\r\n");
+        send(&mut *stream, &refused).await;
+        assert!(answer(&mut *stream).await.0.starts_with("http/1.1 400 "));
+        sleep(PAUSE).await;
+        get(&mut *stream, &format!("{at}/x")).await;
         if at.is_empty() {
             send(&mut *stream, "GET /x HTTP/1.1\r\nhost: ").await;
             let mut read = Vec::new();
             let _ = within("its end", stream.read_to_end(&mut read)).await;
             assert!(!process::text(&read).contains(" 200 "));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_the_rest_of_a_head() {
+    for part in ["\r\n", "GET /x HT"] {
+        let mesh = Mesh::new();
+        let plan = mesh.node("ct110").agent("opus");
+        let patient = plan
+            .with(|config| config["proxy"]["timeouts"] = json!({"drain_ms": 600_000, "header_ms": 600_000}));
+        let mut node = patient.start().await;
+        node.reaches("ct110").await;
+        let mut open = Vec::new();
+        for (at, mut stream) in connections(&mesh, &node).await {
+            get(&mut *stream, &format!("{at}/x")).await;
+            sleep(PAUSE).await;
+            send(&mut *stream, part).await;
+            open.push(stream);
+        }
+        sleep(PAUSE).await;
+        node.proxy().signal(libc::SIGTERM);
+        assert!(within("its end", node.proxy().exited()).await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_caller_of_http_1_0_is_told_that_its_connection_is_kept() {
+    let mesh = Mesh::new();
+    let node = mesh.start("ct110", "opus").await;
+    node.reaches("ct110").await;
+    for (at, mut stream) in connections(&mesh, &node).await {
+        for _ in 0..2 {
+            send(
+                &mut *stream,
+                &format!("GET {at}/x HTTP/1.0\r\nhost: localhost\r\nconnection: keep-alive\r\n\r\n"),
+            )
+            .await;
+            let (head, body) = answer(&mut *stream).await;
+            assert!(head.contains("connection: keep-alive\r\n"), "{head}");
+            assert_eq!(body, "GET /x");
         }
     }
 }

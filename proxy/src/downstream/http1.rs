@@ -102,10 +102,16 @@ where
     pub fn graceful_shutdown(mut self: Pin<&mut Self>) {
         self.finishes = true;
         self.state = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Served(mut served) => {
-                Pin::new(&mut *served).graceful_shutdown();
-                State::Served(served)
-            }
+            State::Served(mut served) => match self.connection.progress.idle_after() {
+                // Made anew after a pause, hyper's connection would wait for the head of which it has read a part.
+                Some(_) => {
+                    served.into_parts().map_or(State::Ended, |parts| State::Closes(parts.io.into_inner()))
+                }
+                None => {
+                    Pin::new(&mut *served).graceful_shutdown();
+                    State::Served(served)
+                }
+            },
             State::Waits(waiting) => State::Closes(waiting.io),
             state => state,
         };
@@ -131,16 +137,16 @@ where
             }
         }
         self.quiet = None;
-        self.read_on = requests;
         Poll::Ready(())
     }
 
     /// Takes the connection back from hyper, unless hyper has read some of the next request.
-    fn take_back(&self, served: Served<S, V>) -> State<S, V> {
+    fn take_back(&mut self, served: Served<S, V>) -> State<S, V> {
         // Only none where the connection has left HTTP, and then it was ready.
         let Some(parts) = served.into_parts() else { return State::Ended };
         let (mut io, service) = (parts.io.into_inner(), parts.service);
         if !parts.read_buf.is_empty() {
+            self.read_on = self.connection.progress.idle_after().unwrap_or_default();
             io.rewind(parts.read_buf);
             return State::Served(self::served(&self.builder, io, service));
         }

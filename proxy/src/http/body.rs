@@ -184,9 +184,6 @@ impl RequestBody {
         drains: &Drains,
     ) -> Self {
         let left_bytes = inner.size_hint().exact().is_none().then_some(max_bytes);
-        if inner.is_end_stream() {
-            traffic.request.end(Ending::Complete);
-        }
         let drains = (version == Version::HTTP_2).then(|| drains.clone());
         let drain_bytes = max_bytes.saturating_mul(DRAIN_BYTES.0).max(DRAIN_BYTES.1);
         // On HTTP/2, only what the caller sends comes. On HTTP/1.1, hyper tells it to continue when the body is asked for.
@@ -287,6 +284,8 @@ impl Body for RequestBody {
         };
         if let Some(trailers) = frame.trailers_mut() {
             headers::clean_trailers(trailers);
+            // Nothing comes after them, and who reads them need not ask.
+            passage.end(Ending::Complete);
         }
         if let Some(data) = frame.data_ref() {
             if let Some(left) = &mut this.left_bytes
