@@ -32,7 +32,7 @@ type Parsed = Request<hyper::body::Incoming>;
 
 /// Serves HTTP/1.1 on `stream`, as `builder` says, which allows `header` for the head of each request: `answer` gives `writer`'s
 /// answers, with the interim ones before them.
-pub fn http1<S, F>(
+pub fn serve_http1<S, F>(
     builder: Arc<Builder>,
     stream: S,
     connection: Arc<Connection>,

@@ -232,8 +232,14 @@ impl Inbound {
             }
             false => {
                 let header = Some(self.timeouts.header);
-                let connection =
-                    downstream::http1(self.http1.clone(), io, of.clone(), Writer::Agent, header, answer);
+                let connection = downstream::serve_http1(
+                    self.http1.clone(),
+                    io,
+                    of.clone(),
+                    Writer::Agent,
+                    header,
+                    answer,
+                );
                 Box::pin(linger_to_end(connection, Http1::graceful_shutdown, &self.drain).map_err(Into::into))
             }
         };

@@ -144,7 +144,7 @@ impl OutboundListener {
                 linger_to_end(connection, server::Connection::graceful_shutdown, &drain).await
             } else {
                 let http1 = this.outbound.http1.clone();
-                let connection = downstream::http1(http1, io, from, Writer::Sidecar, None, answer);
+                let connection = downstream::serve_http1(http1, io, from, Writer::Sidecar, None, answer);
                 linger_to_end(connection, Http1::graceful_shutdown, &drain).await.map_err(Into::into)
             };
             if let Err(error) = ended {
