@@ -7,9 +7,9 @@ use http::HeaderValue;
 use mesh_shared::{AgentName, NodeName};
 use tokio::sync::Semaphore;
 
-use crate::downstream::progress::Progress;
 use crate::drain::Drain;
 use crate::http::body::Drains;
+use crate::http::progress::Progress;
 use crate::http::upgrade::Tunnel;
 use crate::metrics::{Direction, Held, METRICS, PeerMetrics, Side};
 use crate::tls::verify::PeerIdentity;

@@ -3,7 +3,6 @@
 
 pub mod http1;
 pub mod interim;
-pub mod progress;
 pub mod refusal;
 pub mod socket;
 pub mod watch;

@@ -11,6 +11,7 @@ pub mod interim;
 pub mod message;
 pub mod pace;
 pub mod problem;
+pub mod progress;
 pub mod redirect;
 pub mod replay;
 pub mod upgrade;

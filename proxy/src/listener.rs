@@ -328,7 +328,7 @@ async fn accept(acceptor: &Acceptor) -> io::Result<(Accepted, Option<u32>)> {
         Acceptor::Unix(listener) => {
             let (stream, _) = listener.accept().await?;
             let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            Ok((Accepted::Unix(stream), user))
+            Ok((Accepted::unix(stream), user))
         }
         Acceptor::Tcp(listener) => {
             let (stream, from) = listener.accept().await?;

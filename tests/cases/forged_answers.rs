@@ -17,12 +17,8 @@ async fn answer_once(
     answer: &str,
     tell: mpsc::UnboundedSender<usize>,
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
-            Ok(byte) => head.push(byte),
-            Err(_) => return,
-        }
+    if web::read_head(&mut stream).await.is_none() {
+        return;
     }
     let _ = stream.write_all(answer.as_bytes()).await;
     let mut rest = Vec::new();

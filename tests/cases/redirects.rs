@@ -4,7 +4,7 @@ use mesh_tests::loopback::Loopback;
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::web::{self, Answer, Connection};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// A way to name ct111 or its agent grok: a listener, what stands before the path, and headers.
@@ -89,10 +89,7 @@ async fn what_leads_to_the_agent_itself_leads_back_the_way_the_caller_came() {
 
         let mut stream = TcpStream::connect(one.outbound()).await.unwrap();
         stream.write_all(b"CONNECT ct111.mesh:80 HTTP/1.1\r\nhost: ct111.mesh:80\r\n\r\n").await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
+        web::read_head(&mut stream).await.unwrap();
         let request = web::get_with(&format!("/moved?http://{backend}/target"), &[("host", "ct111.mesh")]);
         check(&Connection::over(stream).await.send(request).await, "/target", "in a tunnel");
     }

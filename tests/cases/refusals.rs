@@ -148,15 +148,6 @@ async fn many_small_headers_pass_both_ways() {
     }
 }
 
-/// The head of a message, read byte by byte.
-async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    Some(process::text(&head))
-}
-
 /// So many lines of headers.
 fn lines(name: &str, count: usize) -> String {
     (0..count).map(|i| format!("{name}-{i}: s\r\n")).collect()
@@ -172,7 +163,7 @@ async fn a_message_may_have_300_headers_both_ways() {
     let shared = seen.clone();
     let agent = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let Some(head) = read_head(&mut stream).await else { continue };
+            let Some(head) = web::read_head(&mut stream).await else { continue };
             let count: usize = head.split(['/', ' ']).find_map(|part| part.parse().ok()).unwrap();
             let answer = format!(
                 "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n{}\r\nok",

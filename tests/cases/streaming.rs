@@ -120,11 +120,7 @@ async fn websocket(node: &Node, target: &str) -> TcpStream {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(within("head of the 101", stream.read_u8()).await.unwrap());
-    }
-    let head = text(&head).to_ascii_lowercase();
+    let head = within("head of the 101", web::read_head(&mut stream)).await.unwrap().to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 101"), "{head}");
     for part in [
         "upgrade: websocket",

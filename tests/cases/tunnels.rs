@@ -15,13 +15,9 @@ fn connect_to(target: &str) -> String {
     format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n")
 }
 
-/// The head of an answer, and nothing of what is behind it; `None` where the connection ends first.
+/// The head of an answer; `None` where the connection ends first.
 async fn try_head(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(within("the head of an answer", stream.read_u8()).await.ok()?);
-    }
-    Some(process::text(&head))
+    within("the head of an answer", web::read_head(stream)).await
 }
 
 async fn head(stream: &mut TcpStream) -> String {

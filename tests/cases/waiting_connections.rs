@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_tests::mesh::{Mesh, Node};
 use mesh_tests::tls::Client;
-use mesh_tests::{process, within};
+use mesh_tests::{process, web, within};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -28,11 +28,7 @@ async fn connections(mesh: &Mesh, node: &Node) -> [(&'static str, Box<dyn Stream
 /// The next answer's head and body; it says how long it is.
 async fn answer(stream: &mut dyn Stream) -> (String, String) {
     within("an answer", async {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("the head of an answer"));
-        }
-        let head = process::text(&head).to_lowercase();
+        let head = web::read_head(stream).await.expect("the head of an answer").to_lowercase();
         let length = head.split("content-length: ").nth(1).expect("a length");
         let length = length.split("\r\n").next().unwrap().parse().unwrap();
         let mut body = vec![0; length];
@@ -133,11 +129,8 @@ async fn it_still_can_become_a_websocket_and_a_broken_request_is_still_told() {
             ),
         )
         .await;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", process::text(&head));
+        let head = within("the head of the 101", web::read_head(stream)).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         for word in ["first", "second"] {
             send(stream, word).await;
             let mut back = vec![0; word.len()];

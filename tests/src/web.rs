@@ -216,6 +216,15 @@ pub async fn h2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) ->
     sender
 }
 
+/// The head of a message, and nothing of what is behind it; `None` where the connection ends first.
+pub async fn read_head(stream: &mut (impl AsyncRead + Unpin + ?Sized)) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(crate::process::text(&head))
+}
+
 /// Writes bytes as they are and reads until the server closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
     raw_on(TcpStream::connect(addr).await.unwrap(), bytes).await

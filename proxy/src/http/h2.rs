@@ -26,8 +26,11 @@ pub fn connection_window_bytes(window_bytes: u32, streams: u32) -> u32 {
     window_bytes.saturating_mul(streams).min(MAX_WINDOW_BYTES)
 }
 
-/// Four TLS records a frame, and its header. TLS takes that much at a time ([`crate::tls::WRITE_BYTES`]).
+/// Four TLS records a frame.
 pub const FRAME_BYTES: u32 = 64 * 1024;
+/// How much TLS encrypts before it goes out: a whole frame with its header, so that the last bytes of each are no system call and
+/// no packet of their own. So much waits where a peer does not read.
+pub const TLS_WRITE_BYTES: usize = FRAME_BYTES as usize + 1024;
 /// How much of one stream waits to be sent, whatever the other side's windows are; a piece that was taken from the
 /// source comes on top.
 pub const SEND_BUFFER_BYTES: usize = 64 * 1024;

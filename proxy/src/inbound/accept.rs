@@ -32,6 +32,7 @@ use crate::downstream::watch::Watched;
 use crate::drain::Drain;
 use crate::error::BoxError;
 use crate::http::h1;
+use crate::http::h2::TLS_WRITE_BYTES;
 use crate::http::h2::server::{self, Server};
 use crate::http::headers::Writer;
 use crate::inbound::admission::{Admission, Peer};
@@ -41,7 +42,7 @@ use crate::live::refused::REFUSED;
 use crate::metrics::{Direction, HandshakeFailure, METRICS, Resumption};
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
 use crate::tls::verify::PeerIdentity;
-use crate::tls::{WRITE_BYTES, failure, trust};
+use crate::tls::{failure, trust};
 
 /// A peer that policy keeps out is told so for as long as this, and then its connection ends.
 const DENIED: Duration = Duration::from_secs(2);
@@ -188,7 +189,7 @@ impl Inbound {
         let (why, reason) = match outcome {
             Ok(Ok(mut tls)) => match identify(&credentials, &tls, address) {
                 Ok(peer) => {
-                    tls.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
+                    tls.get_mut().1.set_buffer_limit(Some(TLS_WRITE_BYTES));
                     let resumption = Resumption::of(tls.get_ref().1.handshake_kind());
                     METRICS.handshake_done(Direction::Inbound, resumption);
                     return Some((tls, peer));

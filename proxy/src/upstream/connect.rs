@@ -20,14 +20,15 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::ProxyError;
+use crate::http::h2::TLS_WRITE_BYTES;
 use crate::io::link::{Hosted, Link, Linked};
 use crate::io::read_ahead::ReadAhead;
 use crate::metrics::Resumption;
 use crate::roster::table::Route;
 use crate::tcp;
 use crate::tls::credentials::{ALPN_H2, CredentialStore, Credentials};
+use crate::tls::trust;
 use crate::tls::verify::WrongPeer;
-use crate::tls::{WRITE_BYTES, trust};
 
 /// RFC 8305, section 8: how long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -108,7 +109,7 @@ async fn handshake(
         anew.resumption = rustls::client::Resumption::disabled();
         tls = connect_tls(route, &Arc::new(anew), &name, connected).await?;
     }
-    tls.get_mut().1.set_buffer_limit(Some(WRITE_BYTES));
+    tls.get_mut().1.set_buffer_limit(Some(TLS_WRITE_BYTES));
     tcp::prepare_peer(tls.get_ref().0.get_ref(), tls.get_ref().1.alpn_protocol() == Some(ALPN_H2));
     let chain = chain(&tls);
     let leaf = chain.first().map(|leaf| snapshot.servers.read(leaf)).transpose().ok().flatten();

@@ -1,16 +1,14 @@
 //! Connections to a server on this host: TCP on loopback, or a unix socket.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_shared::BackendAddr;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use crate::io::plain::Plain;
 use crate::tcp;
 
 /// How long a connection may take, and an HTTP/2 server's first word on it.
@@ -33,13 +31,13 @@ impl Dialer {
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn dial(&self) -> io::Result<LocalStream> {
+    pub async fn dial(&self) -> io::Result<Plain> {
         timeout(CONNECT, self.connect()).await?
     }
 
-    async fn connect(&self) -> io::Result<LocalStream> {
+    async fn connect(&self) -> io::Result<Plain> {
         if let Some(path) = self.address.socket_path() {
-            return Ok(LocalStream::Unix(UnixStream::connect(path).await?));
+            return Ok(Plain::Unix(UnixStream::connect(path).await?));
         }
         let worked = self.worked.load(Ordering::Relaxed);
         let count = self.address.socket_addrs().count();
@@ -51,72 +49,12 @@ impl Dialer {
                 Ok(stream) => {
                     tcp::prepare(&stream)?;
                     self.worked.store(at, Ordering::Relaxed);
-                    return Ok(LocalStream::Tcp(stream));
+                    return Ok(Plain::Tcp(stream));
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
         Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
-    }
-}
-
-/// A connection to a server on this host.
-pub enum LocalStream {
-    /// On loopback.
-    Tcp(TcpStream),
-    /// On a unix socket.
-    Unix(UnixStream),
-}
-
-/// Does the same with either kind.
-macro_rules! either {
-    ($self:ident, $stream:ident => $does:expr) => {
-        match $self.get_mut() {
-            LocalStream::Tcp(stream) => {
-                let $stream = Pin::new(stream);
-                $does
-            }
-            LocalStream::Unix(stream) => {
-                let $stream = Pin::new(stream);
-                $does
-            }
-        }
-    };
-}
-
-impl AsyncRead for LocalStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_read(context, buffer))
-    }
-}
-
-impl AsyncWrite for LocalStream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        either!(self, stream => stream.poll_write(context, data))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        either!(self, stream => stream.poll_write_vectored(context, data))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_flush(context))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_shutdown(context))
     }
 }
 
@@ -135,8 +73,8 @@ mod tests {
         let Ok(six) = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await else { return };
         let dialer = Dialer::new(format!("localhost:{port}").parse().unwrap());
         let reached = async || match dialer.dial().await.unwrap() {
-            LocalStream::Tcp(stream) => stream.peer_addr().unwrap(),
-            LocalStream::Unix(_) => panic!("no unix socket was meant"),
+            Plain::Tcp(stream) => stream.peer_addr().unwrap(),
+            Plain::Unix(_) => panic!("no unix socket was meant"),
         };
         assert!(reached().await.is_ipv4(), "IPv4 comes first");
         drop(four);

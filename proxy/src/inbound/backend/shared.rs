@@ -12,9 +12,10 @@ use tokio::time::timeout;
 use crate::error::ProxyError;
 use crate::http::h2::client::{self, Sender, Unsettled};
 use crate::http::h2::shared::{self, Dial, Dialled, Shared, Taken};
-use crate::inbound::backend::dial::{CONNECT, Dialer, LocalStream};
+use crate::inbound::backend::dial::{CONNECT, Dialer};
 use crate::io::first_bytes::FirstBytes;
 use crate::io::link::{Link, Linked};
+use crate::io::plain::Plain;
 use crate::metrics::Direction;
 
 /// Most connections to a server.
@@ -85,7 +86,7 @@ impl SharedConnections {
 }
 
 impl Dial for Backend {
-    type Stream = Linked<FirstBytes<LocalStream>>;
+    type Stream = Linked<FirstBytes<Plain>>;
     type Other = Infallible;
     type Error = DialError;
 
